@@ -1,0 +1,15 @@
+/**
+ * The boundary to the operating system: owned descriptors, memory maps, eventfd, epoll, ioctl, unix sockets.
+ *
+ * @module
+ */
+export * from "./errno.ts";
+export * from "./fd.ts";
+export * from "./mapping.ts";
+export * from "./eventfd.ts";
+export * from "./epoll.ts";
+export * from "./reactor.ts";
+export * from "./ioctl.ts";
+export * from "./iovec.ts";
+export * from "./unix_socket.ts";
+export * from "./thread.ts";

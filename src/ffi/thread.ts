@@ -1,0 +1,31 @@
+/**
+ * The calling thread and process: affinity, identity, limits.
+ *
+ * @module
+ */
+import { libc, retrying } from "./libc.ts";
+
+/** Binds the calling thread to `cpus` (numbers below 1024). */
+export function pinThread(cpus: readonly number[]): void {
+  const mask = new Uint8Array(128);
+  for (const cpu of cpus) mask[cpu >> 3]! |= 1 << (cpu & 7);
+  retrying(() => libc().sched_setaffinity(0, 128n, mask), "sched_setaffinity", `cpus ${cpus.join(",")}`);
+}
+
+/** Lets another thread run. */
+export function yieldThread(): void {
+  libc().sched_yield();
+}
+
+/** Effective user id. */
+export function effectiveUid(): number {
+  return libc().geteuid();
+}
+
+/** Soft and hard RLIMIT_MEMLOCK in bytes; Infinity where unlimited. */
+export function memlockLimit(): { soft: number; hard: number } {
+  const limits = new BigUint64Array(2);
+  retrying(() => libc().getrlimit(8, limits), "getrlimit");
+  const [soft, hard] = [...limits].map((limit) => limit === 0xffff_ffff_ffff_ffffn ? Infinity : Number(limit));
+  return { soft: soft!, hard: hard! };
+}

@@ -1,0 +1,101 @@
+/**
+ * One interface for everything a driver needs of a device: implemented by the vhost-user front-end, vhost-vdpa, vhost-net,
+ * the embedded devices and the relay itself. Whoever calls it (relay, embedded driver, probe, the vhost-user back-end
+ * server) cannot tell which.
+ *
+ * Ring addresses are given in the address space of the memory table's `gpa` field (GPA or IOVA); an implementation that
+ * needs another one (uaddr for vhost-user, its own addresses for vhost-net) translates.
+ *
+ * @module
+ */
+import type { MemoryRegion } from "../memory/region.ts";
+
+/** What stands behind a {@linkcode VhostBackend}. */
+export type BackendKind = "vhost-user" | "vhost-vdpa" | "vhost-net" | "sim" | "relay";
+
+/** Facts about a device that do not change while it is open. */
+export interface BackendInfo {
+  kind: BackendKind;
+  /** The device address as the user wrote it. */
+  address: string;
+  /** Virtio device id, where the device tells it (vhost-user does not). */
+  deviceId?: number;
+  /** Queues that the device has. */
+  queueNum: number;
+  /** Memory regions that it accepts. */
+  maxMemSlots: number;
+  /** vhost-user protocol features, where it is one; otherwise the equivalents that hold. */
+  protocolFeatures: bigint;
+  /** Can SUSPEND and RESUME (vhost-vdpa). */
+  canSuspend: boolean;
+  /** Has a device configuration space that can be read. */
+  hasConfig: boolean;
+}
+
+/** Where the parts of a vring lie (GPA or IOVA, bytes). Packed: descriptor ring, driver area, device area. */
+export interface VringAddresses {
+  desc: number;
+  /** Avail ring; packed: driver event area. */
+  avail: number;
+  /** Used ring; packed: device event area. */
+  used: number;
+  /** Where used-ring writes are logged (GPA of the used ring), when the VHOST_VRING_F_LOG flag asks for it. */
+  logGpa?: number | undefined;
+}
+
+/** A dirty log in a shared file: bit n of it is page n of 4096 bytes, least significant bit first. */
+export interface LogRegion {
+  /** Borrowed for the call. */
+  fd: number;
+  /** Bytes. */
+  offset: number;
+  /** Bytes. */
+  size: number;
+}
+
+/**
+ * A device. All methods reject with SvqError; after a rejection of a connection error the object is only good for `close`.
+ *
+ * A ring runs when it has num, addresses, base, kick and is enabled; `getVringBase` stops it and keeps its indices. File
+ * descriptors are borrowed for the call; an implementation that keeps one duplicates it.
+ */
+export interface VhostBackend extends AsyncDisposable {
+  readonly info: BackendInfo;
+  getFeatures(): Promise<bigint>;
+  /** @param features virtio and vhost bits (LOG_ALL is bit 26), without bit 30 */
+  setFeatures(features: bigint): Promise<void>;
+  getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>>;
+  setConfig(offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void>;
+  /** Replaces the whole table. */
+  setMemTable(regions: readonly MemoryRegion[]): Promise<void>;
+  addMemRegion(region: MemoryRegion): Promise<void>;
+  /** Resolves when nothing uses the region any more. */
+  removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void>;
+  setLogBase(log: LogRegion): Promise<void>;
+  setVringNum(index: number, num: number): Promise<void>;
+  setVringAddresses(index: number, addresses: VringAddresses): Promise<void>;
+  /** @param base split: avail index; packed: avail | wrap<<15 | used<<16 | wrap<<31 */
+  setVringBase(index: number, base: number): Promise<void>;
+  /** Stops the ring. Resolves with its base when the device has left it. */
+  getVringBase(index: number): Promise<number>;
+  /** @param fd an eventfd, or null for none (the device polls) */
+  setVringKick(index: number, fd: number | null): Promise<void>;
+  setVringCall(index: number, fd: number | null): Promise<void>;
+  setVringErr(index: number, fd: number | null): Promise<void>;
+  setVringEnable(index: number, enabled: boolean): Promise<void>;
+  getStatus(): Promise<number>;
+  setStatus(status: number): Promise<void>;
+  /** Back to the state after opening; memory table and ownership may stay. */
+  reset(): Promise<void>;
+  suspend(): Promise<void>;
+  resume(): Promise<void>;
+  /** virtio-net: announce the guest (6 bytes MAC), where the device has VHOST_USER_PROTOCOL_F_RARP. */
+  sendRarp?(mac: Uint8Array<ArrayBuffer>): Promise<void>;
+  /** virtio-net: the MTU agreed on, where the device has VHOST_USER_PROTOCOL_F_MTU. */
+  setMtu?(mtu: number): Promise<void>;
+  /** Called when the device's configuration changed. */
+  onConfigChange: (() => void) | undefined;
+  /** Called once when the device is gone (connection lost, worker died). */
+  onFailure: ((error: Error) => void) | undefined;
+  close(): Promise<void>;
+}

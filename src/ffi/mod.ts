@@ -4,6 +4,7 @@
  * @module
  */
 export * from "./errno.ts";
+export { bufferAt } from "./libc.ts";
 export * from "./fd.ts";
 export * from "./mapping.ts";
 export * from "./eventfd.ts";

@@ -1,0 +1,54 @@
+/**
+ * Counters of the data path, in memory that main thread and Workers share: reading them costs the data path nothing.
+ *
+ * @module
+ */
+
+/** Slots of one queue. Each is a 64-bit float that only the queue's Worker writes. */
+export const COUNTER = {
+  /** Kicks from the guest. */
+  kicks: 0,
+  /** Calls to the guest. */
+  calls: 1,
+  /** Chains given back to the guest. */
+  chains: 2,
+  /** Bytes in the chains given back, both directions, as the descriptors say. */
+  bytes: 3,
+  /** Dirty bits that this queue set (0 to 1 changes). */
+  dirtyPages: 4,
+  /** Errors that stopped the queue. */
+  errors: 5,
+  /** Chains at the device. */
+  inflight: 6,
+  /** Guest avail position: 16-bit index (split), or slot with wrap (packed). */
+  availIdx: 7,
+  /** Guest used position. */
+  usedIdx: 8,
+  /** Kicks to the device. */
+  deviceKicks: 9,
+  /** Calls from the device. */
+  deviceCalls: 10,
+  /** Times that the device's ring was full. */
+  full: 11,
+} as const;
+
+/** Name of a counter. */
+export type CounterName = keyof typeof COUNTER;
+
+/** Slots reserved per queue. */
+const SLOTS = 16;
+
+/** Counters of all queues of a relay. */
+export class Counters {
+  /** The shared memory, to be posted to Workers. */
+  readonly shared: SharedArrayBuffer;
+
+  constructor(queues: number | SharedArrayBuffer) {
+    this.shared = typeof queues === "number" ? new SharedArrayBuffer(queues * SLOTS * 8) : queues;
+  }
+
+  /** The slots of one queue, indexed by {@linkcode COUNTER}. */
+  of(index: number): Float64Array<SharedArrayBuffer> {
+    return new Float64Array(this.shared, index * SLOTS * 8, SLOTS);
+  }
+}

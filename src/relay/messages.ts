@@ -1,0 +1,100 @@
+/**
+ * What the main thread of a relay tells its Workers, and what they answer. Plain data.
+ *
+ * @module
+ */
+import type { ErrorRecord } from "../errors.ts";
+import type { MappedRange } from "../memory/region.ts";
+
+/** One vring as a Worker sees it: sizes and places. */
+export interface RingPlace {
+  num: number;
+  /** Ring format. */
+  packed: boolean;
+  /** EVENT_IDX negotiated on this side. */
+  eventIdx: boolean;
+  /** INDIRECT_DESC negotiated on this side. */
+  indirect: boolean;
+  /** Guest side: guest addresses. Device side: addresses of this process. Bytes. */
+  desc: number;
+  /** Avail ring or driver event area, same space as `desc`. */
+  avail: number;
+  /** Used ring or device event area, same space as `desc`. */
+  used: number;
+  /** Device side, with INDIRECT_DESC: room for one indirect table per descriptor. */
+  tables?: IndirectTables;
+}
+
+/** Room for indirect tables, one after the other. */
+export interface IndirectTables {
+  /** Address in this process, bytes. */
+  address: number;
+  /** Where the device finds it, bytes. */
+  iova: number;
+  /** Descriptors in each table. */
+  entries: number;
+}
+
+/** Everything a Worker needs to run one queue. Descriptors are numbers that the main thread keeps open meanwhile. */
+export interface QueueStart {
+  index: number;
+  guest: RingPlace;
+  device: RingPlace;
+  /** Where the guest's ring goes on: vring base. */
+  guestBase: number;
+  /** Where the device's ring starts: vring base (its memory is zeroed). */
+  deviceBase: number;
+  /** Guest kick; -1 where the driver only polls. */
+  kickFd: number;
+  /** Guest call; -1 for none. */
+  callFd: number;
+  /** Error eventfd of the queue; -1 for none. */
+  errFd: number;
+  deviceKickFd: number;
+  deviceCallFd: number;
+  /** GPA of the used ring when writes to it are logged, otherwise -1. */
+  logUsedGpa: number;
+  /** Start without taking chains from the guest. */
+  paused: boolean;
+}
+
+/** Where a queue stands. */
+export interface QueueProgress {
+  /** What the device answers to GET_VRING_BASE when it holds no chain that it took: all it took has come back. */
+  deviceBase: number;
+  /** Chains given to the device's ring and not come back. */
+  inflight: number;
+  /** Where a successor goes on in the guest's ring if the device took nothing of what is in flight. */
+  guestBase: number;
+}
+
+/** A command; each is answered with a {@linkcode WorkerReply}. */
+export type WorkerCommand =
+  | { type: "memory"; ranges: MappedRange[] }
+  | { type: "log"; address: number; size: number }
+  | { type: "start"; queue: QueueStart }
+  | { type: "pause"; index: number; paused: boolean }
+  | { type: "poll"; index: number }
+  | { type: "stop"; index: number }
+  | { type: "call"; index: number; fd: number }
+  | { type: "logUsed"; index: number; gpa: number }
+  | { type: "uses"; gpa: number; size: number }
+  | { type: "exit" };
+
+/** The answer: the queue's progress for `poll` and `stop`, a count for `uses`, nothing otherwise. */
+export type WorkerReply = { id: number; progress?: QueueProgress; count?: number; error?: ErrorRecord };
+
+/** Sent unasked: a queue broke a rule and stopped. */
+export interface QueueFailure {
+  failed: number;
+  error: ErrorRecord;
+}
+
+/** First message to a Worker. */
+export interface WorkerInit {
+  /** eventfd that announces a command. */
+  controlFd: number;
+  /** Int32: commands posted so far. */
+  posted: SharedArrayBuffer;
+  counters: SharedArrayBuffer;
+}

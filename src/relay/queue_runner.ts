@@ -1,0 +1,197 @@
+/**
+ * One queue on the data path of a Worker: the guest's ring on one side, the shadow ring on the other.
+ *
+ * @module
+ */
+import type { DirtyBitmap } from "../dirty/bitmap.ts";
+import { bufferAt, signalEventfd } from "../ffi/mod.ts";
+import type { RangeTable } from "../memory/range_table.ts";
+import { DESC_BYTES, packedLayout, splitLayout } from "../vring/layout.ts";
+import { PackedDevice, PackedDriver } from "../vring/packed.ts";
+import type { DeviceQueue, DriverQueue, RingMemory } from "../vring/queue.ts";
+import { SplitDevice, SplitDriver } from "../vring/split.ts";
+import { COUNTER } from "./counters.ts";
+import type { QueueProgress, QueueStart } from "./messages.ts";
+import { ShadowCore } from "./shadow_core.ts";
+
+/** What all queues of a Worker share; replaced while they run. */
+export interface DataPath {
+  /** Guest memory. */
+  memory: RangeTable;
+  /** Where written pages are marked, if anywhere. */
+  dirty: DirtyBitmap | undefined;
+}
+
+/** Rounds of forwarding and returning before other queues get their turn. */
+const ROUNDS = 8;
+
+function guestQueue(start: QueueStart, path: DataPath, maxChain: number): DeviceQueue {
+  const { num, packed, eventIdx, indirect, desc, avail, used } = start.guest;
+  const layout = packed ? packedLayout(num) : splitLayout(num);
+  const part = (gpa: number, size: number) => ({ buffer: path.memory.buffer(gpa, size) });
+  // Looked up through the path at each use: memory may be plugged while the queue runs.
+  const memory: RingMemory = {
+    contains: (gpa, length) => path.memory.contains(gpa, length),
+    buffer: (gpa, length) => path.memory.buffer(gpa, length),
+  };
+  const options = {
+    num,
+    desc: part(desc, layout.desc.size),
+    avail: part(avail, layout.avail.size),
+    used: part(used, layout.used.size),
+    eventIdx,
+    indirect,
+    memory,
+    maxChain,
+    base: start.guestBase,
+  };
+  return packed ? new PackedDevice(options) : new SplitDevice(options);
+}
+
+function shadowQueue(start: QueueStart): DriverQueue {
+  const { num, packed, eventIdx, indirect, desc, avail, used, tables } = start.device;
+  const layout = packed ? packedLayout(num) : splitLayout(num);
+  const part = (address: number, size: number) => ({ buffer: bufferAt(address, size) });
+  const area = indirect && tables !== undefined && tables.entries > 1
+    ? { ...part(tables.address, num * tables.entries * DESC_BYTES), address: tables.iova, entries: tables.entries }
+    : undefined;
+  const options = {
+    num,
+    desc: part(desc, layout.desc.size),
+    avail: part(avail, layout.avail.size),
+    used: part(used, layout.used.size),
+    eventIdx,
+    ...(area === undefined ? {} : { indirect: area }),
+  };
+  return packed ? new PackedDriver(options) : new SplitDriver(options);
+}
+
+/** A queue in shadow mode. */
+export class QueueRunner {
+  /** Index of the queue. */
+  readonly index: number;
+  /** What it was started with. */
+  readonly start: QueueStart;
+  readonly #core: ShadowCore;
+  readonly #guest: DeviceQueue;
+  readonly #device: DriverQueue;
+  readonly #counters: Float64Array;
+  #callFd: number;
+  #paused: boolean;
+  #failed = false;
+  #finished: QueueProgress | undefined;
+
+  /** @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used */
+  constructor(start: QueueStart, path: DataPath, counters: Float64Array) {
+    this.index = start.index;
+    this.start = start;
+    this.#counters = counters;
+    this.#callFd = start.callFd;
+    this.#paused = start.paused;
+    const entries = start.device.indirect ? start.device.tables?.entries ?? 0 : 0;
+    const maxChain = Math.max(start.device.num, entries);
+    this.#guest = guestQueue(start, path, maxChain);
+    this.#device = shadowQueue(start);
+    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters);
+    this.#core.setLogUsed(start.logUsedGpa, start.guest);
+    this.#count();
+  }
+
+  /** The guest kicked. */
+  kicked(): void {
+    this.#counters[COUNTER.kicks]!++;
+  }
+
+  /** The device called. */
+  called(): void {
+    this.#counters[COUNTER.deviceCalls]!++;
+  }
+
+  /** Takes chains from the guest, or stops doing so; what is at the device still comes back. */
+  pause(paused: boolean): void {
+    this.#paused = paused;
+  }
+
+  /** The guest's call eventfd, -1 for none. */
+  setCall(fd: number): void {
+    this.#callFd = fd;
+  }
+
+  /** Where writes to the guest's used ring are logged, -1 for nowhere. */
+  setLogUsed(gpa: number): void {
+    this.#core.setLogUsed(gpa, this.start.guest);
+  }
+
+  /** How many chains at the device touch `[gpa, gpa + size)`. */
+  uses(gpa: number, size: number): number {
+    return this.#failed ? 0 : this.#core.uses(gpa, size);
+  }
+
+  /**
+   * Moves what there is, in both directions.
+   *
+   * @returns whether there is more to do at once
+   * @throws VringError when either ring breaks a rule
+   */
+  service(): boolean {
+    if (this.#failed) return false;
+    const core = this.#core;
+    this.#device.disableCalls();
+    if (!this.#paused) this.#guest.disableKicks();
+    for (let round = 0; round < ROUNDS; round++) {
+      let moved = core.returnUsed();
+      if (core.callWanted) this.#call();
+      if (!this.#paused) {
+        moved += core.forward();
+        if (core.kickWanted) this.#kickDevice();
+      }
+      if (moved === 0) break;
+    }
+    this.#count();
+    let more = this.#device.enableCalls();
+    // While the device's ring is full only the device can help: its call is wanted, not a kick.
+    if (!this.#paused && !core.full) more = this.#guest.enableKicks() || more;
+    core.logRing();
+    return more;
+  }
+
+  #call(): void {
+    this.#counters[COUNTER.calls]!++;
+    if (this.#callFd >= 0) signalEventfd(this.#callFd);
+  }
+
+  #kickDevice(): void {
+    this.#counters[COUNTER.deviceKicks]!++;
+    signalEventfd(this.start.deviceKickFd);
+  }
+
+  #count(): void {
+    const counters = this.#counters;
+    counters[COUNTER.inflight] = this.#device.inflight;
+    counters[COUNTER.availIdx] = this.#guest.base & 0xffff;
+    counters[COUNTER.usedIdx] = this.#core.guestUsed;
+  }
+
+  /** Where the queue stands. */
+  progress(): QueueProgress {
+    return this.#finished ?? this.#core.progress();
+  }
+
+  /** A rule was broken: the queue stops here. */
+  fail(): void {
+    this.#counters[COUNTER.errors]!++;
+    this.#finished = this.#core.abandon();
+    this.#failed = true;
+  }
+
+  /** The end of the mode: what the device never took is the guest's again, and the guest's suppression is undone. */
+  finish(): QueueProgress {
+    if (this.#finished !== undefined) return this.#finished;
+    const progress = this.#core.finish();
+    this.#count();
+    this.#finished = progress;
+    this.#failed = true;
+    return progress;
+  }
+}
+

@@ -1,0 +1,550 @@
+/**
+ * The relay: a device in front of a device. Towards the guest's side (a VMM through the back-end server, or an embedded
+ * driver) it is a {@linkcode VhostBackend}; towards the device it is that device's driver. Each queue runs in a mode
+ * (passthrough or shadow), which changes while the guest runs.
+ *
+ * @module
+ */
+import { type ErrorRecord, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
+import { GuestMemory } from "../memory/guest_memory.ts";
+import type { MemoryRegion } from "../memory/region.ts";
+import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import { Arena } from "./arena.ts";
+import { Counters } from "./counters.ts";
+import { DirtyLogging } from "./dirty_logging.ts";
+import { pause, RelayQueue, type RunningMode } from "./relay_queue.ts";
+import { RelayWorker } from "./worker_client.ts";
+
+/** Modes that can be asked for: `auto` is passthrough until the VMM turns the dirty log on. */
+export type RelayMode = "auto" | "passthrough" | "shadow";
+
+/** What the user chooses; may be changed while the relay runs (then call {@linkcode Relay.applyMode}). */
+export interface RelayConfig {
+  mode: RelayMode;
+  /** Stay in shadow mode, whatever `mode` says. */
+  forceShadow: boolean;
+  /** How long turning the dirty log on may keep the VMM waiting, ms. */
+  switchTimeoutMs: number;
+  /** Worker threads. */
+  workers: number;
+}
+
+/** The defaults of {@linkcode RelayConfig}. */
+export const DEFAULT_RELAY_CONFIG: RelayConfig = { mode: "auto", forceShadow: false, switchTimeoutMs: 500, workers: 1 };
+
+const VHOST_F_LOG_ALL = 1n << 26n;
+
+// Features that the relay cannot carry between the two sides: docs/architecture.md has the reasons.
+const IN_ORDER = 1n << 35n;
+const NOTIFICATION_DATA = 1n << 38n;
+const RING_RESET = 1n << 40n;
+const ACCESS_PLATFORM = 1n << 33n;
+const RING_PACKED = 1n << 34n;
+/** Feature bits that the relay hides from the guest. */
+export const MASKED_FEATURES: bigint = IN_ORDER | NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | RING_PACKED | VHOST_F_LOG_ALL;
+
+/** uaddr = IOVA + this, towards a vhost-user device: an address that is none of ours and none of the VMM's. */
+const DEVICE_UADDR_OFFSET = 2 ** 47;
+/** The arena ends here: above any guest memory, below what devices with 47 address bits reach. */
+const ARENA_END = 2 ** 46;
+/** While a device that nobody follows writes guest memory, all of it is marked dirty this often, ms. */
+const MARK_ALL_INTERVAL_MS = 50;
+const MAX_QUEUES = 256;
+
+/** What a relay reports to its owner. */
+export interface RelayEvents {
+  /** A line for the log. */
+  log(message: string): void;
+  /** A queue stopped, or the device is gone. */
+  error(error: ErrorRecord): void;
+}
+
+/** A relay over one device, for one front-end. */
+export class Relay implements VhostBackend {
+  /** What the guest's side sees of the device. */
+  readonly info: BackendInfo;
+  /** Guest memory as mapped here. */
+  readonly memory: GuestMemory = new GuestMemory();
+  /** Counters of all queues. */
+  readonly counters: Counters;
+  /** The dirty log. */
+  readonly dirty: DirtyLogging;
+  /** See {@linkcode VhostBackend.onConfigChange}. */
+  onConfigChange: (() => void) | undefined;
+  /** See {@linkcode VhostBackend.onFailure}. */
+  onFailure: ((error: Error) => void) | undefined;
+
+  readonly #device: VhostBackend;
+  readonly #config: RelayConfig;
+  readonly #events: RelayEvents;
+  readonly #workers: RelayWorker[] = [];
+  readonly #queues = new Map<number, RelayQueue>();
+  readonly #maxQueues: number;
+  #arena: Arena | undefined;
+  #arenaAtDevice = false;
+  #features = 0n;
+  #featuresSet = false;
+  #logging = false;
+  #markingAll = 0;
+  #closed = false;
+  #deviceError: Error | undefined;
+
+  /** @param device open, with nothing set up; the relay drives it from now on, and does not close it */
+  constructor(device: VhostBackend, config: RelayConfig, events: RelayEvents) {
+    this.#device = device;
+    this.#config = config;
+    this.#events = events;
+    // Net devices count queue pairs, and have a control queue.
+    this.#maxQueues = Math.min(MAX_QUEUES, 2 * device.info.queueNum + 1);
+    this.counters = new Counters(this.#maxQueues);
+    this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
+    for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
+    this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
+    device.onConfigChange = () => this.onConfigChange?.();
+    device.onFailure = (error) => this.#deviceFailed(error);
+  }
+
+  #newWorker(): RelayWorker {
+    return new RelayWorker(
+      this.counters.shared,
+      (index, error) => this.#queueFailed(index, error),
+      (error) => this.#deviceFailed(error),
+    );
+  }
+
+  async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<void> {
+    await Promise.all(this.#workers.map((worker) => worker.send(command)));
+  }
+
+  /** The queues that the front-end has touched, by index. */
+  get queues(): readonly RelayQueue[] {
+    return [...this.#queues.values()].sort((a, b) => a.index - b.index);
+  }
+
+  /** Has the front-end turned the dirty log on? */
+  get logging(): boolean {
+    return this.#logging;
+  }
+
+  /** Is all guest memory being marked dirty because a switch takes long? */
+  get markingAll(): boolean {
+    return this.#markingAll > 0;
+  }
+
+  /** Negotiated features, without LOG_ALL. */
+  get features(): bigint {
+    return this.#features;
+  }
+
+  /** Why the device is gone, if it is. */
+  get deviceError(): Error | undefined {
+    return this.#deviceError;
+  }
+
+  /** The shadow rings, once there are any. */
+  get arena(): Arena | undefined {
+    return this.#arena;
+  }
+
+  #queue(index: number): RelayQueue {
+    let queue = this.#queues.get(index);
+    if (queue === undefined) {
+      if (!(Number.isInteger(index) && index >= 0 && index < this.#maxQueues)) {
+        throw new SvqError("NO_SUCH_QUEUE", `Queue ${index}: the device has ${this.#device.info.queueNum} queues`);
+      }
+      queue = new RelayQueue(index, this.#workers[index % this.#workers.length]!, {
+        device: this.#device,
+        memory: this.memory,
+        arena: () => this.#arena!,
+        features: () => this.#features,
+        log: (message) => this.#events.log(message),
+      });
+      this.#queues.set(index, queue);
+    }
+    return queue;
+  }
+
+  /** The mode that a queue should be in now. */
+  get wantedMode(): RunningMode {
+    const { mode, forceShadow } = this.#config;
+    return this.#logging || forceShadow || mode === "shadow" ? "shadow" : "passthrough";
+  }
+
+  // ---- features and the dirty log
+
+  /** See {@linkcode VhostBackend.getFeatures}. */
+  async getFeatures(): Promise<bigint> {
+    return await this.#device.getFeatures() & ~MASKED_FEATURES;
+  }
+
+  /**
+   * Takes the features; with LOG_ALL, resolves when every running queue logs, or after the switch time-out (then all guest
+   * memory is marked dirty until it does). The device is never told of LOG_ALL.
+   */
+  async setFeatures(features: bigint): Promise<void> {
+    const logging = (features & VHOST_F_LOG_ALL) !== 0n;
+    const rest = features & ~VHOST_F_LOG_ALL;
+    const offered = await this.#device.getFeatures();
+    if ((rest & ~offered) !== 0n) {
+      throw new SvqError("FEATURES_NOT_OFFERED", `Features 0x${(rest & ~offered).toString(16)} were set that the device does not offer`);
+    }
+    if (!this.#featuresSet || rest !== this.#features) {
+      await this.#device.setFeatures(rest);
+      this.#features = rest;
+      this.#featuresSet = true;
+    }
+    if (logging !== this.#logging) {
+      this.#logging = logging;
+      if (logging) await this.dirty.start(this.memory.endGpa);
+      this.#events.log(logging ? "the VMM turned the dirty log on" : "the VMM turned the dirty log off");
+    }
+    const switched = this.applyMode();
+    if (logging) await this.#orMarkAll(switched);
+    else switched.then(() => this.#logging ? undefined : this.dirty.stop()).catch((error) => this.#report(error));
+  }
+
+  async #orMarkAll(switched: Promise<void>): Promise<void> {
+    let done = false;
+    const finished = switched.then(() => done = true, (error) => {
+      done = true;
+      this.#report(error);
+    });
+    let timer: number | undefined;
+    const timeout = new Promise<void>((resolve) => timer = setTimeout(resolve, this.#config.switchTimeoutMs));
+    await Promise.race([finished, timeout]);
+    clearTimeout(timer);
+    if (!done) this.#markAllUntil(() => done);
+  }
+
+  // Never refused and never late: an older VMM would abort. All memory counts as dirty until every queue logs.
+  #markAllUntil(done: () => boolean): void {
+    this.#events.log(`switching takes longer than ${this.#config.switchTimeoutMs} ms: all guest memory counts as dirty until it is done`);
+    this.#markingAll++;
+    this.dirty.markAll(this.memory.regions);
+    (async () => {
+      while (!done() && !this.#closed) {
+        await pause(MARK_ALL_INTERVAL_MS);
+        if (this.#logging) this.dirty.markAll(this.memory.regions);
+      }
+      this.#markingAll--;
+    })();
+  }
+
+  /** Brings every running queue into the wanted mode; resolves when all are. @throws the first error of a queue */
+  async applyMode(): Promise<void> {
+    const results = await Promise.allSettled(this.queues.map((queue) => queue.lane.run(() => this.#reconcile(queue))));
+    for (const result of results) if (result.status === "rejected") throw result.reason;
+  }
+
+  async #reconcile(queue: RelayQueue): Promise<void> {
+    // The wish may change while a step waits for the device.
+    while (queue.running && queue.state !== this.wantedMode) {
+      await queue.change(this.wantedMode);
+      // What the device wrote between the last mark and the end of passthrough has no bit of its own.
+      if (this.markingAll && this.#logging) this.dirty.markAll(this.memory.regions);
+    }
+  }
+
+  /** See {@linkcode VhostBackend.setLogBase}. */
+  async setLogBase(log: LogRegion): Promise<void> {
+    await this.dirty.setVmmLog(log, this.memory.endGpa);
+    if (this.markingAll) this.dirty.markAll(this.memory.regions);
+  }
+
+  // ---- memory
+
+  #toDevice(region: MemoryRegion): MemoryRegion {
+    return { ...region, uaddr: region.gpa + DEVICE_UADDR_OFFSET };
+  }
+
+  // The arena is part of the first table, so that a switch sends no memory message.
+  #ensureArena(): Arena {
+    if (this.#arena === undefined) {
+      const arena = new Arena(this.#maxQueues, ARENA_END - this.#maxQueues * 2 ** 20);
+      if (this.memory.endGpa > arena.iova) {
+        arena.close();
+        throw new SvqError("MEMORY_TOO_HIGH", `Guest memory reaches 0x${this.memory.endGpa.toString(16)}: no room for shadow rings below 0x${ARENA_END.toString(16)}`);
+      }
+      this.#arena = arena;
+    }
+    return this.#arena;
+  }
+
+  /** See {@linkcode VhostBackend.setMemTable}. */
+  async setMemTable(regions: readonly MemoryRegion[]): Promise<void> {
+    const same = (a: MemoryRegion, b: MemoryRegion) => a.gpa === b.gpa && a.size === b.size && a.uaddr === b.uaddr;
+    const gone = this.memory.regions.filter((old) => !regions.some((region) => same(old, region)));
+    await this.#dropRegions(gone);
+    const added: MemoryRegion[] = [];
+    try {
+      for (const region of regions) {
+        if (this.memory.regions.some((old) => same(old, region))) continue;
+        this.memory.add(region);
+        added.push(region);
+      }
+      const arena = this.#ensureArena();
+      await this.#device.setMemTable([arena.region(DEVICE_UADDR_OFFSET), ...this.memory.regions.map((region) => this.#toDevice(region))]);
+      this.#arenaAtDevice = true;
+    } catch (error) {
+      for (const region of added) this.memory.remove(region);
+      throw error;
+    }
+    await this.#memoryChanged();
+  }
+
+  /** See {@linkcode VhostBackend.addMemRegion}. */
+  async addMemRegion(region: MemoryRegion): Promise<void> {
+    const mapped = this.memory.add(region);
+    try {
+      const arena = this.#ensureArena();
+      if (!this.#arenaAtDevice) {
+        await this.#device.addMemRegion(arena.region(DEVICE_UADDR_OFFSET));
+        this.#arenaAtDevice = true;
+      }
+      await this.#device.addMemRegion(this.#toDevice(mapped));
+    } catch (error) {
+      this.memory.remove(region);
+      throw error;
+    }
+    await this.#memoryChanged();
+  }
+
+  /** See {@linkcode VhostBackend.removeMemRegion}. */
+  async removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void> {
+    const found = this.memory.regions.find((old) => old.gpa === region.gpa && old.size === region.size && old.uaddr === region.uaddr);
+    if (found === undefined) throw new SvqError("NO_SUCH_REGION", `No memory region 0x${region.gpa.toString(16)}+0x${region.size.toString(16)}`);
+    const { gpa, size } = found;
+    await this.#dropRegions([found]);
+    await this.#device.removeMemRegion({ gpa, size, uaddr: gpa + DEVICE_UADDR_OFFSET });
+  }
+
+  // Workers stop using the regions, chains in them come back, and only then they are unmapped.
+  async #dropRegions(gone: readonly MemoryRegion[]): Promise<void> {
+    if (gone.length === 0) return;
+    const ranges = this.memory.ranges().filter((range) => !gone.some((region) => region.gpa === range.gpa));
+    await this.#tellWorkers({ type: "memory", ranges });
+    for (const region of gone) {
+      for (;;) {
+        const replies = await Promise.all(this.#workers.map((worker) => worker.send({ type: "uses", gpa: region.gpa, size: region.size })));
+        if (replies.every((reply) => reply.count === 0)) break;
+        await pause(2);
+      }
+      this.memory.remove(region);
+    }
+  }
+
+  async #memoryChanged(): Promise<void> {
+    await this.dirty.grow(this.memory.endGpa);
+    await this.#tellWorkers({ type: "memory", ranges: this.memory.ranges() });
+  }
+
+  // ---- rings
+
+  /** See {@linkcode VhostBackend.setVringNum}. */
+  async setVringNum(index: number, num: number): Promise<void> {
+    const queue = this.#stoppedQueue(index, "its size");
+    if (!(num >= 1 && num <= 32768 && (num & (num - 1)) === 0)) {
+      throw new SvqError("BAD_RING_SIZE", `Queue ${index}: a split ring cannot have ${num} descriptors (a power of two up to 32768)`);
+    }
+    queue.num = num;
+  }
+
+  #stoppedQueue(index: number, what: string): RelayQueue {
+    const queue = this.#queue(index);
+    queue.forgetFailure();
+    if (queue.running) throw new SvqError("RING_RUNS", `Queue ${index}: ${what} cannot be changed while the ring runs`);
+    return queue;
+  }
+
+  /** See {@linkcode VhostBackend.setVringAddresses}. On a running ring only the log flag may change; it never reaches the device. */
+  async setVringAddresses(index: number, addresses: VringAddresses): Promise<void> {
+    const queue = this.#queue(index);
+    const now = queue.addresses;
+    const same = now !== undefined && now.desc === addresses.desc && now.avail === addresses.avail && now.used === addresses.used;
+    if (same) {
+      await queue.setLogGpa(addresses.logGpa);
+      return;
+    }
+    this.#stoppedQueue(index, "the address of a part").addresses = addresses;
+  }
+
+  /** See {@linkcode VhostBackend.setVringBase}. */
+  async setVringBase(index: number, base: number): Promise<void> {
+    this.#stoppedQueue(index, "its base").base = base;
+  }
+
+  /** See {@linkcode VhostBackend.getVringBase}. Resolves when the device holds nothing and the last dirty bit is set. */
+  async getVringBase(index: number): Promise<number> {
+    const queue = this.#queue(index);
+    return await queue.lane.run(async () => {
+      await queue.leave();
+      queue.unkick();
+      return queue.base;
+    });
+  }
+
+  /** See {@linkcode VhostBackend.setVringKick}. */
+  async setVringKick(index: number, fd: number | null): Promise<void> {
+    const queue = this.#queue(index);
+    queue.setKick(fd);
+    await queue.lane.run(() => this.#startIfReady(queue, true));
+  }
+
+  /** See {@linkcode VhostBackend.setVringCall}. */
+  async setVringCall(index: number, fd: number | null): Promise<void> {
+    await this.#queue(index).setCall(fd);
+  }
+
+  /** See {@linkcode VhostBackend.setVringErr}. */
+  async setVringErr(index: number, fd: number | null): Promise<void> {
+    this.#queue(index).setErr(fd);
+  }
+
+  /** See {@linkcode VhostBackend.setVringEnable}. */
+  async setVringEnable(index: number, enabled: boolean): Promise<void> {
+    const queue = this.#queue(index);
+    queue.enabled = enabled;
+    await queue.lane.run(async () => {
+      if (queue.running) await queue.applyEnabled();
+      else await this.#startIfReady(queue, false);
+    });
+  }
+
+  async #startIfReady(queue: RelayQueue, newKick: boolean): Promise<void> {
+    if (queue.running) {
+      // A new kick eventfd for a ring that runs: the ring changes hands once.
+      if (newKick) {
+        const mode = queue.state as RunningMode;
+        await queue.leave();
+        await queue.enter(mode);
+      }
+      return;
+    }
+    if (queue.state !== "stopped" || !queue.ready) return;
+    try {
+      this.#checkRing(queue);
+      await queue.enter(this.wantedMode);
+    } catch (error) {
+      queue.fail(error);
+      throw error;
+    }
+  }
+
+  #checkRing(queue: RelayQueue): void {
+    const { num, index } = queue;
+    const { desc, avail, used } = queue.addresses!;
+    const parts = [["descriptor table", desc, 16 * num, 16], ["avail ring", avail, 6 + 2 * num, 2], ["used ring", used, 6 + 8 * num, 4]] as const;
+    for (const [name, gpa, size, align] of parts) {
+      if (gpa % align !== 0) throw new SvqError("RING_UNALIGNED", `Queue ${index}: its ${name} at 0x${gpa.toString(16)} is not aligned to ${align} bytes`);
+      try {
+        this.memory.addressOf(gpa, size);
+      } catch (cause) {
+        throw new SvqError("RING_OUTSIDE_MEMORY", `Queue ${index}: its ${name} at 0x${gpa.toString(16)}, ${size} bytes, does not lie in guest memory`, { cause });
+      }
+    }
+  }
+
+  #queueFailed(index: number, error: ErrorRecord): void {
+    const queue = this.#queue(index);
+    this.#events.error(error);
+    queue.lane.run(async () => {
+      if (!queue.running) return;
+      try {
+        await queue.abandon();
+      } finally {
+        queue.fail(fromErrorRecord(error));
+      }
+    }).catch((failure) => this.#report(failure));
+  }
+
+  #deviceFailed(error: Error): void {
+    if (this.#closed) return;
+    this.#deviceError = error;
+    this.#events.error(toErrorRecord(error));
+    for (const queue of this.#queues.values()) if (queue.running) queue.fail(error);
+    this.onFailure?.(error);
+  }
+
+  #report(error: unknown): void {
+    if (!this.#closed) this.#events.error(toErrorRecord(error));
+  }
+
+  // ---- the rest is passed on
+
+  /** See {@linkcode VhostBackend.getConfig}. */
+  getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
+    return this.#device.getConfig(offset, size);
+  }
+
+  /** See {@linkcode VhostBackend.setConfig}. */
+  setConfig(offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+    return this.#device.setConfig(offset, bytes);
+  }
+
+  /** See {@linkcode VhostBackend.getStatus}. */
+  getStatus(): Promise<number> {
+    return this.#device.getStatus();
+  }
+
+  /** See {@linkcode VhostBackend.setStatus}. Status 0 stops all rings first. */
+  async setStatus(status: number): Promise<void> {
+    if (status === 0) await this.#stopAll();
+    await this.#device.setStatus(status);
+  }
+
+  /** See {@linkcode VhostBackend.reset}. */
+  async reset(): Promise<void> {
+    await this.#stopAll();
+    await this.#device.reset();
+  }
+
+  /** See {@linkcode VhostBackend.suspend}. Stops every ring. */
+  async suspend(): Promise<void> {
+    await Promise.all(this.queues.map((queue) => queue.lane.run(() => queue.leave())));
+  }
+
+  /** See {@linkcode VhostBackend.resume}. Starts what {@linkcode suspend} stopped. */
+  async resume(): Promise<void> {
+    await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#startIfReady(queue, false))));
+  }
+
+  /** See {@linkcode VhostBackend.sendRarp}. */
+  async sendRarp(mac: Uint8Array<ArrayBuffer>): Promise<void> {
+    await this.#device.sendRarp?.(mac);
+  }
+
+  /** See {@linkcode VhostBackend.setMtu}. */
+  async setMtu(mtu: number): Promise<void> {
+    await this.#device.setMtu?.(mtu);
+  }
+
+  async #stopAll(): Promise<void> {
+    for (const queue of this.queues) {
+      await queue.lane.run(async () => {
+        if (this.#deviceError === undefined) await queue.leave().catch((error) => this.#report(error));
+        queue.forget();
+      });
+    }
+  }
+
+  /** Stops every ring, lets go of guest memory, and leaves the device to its owner. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    await this.#stopAll();
+    this.#device.onConfigChange = undefined;
+    this.#device.onFailure = undefined;
+    for (const worker of this.#workers) await worker.close();
+    for (const queue of this.#queues.values()) queue.close();
+    this.#queues.clear();
+    this.dirty.close();
+    this.memory.clear();
+    this.#arena?.close();
+    this.#arena = undefined;
+  }
+
+  /** The same as {@linkcode close}. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}

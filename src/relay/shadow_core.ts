@@ -1,0 +1,256 @@
+/**
+ * Mode `shadow`: the guest's chains are offered to the device in a ring of the relay's own. The readable reference of the
+ * relay cores.
+ *
+ * @module
+ */
+import { SvqError } from "../errors.ts";
+import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
+import { COUNTER } from "./counters.ts";
+import type { QueueProgress, RingPlace } from "./messages.ts";
+import type { DataPath } from "./queue_runner.ts";
+
+
+/** Private copies of the segments of chains at the device: linked lists in three arrays, one list per chain. */
+class SegmentPool {
+  addresses = new Float64Array(0);
+  lengths = new Uint32Array(0);
+  writable = new Uint8Array(0);
+  next = new Int32Array(0);
+  #free = -1;
+
+  constructor(capacity: number) {
+    this.#grow(capacity);
+  }
+
+  #grow(capacity: number): void {
+    const old = this.next.length;
+    const copy = <T extends Float64Array | Uint32Array | Uint8Array | Int32Array>(fresh: T, from: T): T => {
+      fresh.set(from as never);
+      return fresh;
+    };
+    this.addresses = copy(new Float64Array(capacity), this.addresses);
+    this.lengths = copy(new Uint32Array(capacity), this.lengths);
+    this.writable = copy(new Uint8Array(capacity), this.writable);
+    this.next = copy(new Int32Array(capacity), this.next);
+    for (let i = capacity - 1; i >= old; i--) {
+      this.next[i] = this.#free;
+      this.#free = i;
+    }
+  }
+
+  /** Copies a chain's segments; the first one's index. */
+  put(chain: Chain): number {
+    let first = -1;
+    // From the last to the first, so that each new one becomes the head of the list.
+    for (let i = chain.count - 1; i >= 0; i--) {
+      if (this.#free < 0) this.#grow(this.next.length * 2);
+      const slot = this.#free;
+      this.#free = this.next[slot]!;
+      this.addresses[slot] = chain.addresses[i]!;
+      this.lengths[slot] = chain.lengths[i]!;
+      this.writable[slot] = i < chain.readableCount ? 0 : 1;
+      this.next[slot] = first;
+      first = slot;
+    }
+    return first;
+  }
+
+  release(first: number): void {
+    for (let slot = first; slot >= 0;) {
+      const next = this.next[slot]!;
+      this.next[slot] = this.#free;
+      this.#free = slot;
+      slot = next;
+    }
+  }
+}
+
+/** The relay of one queue between two rings of any format, by translation of every chain. */
+export class ShadowCore {
+  /** After {@linkcode returnUsed}: the guest wants a call. */
+  callWanted = false;
+  /** After {@linkcode forward}: the device wants a kick. */
+  kickWanted = false;
+  /** The device's ring has no room for the guest's next chain. */
+  full = false;
+
+  readonly #guest: DeviceQueue;
+  readonly #device: DriverQueue;
+  readonly #path: DataPath;
+  readonly #counters: Float64Array;
+  readonly #chain: Chain;
+  readonly #segments: SegmentPool;
+  /** By id in the device's ring: the guest's id, and the first segment. -1: not at the device. */
+  readonly #guestId: Int32Array;
+  readonly #first: Int32Array;
+  readonly #bytes: Float64Array;
+  /** Chains that came back; the device's ring started at 0. */
+  #returned = 0;
+  #logUsedGpa = -1;
+  #logUsedSize = 0;
+  #logHeaderSize = 0;
+  #ringTouched = false;
+
+  /**
+   * @param guest the guest's ring
+   * @param device the shadow ring, fresh
+   * @param path guest memory and dirty log; may change
+   * @param maxChain longest chain, in segments
+   * @param counters the queue's slots
+   */
+  constructor(guest: DeviceQueue, device: DriverQueue, path: DataPath, maxChain: number, counters: Float64Array) {
+    this.#guest = guest;
+    this.#device = device;
+    this.#path = path;
+    this.#counters = counters;
+    this.#chain = new Chain(maxChain);
+    this.#segments = new SegmentPool(device.num * 2);
+    this.#guestId = new Int32Array(device.num).fill(-1);
+    this.#first = new Int32Array(device.num).fill(-1);
+    this.#bytes = new Float64Array(device.num);
+  }
+
+  /** Where writes to the guest's used ring (packed: the whole descriptor ring) are logged; -1: nowhere. */
+  setLogUsed(gpa: number, ring: RingPlace): void {
+    this.#logUsedGpa = gpa;
+    this.#logUsedSize = ring.packed ? 16 * ring.num : 6 + 8 * ring.num;
+    this.#logHeaderSize = ring.packed ? 4 : 0;
+    this.#ringTouched = true;
+  }
+
+  /** Offers what the guest has made available to the device. @returns chains moved */
+  forward(): number {
+    const guest = this.#guest;
+    const device = this.#device;
+    const chain = this.#chain;
+    let moved = 0;
+    this.kickWanted = false;
+    this.full = false;
+    while (guest.pop(chain)) {
+      const id = device.addChain(chain);
+      if (id < 0) {
+        guest.unpop();
+        this.full = true;
+        this.#counters[COUNTER.full]!++;
+        break;
+      }
+      this.#guestId[id] = chain.id;
+      this.#first[id] = this.#segments.put(chain);
+      this.#bytes[id] = chain.readableBytes + chain.writableBytes;
+      moved++;
+    }
+    if (moved > 0) this.kickWanted = device.publish();
+    return moved;
+  }
+
+  /** Gives back to the guest what the device has used: what it could have written is marked dirty first. @returns chains moved */
+  returnUsed(): number {
+    const guest = this.#guest;
+    const device = this.#device;
+    let moved = 0;
+    this.callWanted = false;
+    for (let id = device.take(); id >= 0; id = device.take()) {
+      const guestId = this.#guestId[id]!;
+      if (guestId < 0) throw new SvqError("INTERNAL", `Shadow chain ${id} has no guest chain`);
+      this.#markWritable(id);
+      this.#segments.release(this.#first[id]!);
+      this.#guestId[id] = -1;
+      this.#first[id] = -1;
+      guest.push(guestId, device.usedLength);
+      this.#counters[COUNTER.bytes]! += this.#bytes[id]!;
+      moved++;
+    }
+    if (moved > 0) {
+      this.#returned += moved;
+      this.#counters[COUNTER.chains]! += moved;
+      this.callWanted = guest.flush();
+      this.#ringTouched = true;
+      // The used ring's own pages are marked after it was written: the reader clears a bit first and copies then.
+      this.logRing();
+    }
+    return moved;
+  }
+
+  // The whole writable part, from the private copy: the device may have written more than it says, and the ring may
+  // have changed since.
+  #markWritable(id: number): void {
+    const dirty = this.#path.dirty;
+    if (dirty === undefined) return;
+    const { addresses, lengths, writable, next } = this.#segments;
+    let pages = 0;
+    for (let slot = this.#first[id]!; slot >= 0; slot = next[slot]!) {
+      if (writable[slot] !== 0) pages += dirty.markRange(addresses[slot]!, lengths[slot]!);
+    }
+    this.#counters[COUNTER.dirtyPages]! += pages;
+  }
+
+  /** Marks the guest's used ring dirty, if it was written since the last time and the VMM asked for it. */
+  logRing(): void {
+    const dirty = this.#path.dirty;
+    if (dirty === undefined || this.#logUsedGpa < 0) return;
+    if (!this.#ringTouched && this.#logHeaderSize === 0) {
+      // Suppression words were written: split has them at both ends of the used ring.
+      dirty.markRange(this.#logUsedGpa, 4);
+      dirty.markRange(this.#logUsedGpa + this.#logUsedSize - 2, 2);
+      return;
+    }
+    this.#ringTouched = false;
+    dirty.markRange(this.#logUsedGpa, this.#logUsedSize);
+  }
+
+  /** How many chains at the device touch `[gpa, gpa + size)`. */
+  uses(gpa: number, size: number): number {
+    const { addresses, lengths, next } = this.#segments;
+    let count = 0;
+    for (let id = 0; id < this.#first.length; id++) {
+      for (let slot = this.#first[id]!; slot >= 0; slot = next[slot]!) {
+        if (addresses[slot]! < gpa + size && addresses[slot]! + lengths[slot]! > gpa) {
+          count++;
+          break;
+        }
+      }
+    }
+    return count;
+  }
+
+  /** Used position of the guest's ring. */
+  get guestUsed(): number {
+    return this.#guest.layout === "split" ? (this.#guest.base - this.#guest.inflight) & 0xffff : this.#guest.base >>> 16;
+  }
+
+  /** Where both rings stand. */
+  progress(): QueueProgress {
+    return { deviceBase: this.#deviceBase(), inflight: this.#device.inflight, guestBase: this.#guest.base };
+  }
+
+  #deviceBase(): number {
+    if (this.#device.layout === "split") return this.#returned & 0xffff;
+    const { used } = this.#device.save();
+    return (used | used << 16) >>> 0;
+  }
+
+  /**
+   * Ends the mode. The device must have left its ring, holding nothing that it took.
+   *
+   * @throws SvqError RING_GAP when chains are missing in the middle: then it did hold something
+   */
+  finish(): QueueProgress {
+    const inflight = this.#device.inflight;
+    for (let id = 0; id < this.#first.length; id++) if (this.#first[id]! >= 0) this.#markWritable(id);
+    if (inflight > 0 && !this.#guest.rewind()) {
+      throw new SvqError("RING_GAP", `The device gave its ring back with ${inflight} chains missing out of order`);
+    }
+    // A driver whose kicks were suppressed must not stay silent towards whoever comes next.
+    this.#guest.enableKicks();
+    this.logRing();
+    return { deviceBase: this.#deviceBase(), inflight, guestBase: this.#guest.base };
+  }
+
+  /** Ends the mode after a broken rule: nothing is rewound. */
+  abandon(): QueueProgress {
+    for (let id = 0; id < this.#first.length; id++) if (this.#first[id]! >= 0) this.#markWritable(id);
+    return this.progress();
+  }
+}
+

@@ -1,0 +1,190 @@
+/**
+ * A relay Worker: the data path of a shard of queues. It blocks in epoll on kicks, calls and its control eventfd, all
+ * edge-triggered: an eventfd needs no read, and none is consumed that another reader waits for.
+ *
+ * @module
+ */
+import { toErrorRecord } from "../errors.ts";
+import { bufferAt, Epoll, EPOLL } from "../ffi/mod.ts";
+import { RangeTable } from "../memory/range_table.ts";
+import { DirtyBitmap } from "../dirty/bitmap.ts";
+import { Counters } from "./counters.ts";
+import type { WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
+import { type DataPath, QueueRunner } from "./queue_runner.ts";
+
+interface Command {
+  id: number;
+  command: WorkerCommand;
+}
+
+const scope = self as unknown as { onmessage: ((event: MessageEvent) => void) | null; postMessage(message: unknown): void; close(): void };
+
+const inbox: Command[] = [];
+let wake: (() => void) | undefined;
+
+function nextCommand(): Promise<Command> {
+  const ready = inbox.shift();
+  if (ready !== undefined) return Promise.resolve(ready);
+  return new Promise((resolve) => {
+    wake = () => {
+      wake = undefined;
+      resolve(inbox.shift()!);
+    };
+  });
+}
+
+const CONTROL = 0;
+const KICK = 1;
+const CALL = 2;
+
+function tokenOf(index: number, what: number): number {
+  return index * 4 + what;
+}
+
+class RelayLoop {
+  readonly #epoll = new Epoll(256);
+  readonly #posted: Int32Array;
+  readonly #counters: Counters;
+  readonly #runners = new Map<number, QueueRunner>();
+  readonly #path: DataPath = { memory: new RangeTable([]), dirty: undefined };
+  /** Queues with work to do that they were not told of by an event. */
+  readonly #busy = new Set<QueueRunner>();
+  #handled = 0;
+  #ended = false;
+
+  constructor(init: WorkerInit) {
+    this.#posted = new Int32Array(init.posted);
+    this.#counters = new Counters(init.counters);
+    this.#epoll.add(init.controlFd, EPOLL.IN | EPOLL.ET, tokenOf(0, CONTROL));
+  }
+
+  async run(): Promise<void> {
+    while (!this.#ended) {
+      const count = this.#epoll.wait(this.#busy.size > 0 ? 0 : -1);
+      let commanded = false;
+      for (let i = 0; i < count; i++) {
+        const token = this.#epoll.token(i);
+        const what = token & 3;
+        if (what === CONTROL) {
+          commanded = true;
+          continue;
+        }
+        const runner = this.#runners.get(token >>> 2);
+        if (runner === undefined) continue;
+        if (what === KICK) runner.kicked();
+        else runner.called();
+        this.#busy.add(runner);
+      }
+      for (const runner of this.#busy) this.#service(runner);
+      // Commands come last, so that a stop sees everything that was signalled before it.
+      if (commanded) await this.#commands();
+    }
+    this.#epoll.close();
+    scope.close();
+  }
+
+  #service(runner: QueueRunner): void {
+    try {
+      if (!runner.service()) this.#busy.delete(runner);
+    } catch (error) {
+      this.#busy.delete(runner);
+      runner.fail();
+      scope.postMessage({ failed: runner.index, error: toErrorRecord(error) });
+    }
+  }
+
+  async #commands(): Promise<void> {
+    while (this.#handled !== Atomics.load(this.#posted, 0)) {
+      const { id, command } = await nextCommand();
+      this.#handled = (this.#handled + 1) | 0;
+      let reply: WorkerReply = { id };
+      try {
+        reply = { id, ...this.#execute(command) };
+      } catch (error) {
+        reply = { id, error: toErrorRecord(error) };
+      }
+      scope.postMessage(reply);
+    }
+  }
+
+  #runner(index: number): QueueRunner {
+    const runner = this.#runners.get(index);
+    if (runner === undefined) throw new Error(`queue ${index} does not run here`);
+    return runner;
+  }
+
+  #execute(command: WorkerCommand): Omit<WorkerReply, "id"> {
+    switch (command.type) {
+      case "memory":
+        this.#path.memory = new RangeTable(command.ranges);
+        return {};
+      case "log":
+        this.#path.dirty = command.size === 0 ? undefined : new DirtyBitmap(new Int32Array(bufferAt(command.address, command.size)));
+        return {};
+      case "start": {
+        const { queue } = command;
+        const runner = new QueueRunner(queue, this.#path, this.#counters.of(queue.index));
+        this.#runners.set(queue.index, runner);
+        this.#watch(queue.kickFd, tokenOf(queue.index, KICK));
+        this.#watch(queue.deviceCallFd, tokenOf(queue.index, CALL));
+        // Neither a kick nor a call that came before this moment may be lost.
+        runner.kicked();
+        this.#busy.add(runner);
+        return {};
+      }
+      case "pause": {
+        const runner = this.#runner(command.index);
+        runner.pause(command.paused);
+        this.#busy.add(runner);
+        return {};
+      }
+      case "poll": {
+        const runner = this.#runner(command.index);
+        this.#busy.add(runner);
+        this.#service(runner);
+        return { progress: runner.progress() };
+      }
+      case "stop": {
+        const runner = this.#runner(command.index);
+        runner.pause(true);
+        this.#service(runner);
+        const progress = runner.finish();
+        this.#busy.delete(runner);
+        this.#runners.delete(command.index);
+        this.#epoll.delete(runner.start.kickFd);
+        this.#epoll.delete(runner.start.deviceCallFd);
+        return { progress };
+      }
+      case "call":
+        this.#runner(command.index).setCall(command.fd);
+        return {};
+      case "logUsed":
+        this.#runner(command.index).setLogUsed(command.gpa);
+        return {};
+      case "uses": {
+        let count = 0;
+        for (const runner of this.#runners.values()) count += runner.uses(command.gpa, command.size);
+        return { count };
+      }
+      case "exit":
+        this.#ended = true;
+        return {};
+    }
+  }
+
+  #watch(fd: number, token: number): void {
+    if (fd >= 0) this.#epoll.set(fd, EPOLL.IN | EPOLL.ET, token);
+  }
+}
+
+scope.onmessage = (first: MessageEvent<WorkerInit>) => {
+  scope.onmessage = (event: MessageEvent<Command>) => {
+    inbox.push(event.data);
+    wake?.();
+  };
+  const loop = new RelayLoop(first.data);
+  // An error here ends the Worker and is reported to the main thread.
+  loop.run().catch((error) => {
+    throw error;
+  });
+};

@@ -40,14 +40,20 @@ export interface SvqErrorOptions {
 
 /** An error with a stable `code` (upper-case words joined by `_`), an exit code and a hint. */
 export class SvqError extends Error {
+  /** Always `SvqError` or a subclass's name. */
   override readonly name: string = "SvqError";
   /** Stable identifier, e.g. `RING_OUTSIDE_MEMORY`; docs/troubleshooting.md is keyed by it. */
   readonly code: string;
+  /** Exit code of the program when this error ends it. */
   readonly exitCode: ExitCode;
+  /** What the reader can do about it, as one sentence. */
   readonly hint: string | undefined;
+  /** Linux errno, where a system call failed. */
   readonly errno: number | undefined;
+  /** Name of the system call or ioctl that failed. */
   readonly syscall: string | undefined;
 
+  /** See {@linkcode SvqErrorOptions} for what goes with code and message. */
   constructor(code: string, message: string, options: SvqErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause });
     this.code = code;
@@ -60,11 +66,17 @@ export class SvqError extends Error {
 
 /** Plain data of an {@linkcode SvqError}: what crosses a Worker or a control socket. */
 export interface ErrorRecord {
+  /** Stable identifier, see {@linkcode SvqError.code}. */
   code: string;
+  /** One sentence; a stack for foreign errors. */
   message: string;
+  /** What the reader can do about it. */
   hint?: string;
+  /** Linux errno. */
   errno?: number;
+  /** Name of the system call or ioctl. */
   syscall?: string;
+  /** Exit code of the program, one of {@linkcode EXIT}. */
   exit_code?: number;
 }
 

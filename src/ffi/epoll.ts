@@ -30,12 +30,14 @@ export class Epoll implements Disposable {
   readonly #record = new Uint8Array(16);
   readonly #recordView = new DataView(this.#record.buffer);
 
+  /** Opens an epoll instance. @param maxEvents most events that one wait returns */
   constructor(readonly maxEvents = 128) {
     this.#fd = new OwnedFd(retrying(() => libc().epoll_create1(EPOLL_CLOEXEC), "epoll_create1"));
     this.#events = new Uint8Array(maxEvents * EVENT_SIZE);
     this.#view = new DataView(this.#events.buffer);
   }
 
+  /** The epoll descriptor. @throws SvqError EBADF after close */
   get fd(): number {
     return this.#fd.fd;
   }
@@ -47,10 +49,12 @@ export class Epoll implements Disposable {
   }
 
   /** @throws SysError EEXIST where `fd` is registered already */
+  /** Starts watching `fd` for `events` (bits of EPOLL); `token` names it in the results. */
   add(fd: number, events: number, token: number): void {
     retrying(() => this.#control(EPOLL_CTL_ADD, fd, events, token), "epoll_ctl", `fd ${fd}`);
   }
 
+  /** Changes what a watched `fd` is watched for. */
   modify(fd: number, events: number, token: number): void {
     retrying(() => this.#control(EPOLL_CTL_MOD, fd, events, token), "epoll_ctl", `fd ${fd}`);
   }
@@ -87,18 +91,22 @@ export class Epoll implements Disposable {
     return Math.max(0, await libc().epoll_wait_on_pool(this.#fd.fd, this.#events, this.maxEvents, -1));
   }
 
+  /** The token of event `index` of the last wait. */
   token(index: number): number {
     return this.#view.getUint32(index * EVENT_SIZE + DATA_OFFSET, true);
   }
 
+  /** The event bits of event `index` of the last wait. */
   events(index: number): number {
     return this.#view.getUint32(index * EVENT_SIZE, true);
   }
 
+  /** Closes the epoll descriptor; harmless when repeated. */
   close(): void {
     this.#fd.close();
   }
 
+  /** Same as `close`. */
   [Symbol.dispose](): void {
     this.close();
   }

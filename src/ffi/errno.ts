@@ -109,10 +109,14 @@ function exitCodeOf(errno: number): ExitCode {
 
 /** A system call that failed; `code` is the errno's name (`EBUSY`), `syscall` its name, `what` says on what. */
 export class SysError extends SvqError {
+  /** Always `SysError`. */
   override readonly name = "SysError";
+  /** Linux errno, positive. */
   declare readonly errno: number;
+  /** Name of the system call or ioctl. */
   declare readonly syscall: string;
 
+  /** Names call and errno in the message. @param what what the call was done to, for the message */
   constructor(syscall: string, errno: number, what?: string, hint?: string) {
     super(errnoName(errno), `${what ?? syscall}: ${errnoText(errno)} (${syscall}: ${errnoName(errno)})`, {
       exitCode: exitCodeOf(errno),

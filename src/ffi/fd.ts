@@ -36,6 +36,7 @@ const leaks = new FinalizationRegistry<number>((fd) => libc().close(fd));
 export class OwnedFd implements Disposable {
   #fd: number;
 
+  /** Takes ownership of `fd`. */
   constructor(fd: number) {
     this.#fd = fd;
     leaks.register(this, fd, this);
@@ -47,6 +48,7 @@ export class OwnedFd implements Disposable {
     return this.#fd;
   }
 
+  /** Closed, or given away. */
   get closed(): boolean {
     return this.#fd < 0;
   }
@@ -64,6 +66,7 @@ export class OwnedFd implements Disposable {
     return dupFd(this.fd);
   }
 
+  /** Closes the descriptor; harmless when repeated. */
   close(): void {
     if (this.#fd < 0) return;
     leaks.unregister(this);
@@ -73,6 +76,7 @@ export class OwnedFd implements Disposable {
     libc().close(fd);
   }
 
+  /** Same as `close`. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -94,6 +98,7 @@ export function isOpenFd(fd: number): boolean {
   return libc().fcntl(fd, 1, /* F_GETFD */ 0n) >= 0;
 }
 
+/** Sets or clears O_NONBLOCK of the open file behind `fd`. */
 export function setNonblocking(fd: number, on: boolean): void {
   const flags = retrying(() => libc().fcntl(fd, F_GETFL, 0n), "fcntl", `fd ${fd}`);
   const wanted = on ? flags | O_NONBLOCK : flags & ~O_NONBLOCK;

@@ -7,6 +7,8 @@ import { errno, libc, retrying } from "./libc.ts";
 import { SysError } from "./errno.ts";
 
 /**
+ * Issues a request that takes a record, or nothing.
+ *
  * @param request the number, e.g. 0x8008AF00 (uapi/vhost.ts)
  * @param argument the record it points to, or nothing for requests without one
  * @param name for the error: `VHOST_GET_FEATURES`

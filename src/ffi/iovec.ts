@@ -18,11 +18,13 @@ export class IoVector {
   #count = 0;
   #length = 0;
 
+  /** An empty list. @param capacity most segments that one call takes */
   constructor(readonly capacity = IOV_MAX) {
     this.#bytes = new Uint8Array(capacity * 16);
     this.#words = new BigUint64Array(this.#bytes.buffer);
   }
 
+  /** Segments in the list. */
   get count(): number {
     return this.#count;
   }
@@ -32,12 +34,14 @@ export class IoVector {
     return this.#length;
   }
 
+  /** Empties the list. */
   clear(): void {
     this.#count = 0;
     this.#length = 0;
   }
 
   /** @throws SvqError when it is full: ask `count` first */
+  /** Appends a segment: `length` bytes at `address` of this process. */
   push(address: number, length: number): void {
     if (this.#count === this.capacity) throw new SvqError("TOO_MANY_SEGMENTS", `More than ${this.capacity} segments in one transfer`);
     this.#words[this.#count * 2] = BigInt(address);

@@ -44,6 +44,7 @@ export class Mapping implements Disposable {
   #base: number;
   #mapped: number;
 
+  /** Takes ownership of a map. @param base page-aligned start of the map; `mapped` its bytes; `address` and `length` the part that was asked for */
   constructor(base: number, mapped: number, address: number, length: number) {
     this.#base = base;
     this.#mapped = mapped;
@@ -51,6 +52,7 @@ export class Mapping implements Disposable {
     this.length = length;
   }
 
+  /** Unmapped already. */
   get closed(): boolean {
     return this.#mapped === 0;
   }
@@ -64,6 +66,7 @@ export class Mapping implements Disposable {
     return bufferAt(this.address + offset, length);
   }
 
+  /** Unmaps; harmless when repeated. */
   close(): void {
     if (this.#mapped === 0) return;
     const length = this.#mapped;
@@ -71,6 +74,7 @@ export class Mapping implements Disposable {
     libc().munmap(pointer(this.#base), BigInt(length));
   }
 
+  /** Same as `close`. */
   [Symbol.dispose](): void {
     this.close();
   }

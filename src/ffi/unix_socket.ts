@@ -84,14 +84,19 @@ function controlSpace(fds: number): number {
 
 /** What {@linkcode UnixStream.tryReceive} returns: how many bytes came, and the descriptors that came with them. */
 export interface Received {
+  /** Bytes received; 0 at the end of the stream. */
   bytes: number;
+  /** Descriptors received; the caller owns them. */
   fds: OwnedFd[];
 }
 
 /** The process at the other end, as of connect(2). */
 export interface PeerCredentials {
+  /** Process id. */
   pid: number;
+  /** Effective user id. */
   uid: number;
+  /** Effective group id. */
   gid: number;
 }
 
@@ -106,10 +111,12 @@ export class UnixStream implements Disposable {
     setNonblocking(fd.fd, true);
   }
 
+  /** The descriptor's number. @throws SvqError EBADF after close */
   get fd(): number {
     return this.#fd.fd;
   }
 
+  /** Closed already. */
   get closed(): boolean {
     return this.#fd.closed;
   }
@@ -188,6 +195,7 @@ export class UnixStream implements Disposable {
     }
   }
 
+  /** Who is at the other end (SO_PEERCRED). */
   peerCredentials(): PeerCredentials {
     const record = new Int32Array(3);
     const length = new Uint32Array([12]);
@@ -200,12 +208,14 @@ export class UnixStream implements Disposable {
     if (!this.#fd.closed) libc().shutdown(this.#fd.fd, 2);
   }
 
+  /** Closes the socket and cancels waits for it; harmless when repeated. */
   close(): void {
     if (this.#fd.closed) return;
     cancelWaits(this.#fd.fd);
     this.#fd.close();
   }
 
+  /** Same as `close`. */
   [Symbol.dispose](): void {
     this.close();
   }
@@ -238,6 +248,7 @@ export function unixPair(): [UnixStream, UnixStream] {
 /** A listening unix socket; it removes its path when closed. */
 export class UnixListener implements Disposable {
   readonly #fd: OwnedFd;
+  /** The path it is bound to, where it owns one. */
   readonly path: string | undefined;
 
   /** Takes ownership of a listening socket. @param path removed at close where given */
@@ -247,14 +258,17 @@ export class UnixListener implements Disposable {
     setNonblocking(fd.fd, true);
   }
 
+  /** The descriptor's number. @throws SvqError EBADF after close */
   get fd(): number {
     return this.#fd.fd;
   }
 
+  /** Closed already. */
   get closed(): boolean {
     return this.#fd.closed;
   }
 
+  /** A waiting connection, or `undefined` when there is none. */
   tryAccept(): UnixStream | undefined {
     for (;;) {
       const fd = libc().accept4(this.#fd.fd, null, null, SOCK_CLOEXEC | SOCK_NONBLOCK);
@@ -265,6 +279,7 @@ export class UnixListener implements Disposable {
     }
   }
 
+  /** The next connection. @throws SvqError CLOSED when the listener is closed meanwhile */
   async accept(): Promise<UnixStream> {
     for (;;) {
       const stream = this.tryAccept();
@@ -273,6 +288,7 @@ export class UnixListener implements Disposable {
     }
   }
 
+  /** Stops listening and removes the path; harmless when repeated. */
   close(): void {
     if (this.#fd.closed) return;
     cancelWaits(this.#fd.fd);
@@ -284,6 +300,7 @@ export class UnixListener implements Disposable {
     }
   }
 
+  /** Same as `close`. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -25,8 +25,11 @@ export interface MemoryRegion {
 
 /** A region that this process has mapped: where its first byte lies. Plain data, so that Workers can be given it. */
 export interface MappedRange {
+  /** Address by which descriptors name it, bytes. */
   gpa: number;
+  /** Bytes. */
   size: number;
+  /** Address in the front-end's process, bytes. */
   uaddr: number;
   /** Address in this process, bytes. */
   address: number;

@@ -15,6 +15,7 @@ export type BackendKind = "vhost-user" | "vhost-vdpa" | "vhost-net" | "sim" | "r
 
 /** Facts about a device that do not change while it is open. */
 export interface BackendInfo {
+  /** What it is. */
   kind: BackendKind;
   /** The device address as the user wrote it. */
   address: string;
@@ -34,6 +35,7 @@ export interface BackendInfo {
 
 /** Where the parts of a vring lie (GPA or IOVA, bytes). Packed: descriptor ring, driver area, device area. */
 export interface VringAddresses {
+  /** Descriptor table; packed: descriptor ring. */
   desc: number;
   /** Avail ring; packed: driver event area. */
   avail: number;
@@ -60,34 +62,49 @@ export interface LogRegion {
  * descriptors are borrowed for the call; an implementation that keeps one duplicates it.
  */
 export interface VhostBackend extends AsyncDisposable {
+  /** Facts that do not change while it is open. */
   readonly info: BackendInfo;
+  /** Feature bits that the device offers. */
   getFeatures(): Promise<bigint>;
-  /** @param features virtio and vhost bits (LOG_ALL is bit 26), without bit 30 */
+  /** Acknowledges features. @param features virtio and vhost bits (LOG_ALL is bit 26), without bit 30 */
   setFeatures(features: bigint): Promise<void>;
+  /** Reads `size` bytes of the device configuration space at `offset`. */
   getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>>;
+  /** Writes into the device configuration space at `offset`. */
   setConfig(offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void>;
   /** Replaces the whole table. */
   setMemTable(regions: readonly MemoryRegion[]): Promise<void>;
+  /** Adds one region to the table. */
   addMemRegion(region: MemoryRegion): Promise<void>;
   /** Resolves when nothing uses the region any more. */
   removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void>;
+  /** Gives the device the log that it sets bits in when LOG_ALL is acknowledged. */
   setLogBase(log: LogRegion): Promise<void>;
+  /** Sets the queue size in descriptors. */
   setVringNum(index: number, num: number): Promise<void>;
+  /** Sets where the ring's parts lie. */
   setVringAddresses(index: number, addresses: VringAddresses): Promise<void>;
-  /** @param base split: avail index; packed: avail | wrap<<15 | used<<16 | wrap<<31 */
+  /** Sets the indices at which the ring starts. @param base split: avail index; packed: avail | wrap<<15 | used<<16 | wrap<<31 */
   setVringBase(index: number, base: number): Promise<void>;
   /** Stops the ring. Resolves with its base when the device has left it. */
   getVringBase(index: number): Promise<number>;
-  /** @param fd an eventfd, or null for none (the device polls) */
+  /** Sets what the driver signals when chains are available. @param fd an eventfd, or null for none (the device polls) */
   setVringKick(index: number, fd: number | null): Promise<void>;
+  /** Sets what the device signals when chains are used. @param fd an eventfd, or null for none */
   setVringCall(index: number, fd: number | null): Promise<void>;
+  /** Sets what the device signals when the ring is broken. @param fd an eventfd, or null for none */
   setVringErr(index: number, fd: number | null): Promise<void>;
+  /** Lets the ring run, or holds it. */
   setVringEnable(index: number, enabled: boolean): Promise<void>;
+  /** The virtio device status byte. */
   getStatus(): Promise<number>;
+  /** Sets the virtio device status byte (virtio 1.3, 2.1). */
   setStatus(status: number): Promise<void>;
   /** Back to the state after opening; memory table and ownership may stay. */
   reset(): Promise<void>;
+  /** Stops all rings and keeps their state; nothing of guest memory is touched after it resolves. */
   suspend(): Promise<void>;
+  /** Undoes `suspend`. */
   resume(): Promise<void>;
   /** virtio-net: announce the guest (6 bytes MAC), where the device has VHOST_USER_PROTOCOL_F_RARP. */
   sendRarp?(mac: Uint8Array<ArrayBuffer>): Promise<void>;
@@ -97,5 +114,6 @@ export interface VhostBackend extends AsyncDisposable {
   onConfigChange: (() => void) | undefined;
   /** Called once when the device is gone (connection lost, worker died). */
   onFailure: ((error: Error) => void) | undefined;
+  /** Lets go of the device; harmless when repeated. */
   close(): Promise<void>;
 }

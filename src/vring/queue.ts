@@ -16,15 +16,16 @@ export class Chain {
   count = 0;
   /** How many of them, from the front, the device may only read. */
   readableCount = 0;
-  /** Bytes in the readable and in the writable segments. */
+  /** Bytes in the readable segments. */
   readableBytes = 0;
+  /** Bytes in the writable segments. */
   writableBytes = 0;
   /** Addresses as the ring names them (GPA or IOVA), bytes. */
   readonly addresses: Float64Array;
   /** Lengths in bytes. */
   readonly lengths: Uint32Array;
 
-  /** @param capacity segments it can hold: the queue size, or more where indirect tables are longer */
+  /** An empty chain. @param capacity segments it can hold: the queue size, or more where indirect tables are longer */
   constructor(readonly capacity: number) {
     this.addresses = new Float64Array(capacity);
     this.lengths = new Uint32Array(capacity);
@@ -68,6 +69,7 @@ export interface Segment {
 
 /** The driver's side: offers chains, takes them back. It keeps its own chain links: the device cannot mislead it. */
 export interface DriverQueue {
+  /** Queue size in descriptors. */
   readonly num: number;
   /** Free descriptors. */
   readonly numFree: number;
@@ -88,7 +90,8 @@ export interface DriverQueue {
   take(): number;
   /** Bytes written as the device says for the chain last taken, clamped to the chain's writable bytes. */
   readonly usedLength: number;
+  /** Tells the device that calls are not needed (a hint). */
   disableCalls(): void;
-  /** @returns whether used chains arrived meanwhile */
+  /** Asks for calls again. @returns whether used chains arrived meanwhile: then go on instead of sleeping */
   enableCalls(): boolean;
 }

@@ -17,7 +17,11 @@ export class RangeTable {
   readonly #addresses: Float64Array;
   #last = 0;
 
-  /** @param ranges in any order; they must not overlap */
+  /**
+   * Sorts and copies the ranges.
+   *
+   * @param ranges in any order; they must not overlap
+   */
   constructor(ranges: readonly MappedRange[]) {
     const sorted = [...ranges].sort((a, b) => a.gpa - b.gpa);
     this.#starts = Float64Array.from(sorted, (range) => range.gpa);

@@ -68,6 +68,20 @@ Deno.test("Replacing the table keeps the mapping of an unchanged region and only
   assert.deepEqual(memory.regions.map((r) => r.gpa), [MIB]);
 });
 
+Deno.test("Memory that was exchanged stays mapped until Workers have let go of it", () => {
+  using fd = createMemfd("ram", MIB);
+  using memory = new GuestMemory();
+  const old = memory.add(region(fd.fd, 0, MIB));
+  const view = new Uint8Array(memory.buffer(0, MIB));
+  {
+    using _gone = memory.exchange([]);
+    assert.deepEqual(memory.ranges(), []);
+    view[0] = 1;
+    assert.ok(isOpenFd(old.fd));
+  }
+  assert.ok(!isOpenFd(old.fd));
+});
+
 Deno.test("A range may span adjacent regions but an address lies in one mapping", () => {
   using fd = createMemfd("ram", 4 * MIB);
   using memory = new GuestMemory();

@@ -97,6 +97,24 @@ Deno.test("A range may span adjacent regions but an address lies in one mapping"
   assert.equal(table.runLength(3 * MIB), 0);
 });
 
+Deno.test("Words and bytes are read across regions and at any alignment", () => {
+  using fd = createMemfd("ram", MIB + 1);
+  using memory = new GuestMemory();
+  memory.add(region(fd.fd, 0, 4096));
+  memory.add(region(fd.fd, 4096, 8191, { fdOffset: 4097 }));
+  const table = new RangeTable(memory.ranges());
+  for (let i = 4090; i < 4106; i++) table.writeByte(i, i & 0xff);
+  const words = new Uint32Array(3);
+  for (const gpa of [4090, 4092, 4093, 4096, 4097]) {
+    assert.ok(table.readWords(gpa, words, 2));
+    const expected = [gpa, gpa + 4].map((at) => [0, 1, 2, 3].reduce((sum, i) => sum + ((at + i) & 0xff) * 2 ** (8 * i), 0));
+    assert.deepEqual([...words.subarray(0, 2)], expected);
+  }
+  assert.ok(!table.readWords(4096 + 8191 - 8, words, 3));
+  assert.equal(table.readByte(4095), 0xff);
+  assert.throws(() => table.readByte(4096 + 8191), code("OUTSIDE_MEMORY"));
+});
+
 Deno.test("A range table agrees with a search of all ranges", () => {
   const address = fc.integer({ min: 0, max: 64 });
   fc.assert(

@@ -14,3 +14,4 @@ export * from "./ioctl.ts";
 export * from "./iovec.ts";
 export * from "./unix_socket.ts";
 export * from "./thread.ts";
+export * from "./worker_link.ts";

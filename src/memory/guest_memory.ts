@@ -89,9 +89,16 @@ export class GuestMemory implements Disposable {
 
   /** Unmaps the region with exactly this gpa, size and uaddr. @throws SvqError NO_SUCH_REGION */
   remove(region: Pick<MemoryRegion, "gpa" | "size" | "uaddr">): void {
+    this.detach(region)[Symbol.dispose]();
+  }
+
+  /**
+   * Like {@linkcode remove}, but the memory stays mapped until the result is disposed: when the Workers have let go of it.
+   */
+  detach(region: Pick<MemoryRegion, "gpa" | "size" | "uaddr">): Disposable {
     const index = this.#entries.findIndex((entry) => samePlace(entry.region, region));
     if (index < 0) throw new SvqError("NO_SUCH_REGION", `${nameOf(region)} (uaddr ${hex(region.uaddr)}) is not in the table`);
-    for (const entry of this.#entries.splice(index, 1)) close(entry);
+    return closer(this.#entries.splice(index, 1));
   }
 
   /**
@@ -99,6 +106,14 @@ export class GuestMemory implements Disposable {
    * On an error the old table stays as it was.
    */
   replaceAll(regions: readonly MemoryRegion[]): void {
+    this.exchange(regions)[Symbol.dispose]();
+  }
+
+  /**
+   * Like {@linkcode replaceAll}, but what is not in the new table stays mapped until the result is disposed: when the
+   * Workers have let go of it.
+   */
+  exchange(regions: readonly MemoryRegion[]): Disposable {
     const next: Entry[] = [];
     const opened: Entry[] = [];
     try {
@@ -118,7 +133,7 @@ export class GuestMemory implements Disposable {
     const gone = this.#entries.filter((entry) => !next.includes(entry));
     this.#entries = next;
     sort(this.#entries);
-    for (const entry of gone) close(entry);
+    return closer(gone);
   }
 
   /** Unmaps everything. */
@@ -171,6 +186,7 @@ export class GuestMemory implements Disposable {
     return entry.mapping.buffer(gpa - region.gpa, length);
   }
 
+  /** The same as {@linkcode clear}. */
   [Symbol.dispose](): void {
     this.clear();
   }
@@ -210,6 +226,14 @@ function open(region: MemoryRegion): Entry {
     owned.close();
     throw error;
   }
+}
+
+function closer(entries: readonly Entry[]): Disposable {
+  return {
+    [Symbol.dispose]: () => {
+      for (const entry of entries) close(entry);
+    },
+  };
 }
 
 function close(entry: Entry): void {

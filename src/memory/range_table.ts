@@ -7,6 +7,14 @@ import { SvqError } from "../errors.ts";
 import { bufferAt } from "../ffi/mod.ts";
 import type { MappedRange } from "./region.ts";
 
+// Views for small reads and writes cover this much of a range each (typed arrays have a size limit).
+const WINDOW = 2 ** 28;
+
+interface Window {
+  bytes: Uint8Array;
+  words: Uint32Array;
+}
+
 /**
  * Translates guest addresses (GPA or IOVA) to addresses of this process. It owns nothing: the giver of the ranges keeps them
  * mapped for as long as this table is used. Lookups allocate nothing and remember the range they hit last.
@@ -15,14 +23,20 @@ export class RangeTable {
   readonly #starts: Float64Array;
   readonly #ends: Float64Array;
   readonly #addresses: Float64Array;
+  readonly #windows: (Window | undefined)[][];
   #last = 0;
 
-  /** @param ranges in any order; they must not overlap */
+  /**
+   * Sorts and copies the ranges.
+   *
+   * @param ranges in any order; they must not overlap
+   */
   constructor(ranges: readonly MappedRange[]) {
     const sorted = [...ranges].sort((a, b) => a.gpa - b.gpa);
     this.#starts = Float64Array.from(sorted, (range) => range.gpa);
     this.#ends = Float64Array.from(sorted, (range) => range.gpa + range.size);
     this.#addresses = Float64Array.from(sorted, (range) => range.address);
+    this.#windows = sorted.map(() => []);
   }
 
   /** How many ranges it holds. */
@@ -74,6 +88,58 @@ export class RangeTable {
     while (end > this.#ends[index]!) {
       if (index + 1 === this.#starts.length || this.#starts[index + 1] !== this.#ends[index]) return false;
       index++;
+    }
+    return true;
+  }
+
+  #window(index: number, offset: number): Window {
+    const number = Math.floor(offset / WINDOW);
+    const existing = this.#windows[index]![number];
+    if (existing !== undefined) return existing;
+    const start = number * WINDOW;
+    const size = Math.min(WINDOW, this.#ends[index]! - this.#starts[index]! - start);
+    const buffer = bufferAt(this.#addresses[index]! + start, size);
+    // A region at an odd file offset lies at an odd address: bytes only.
+    const words = this.#addresses[index]! % 4 === 0 ? size >> 2 : 0;
+    const window = { bytes: new Uint8Array(buffer), words: new Uint32Array(words === 0 ? new ArrayBuffer(0) : buffer, 0, words) };
+    this.#windows[index]![number] = window;
+    return window;
+  }
+
+  /** The byte at `gpa`. @throws SvqError OUTSIDE_MEMORY */
+  readByte(gpa: number): number {
+    this.addressOf(gpa, 1);
+    const offset = gpa - this.#starts[this.#last]!;
+    return this.#window(this.#last, offset).bytes[offset % WINDOW]!;
+  }
+
+  /** Stores one byte at `gpa`. @throws SvqError OUTSIDE_MEMORY */
+  writeByte(gpa: number, value: number): void {
+    this.addressOf(gpa, 1);
+    const offset = gpa - this.#starts[this.#last]!;
+    this.#window(this.#last, offset).bytes[offset % WINDOW] = value;
+  }
+
+  /**
+   * Copies `count` little-endian 32-bit words at `gpa` into `target` without allocating.
+   *
+   * @returns false when they are not all in memory; `target` is undefined then
+   */
+  readWords(gpa: number, target: Uint32Array, count: number): boolean {
+    const index = this.#indexOf(gpa);
+    if (index < 0) return false;
+    const offset = gpa - this.#starts[index]!;
+    const first = offset % WINDOW / 4;
+    const { words } = this.#window(index, offset);
+    if (Number.isInteger(first) && first + count <= words.length) {
+      for (let i = 0; i < count; i++) target[i] = words[first + i]!;
+      return true;
+    }
+    if (!this.contains(gpa, count * 4)) return false;
+    for (let i = 0; i < count; i++) {
+      let word = 0;
+      for (let byte = 3; byte >= 0; byte--) word = word << 8 | this.readByte(gpa + i * 4 + byte);
+      target[i] = word;
     }
     return true;
   }

@@ -68,6 +68,20 @@ Deno.test("Replacing the table keeps the mapping of an unchanged region and only
   assert.deepEqual(memory.regions.map((r) => r.gpa), [MIB]);
 });
 
+Deno.test("Memory that was exchanged stays mapped until Workers have let go of it", () => {
+  using fd = createMemfd("ram", MIB);
+  using memory = new GuestMemory();
+  const old = memory.add(region(fd.fd, 0, MIB));
+  const view = new Uint8Array(memory.buffer(0, MIB));
+  {
+    using _gone = memory.exchange([]);
+    assert.deepEqual(memory.ranges(), []);
+    view[0] = 1;
+    assert.ok(isOpenFd(old.fd));
+  }
+  assert.ok(!isOpenFd(old.fd));
+});
+
 Deno.test("A range may span adjacent regions but an address lies in one mapping", () => {
   using fd = createMemfd("ram", 4 * MIB);
   using memory = new GuestMemory();
@@ -81,6 +95,24 @@ Deno.test("A range may span adjacent regions but an address lies in one mapping"
   }
   assert.equal(table.runLength(MIB - 1), 1);
   assert.equal(table.runLength(3 * MIB), 0);
+});
+
+Deno.test("Words and bytes are read across regions and at any alignment", () => {
+  using fd = createMemfd("ram", MIB + 1);
+  using memory = new GuestMemory();
+  memory.add(region(fd.fd, 0, 4096));
+  memory.add(region(fd.fd, 4096, 8191, { fdOffset: 4097 }));
+  const table = new RangeTable(memory.ranges());
+  for (let i = 4090; i < 4106; i++) table.writeByte(i, i & 0xff);
+  const words = new Uint32Array(3);
+  for (const gpa of [4090, 4092, 4093, 4096, 4097]) {
+    assert.ok(table.readWords(gpa, words, 2));
+    const expected = [gpa, gpa + 4].map((at) => [0, 1, 2, 3].reduce((sum, i) => sum + ((at + i) & 0xff) * 2 ** (8 * i), 0));
+    assert.deepEqual([...words.subarray(0, 2)], expected);
+  }
+  assert.ok(!table.readWords(4096 + 8191 - 8, words, 3));
+  assert.equal(table.readByte(4095), 0xff);
+  assert.throws(() => table.readByte(4096 + 8191), code("OUTSIDE_MEMORY"));
 });
 
 Deno.test("A range table agrees with a search of all ranges", () => {

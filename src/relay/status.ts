@@ -1,0 +1,131 @@
+/**
+ * The document `svq.relay/1`: what a relay does now.
+ *
+ * @module
+ */
+import type { ErrorRecord } from "../errors.ts";
+import { COUNTER } from "./counters.ts";
+import type { Relay, RelayMode } from "./relay.ts";
+import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
+
+/** One queue in {@linkcode RelayStatus}. */
+export interface QueueStatus {
+  /** Which queue. */
+  index: number;
+  /** What it does. */
+  mode: QueueState;
+  /** Which relay core runs it; null in passthrough, where none does. */
+  core: "js" | null;
+  /** Format of the guest's ring. */
+  guest_ring: "split" | "packed";
+  /** Format of the device's ring. */
+  device_ring: "split" | "packed";
+  /** Descriptors. */
+  num: number;
+  /** Avail position in the guest's ring. */
+  avail_idx: number;
+  /** Used position in the guest's ring. */
+  used_idx: number;
+  /** Chains made available and not used. */
+  inflight: number;
+  /** Kicks of the guest that the relay took. */
+  kicks: number;
+  /** Calls that the relay gave the guest. */
+  calls: number;
+  /** Chains relayed. */
+  chains: number;
+  /** Bytes in them. */
+  bytes: number;
+  /** Dirty bits set. */
+  dirty_pages: number;
+  /** Errors that stopped the queue. */
+  errors: number;
+  /** Times that the device's ring was full. */
+  full: number;
+  /** Cost of switching. */
+  switches: SwitchTimes;
+  /** Why the queue failed. */
+  error: ErrorRecord | null;
+}
+
+/** What is the same for all shapes of status. */
+export interface RelayStatus {
+  /** `svq.relay/1`. */
+  schema: "svq.relay/1";
+  /** Name of the relay. */
+  name: string;
+  /** Process id. */
+  pid: number;
+  /** `waiting` (for a front-end), `connected`, `running`, `device-lost` or `stopping`. */
+  state: string;
+  /** Mode asked for. */
+  mode: RelayMode;
+  /** Stays in shadow mode. */
+  force_shadow: boolean;
+  /** Where the front-end connects. */
+  front: string;
+  /** The device's address. */
+  device: string;
+  /** Since the relay started. */
+  uptime_ms: number;
+  /** The VMM has the dirty log on. */
+  logging: boolean;
+  /** All guest memory counts as dirty because a switch takes long. */
+  marking_all: boolean;
+  /** Negotiated features, `0x…`. */
+  features: string;
+  /** Features of the device that the guest does not see, and why. */
+  masked_features: string[];
+  /** Memory regions given to the device. */
+  maps: { guest: number; shadow: number };
+  /** All queues that the front-end has set up. */
+  queues: QueueStatus[];
+  /** Why the device is gone. */
+  error: ErrorRecord | null;
+}
+
+function passthroughPositions(relay: Relay, queue: RelayQueue): { avail: number; used: number } {
+  const { avail, used } = queue.addresses!;
+  const word = (gpa: number) => Atomics.load(new Uint16Array(relay.memory.buffer(gpa, 4)), 1);
+  return { avail: word(avail), used: word(used) };
+}
+
+/** The state of one queue. */
+export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
+  const counters = relay.counters.of(queue.index);
+  const of = (name: keyof typeof COUNTER) => counters[COUNTER[name]]!;
+  const format = (relay.features & 1n << 34n) !== 0n ? "packed" : "split";
+  let avail = of("availIdx");
+  let used = of("usedIdx");
+  let inflight = of("inflight");
+  if (queue.state === "passthrough" && format === "split") {
+    try {
+      ({ avail, used } = passthroughPositions(relay, queue));
+      inflight = (avail - used) & 0xffff;
+    } catch { /* memory was unplugged under the ring */ }
+  } else if (!queue.running) {
+    avail = queue.base & 0xffff;
+    used = queue.base & 0xffff;
+    inflight = 0;
+  }
+  return {
+    index: queue.index,
+    mode: queue.state,
+    core: queue.state === "shadow" ? "js" : null,
+    guest_ring: format,
+    device_ring: format,
+    num: queue.num,
+    avail_idx: avail,
+    used_idx: used,
+    inflight,
+    kicks: of("kicks"),
+    calls: of("calls"),
+    chains: of("chains"),
+    bytes: of("bytes"),
+    dirty_pages: of("dirtyPages"),
+    errors: of("errors"),
+    full: of("full"),
+    switches: { ...queue.times },
+    error: queue.error ?? null,
+  };
+}

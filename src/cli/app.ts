@@ -175,7 +175,7 @@ async function parseAndRun(
     localization: {
       text: {
         ...text_en,
-        exceptionWhileParsingArguments: (error) => rethrow(parseErrorText(error, { name, command, origins })),
+        exceptionWhileParsingArguments: (error) => rethrow(parseErrorText(error, { name, command, words, origins })),
         exceptionWhileLoadingCommandFunction: rethrow,
         exceptionWhileLoadingCommandContext: rethrow,
         exceptionWhileRunningCommand: rethrow,

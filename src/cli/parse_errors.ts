@@ -20,7 +20,7 @@ import { suggest, suggestionHint } from "../suggest.ts";
 import { quote } from "../units.ts";
 import type { CliContext } from "./context.ts";
 import { GLOBAL_FLAGS } from "./globals.ts";
-import { argumentsOf, flagsOf, kebab } from "./model.ts";
+import { argumentsOf, flagsOf, kebab, scanWords } from "./model.ts";
 import { usageError } from "./usage.ts";
 
 /** The command whose words were parsed. */
@@ -29,12 +29,14 @@ export interface ParsedCommand {
   name: string;
   /** For the names of its flags. */
   command: Command<CliContext>;
+  /** The words that were parsed. */
+  words: readonly string[];
   /** Where defaults came from, by flag or argument. */
   origins: ReadonlyMap<string, string>;
 }
 
 /** Turns whatever the framework's parser threw into a usage error; errors of ours pass. */
-export function parseErrorText(error: unknown, { name, command, origins }: ParsedCommand): unknown {
+export function parseErrorText(error: unknown, { name, command, words, origins }: ParsedCommand): unknown {
   const see = `svq ${name} --help explains the flags`;
   if (error instanceof SvqError) return error;
   if (error instanceof FlagNotFoundError) {
@@ -68,9 +70,8 @@ export function parseErrorText(error: unknown, { name, command, origins }: Parse
   }
   if (error instanceof UnsatisfiedFlagError) {
     const flag = kebab(error.externalFlagName);
-    const model = flagsOf(command).find((known) => known.name === flag);
-    const missing = error.nextFlagName === undefined && model?.required === true;
-    return usageError(`Flag --${flag} ${missing ? "is missing or has no value" : "needs a value"}`, see);
+    const typed = scanWords(flagsOf(command), words).given.has(flag);
+    return usageError(`Flag --${flag} ${typed ? "needs a value" : "is missing"}`, see);
   }
   if (error instanceof UnexpectedPositionalError) {
     return usageError(`Unexpected argument ${quote(error.input)}`, `svq ${name} takes ${countText(error.expectedCount)}`);

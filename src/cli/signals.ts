@@ -1,0 +1,40 @@
+/**
+ * SIGINT and SIGTERM. SIGUSR1 is never handled: Deno opens its debugger on it.
+ *
+ * @module
+ */
+import { EXIT, SvqError } from "../errors.ts";
+
+let controller: AbortController | undefined;
+
+/**
+ * A signal that aborts at the first SIGINT or SIGTERM (and when the reader of stdout goes away); its `reason` is an
+ * SvqError INTERRUPTED with exit code 130 or 143. A second signal ends the process at once with that code.
+ *
+ * A command that runs until it is stopped cleans up and returns (exit 0). A command that was cut short throws the reason.
+ */
+export function untilSignal(): AbortSignal {
+  if (controller !== undefined) return controller.signal;
+  controller = new AbortController();
+  listen("SIGINT", controller, EXIT.interrupted);
+  listen("SIGTERM", controller, EXIT.terminated);
+  return controller.signal;
+}
+
+function listen(name: "SIGINT" | "SIGTERM", controller: AbortController, exitCode: typeof EXIT.interrupted | typeof EXIT.terminated) {
+  Deno.addSignalListener(name, () => {
+    if (controller.signal.aborted) Deno.exit(exitCode);
+    controller.abort(new SvqError("INTERRUPTED", `Stopped by ${name}`, { exitCode }));
+  });
+}
+
+/** Aborts {@linkcode untilSignal}'s signal where a command listens to it: nobody reads the output any more. */
+export function stopBecauseUnread(): void {
+  controller?.abort(new SvqError("UNREAD", "Nobody reads the output any more"));
+}
+
+/** Resolves when `signal` aborts. */
+export function aborted(signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
+  return new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
+}

@@ -201,7 +201,7 @@ export class IovaSpace {
   free(iova: bigint, size: bigint): IovaAllocation {
     const pages = this.#pages(size);
     const start = this.#page(iova, "Address");
-    const found = this.#used.firstOverlap(start, start + pages);
+    const found = this.#used.at(start) ?? this.#used.firstOverlap(start, start + pages);
     if (found === undefined) {
       throw new SvqError("IOVA_NOT_ALLOCATED", `Nothing is allocated in ${formatSpan(iova, size)} of address space ${this.asid}`, {
         hint: "It was freed before, or belongs to another address space; list the allocations to see.",

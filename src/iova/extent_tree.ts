@@ -62,7 +62,14 @@ export class ExtentTree<V> {
 
   /** The extent that holds `unit`. */
   at(unit: number): Extent<V> | undefined {
-    return this.firstOverlap(unit, unit + 1);
+    let node = this.#root;
+    while (node !== null) {
+      this.visits++;
+      if (unit < node.start) node = node.left;
+      else if (unit >= node.end) node = node.right;
+      else return node;
+    }
+    return undefined;
   }
 
   /** The lowest extent that shares a unit with [start, end). */
@@ -101,19 +108,13 @@ export class ExtentTree<V> {
 
   /** Removes the extent that begins at `start`. @returns whether there was one */
   remove(start: number): boolean {
-    const node = this.#exact(start);
-    if (node === undefined) return false;
-    this.#size--;
-    this.#units -= node.end - node.start;
+    const before = this.#size;
     this.#root = this.#remove(this.#root, start);
-    return true;
+    return this.#size < before;
   }
 
   /** Gives the extent that begins at `start` new bounds, which must not reach or cross a neighbour. */
   resize(start: number, newStart: number, newEnd: number): void {
-    const node = this.#exact(start);
-    if (node === undefined) return;
-    this.#units += (newEnd - newStart) - (node.end - node.start);
     this.#resize(this.#root, start, newStart, newEnd);
   }
 
@@ -127,15 +128,6 @@ export class ExtentTree<V> {
       yield next;
       node = next.right;
     }
-  }
-
-  #exact(start: number): Node<V> | undefined {
-    let node = this.#root;
-    while (node !== null && node.start !== start) {
-      this.visits++;
-      node = start < node.start ? node.left : node.right;
-    }
-    return node ?? undefined;
   }
 
   #highest(node: Node<V> | null, length: number, align: number, phase: number): number {
@@ -174,6 +166,8 @@ export class ExtentTree<V> {
     } else if (start > node.start) {
       node.right = this.#remove(node.right, start);
     } else {
+      this.#size--;
+      this.#units -= node.end - node.start;
       if (node.left === null) return node.right;
       if (node.right === null) return node.left;
       let successor = node.right;
@@ -197,6 +191,7 @@ export class ExtentTree<V> {
     if (node === null) return;
     this.visits++;
     if (start === node.start) {
+      this.#units += (newEnd - newStart) - (node.end - node.start);
       node.start = newStart;
       node.end = newEnd;
     } else {

@@ -170,6 +170,7 @@ function pushPages(regions: RegionRequest[], first: string, last: string, name: 
 
 function toRegion(range: IovaRange): RegionRequest {
   checkRange(range);
+  toNumber(range.last + 1n);
   return { gpa: toNumber(range.first), size: toNumber(range.last + 1n - range.first) };
 }
 

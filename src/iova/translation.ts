@@ -8,7 +8,7 @@ import { SvqError } from "../errors.ts";
 import { ADDRESS_LIMIT } from "../memory/region.ts";
 
 /** One mapped region, bytes. */
-export interface MappedRegion {
+export interface TranslatedRegion {
   /** Guest-physical address. */
   readonly gpa: number;
   /** Where the device finds it. */
@@ -110,7 +110,7 @@ export class Translation {
    * @param regions in any order
    * @throws {SvqError} IOVA_OVERLAP for regions that share a GPA or an IOVA, IOVA_ADDRESS_LIMIT beyond 2^52, IOVA_INVALID
    */
-  constructor(regions: readonly MappedRegion[]) {
+  constructor(regions: readonly TranslatedRegion[]) {
     for (const { gpa, iova, size } of regions) {
       if (![gpa, iova, size].every(Number.isSafeInteger) || gpa < 0 || iova < 0 || size <= 0) {
         throw new SvqError("IOVA_INVALID", `Region gpa ${gpa}, iova ${iova}, size ${size} is not made of addresses and a size`);

@@ -1,0 +1,393 @@
+/**
+ * The vhost-user front-end: drives a device in another process (qemu-storage-daemon, testpmd, `svq device run`) as a
+ * {@linkcode VhostBackend}.
+ *
+ * @module
+ */
+import { SvqError } from "../errors.ts";
+import type { OwnedFd } from "../ffi/fd.ts";
+import { connectUnix, UnixStream } from "../ffi/unix_socket.ts";
+import type { MemoryRegion } from "../memory/region.ts";
+import { bit, bitsOf, hasBit } from "../uapi/bits.ts";
+import {
+  decodeU64,
+  decodeVringState,
+  encodeU64,
+  encodeVringAddr,
+  encodeVringState,
+  VHOST_VRING_F_LOG,
+  VRING_NUM_LIMIT,
+} from "../uapi/vhost.ts";
+import { MEM_TABLE_LIMIT, PROTOCOL_FEATURE, REQUEST, RING_LIMIT, VHOST_USER_F_PROTOCOL_FEATURES } from "../uapi/vhost_user.ts";
+import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import { BackEndChannel } from "./back_end_channel.ts";
+import type { MessageHook } from "./connection.ts";
+import { DeviceMemory } from "./device_memory.ts";
+import { decodeConfig, encodeConfig, encodeLog, encodeMac, encodeVringFd, protocolError, requireRing } from "./message.ts";
+import { probeVhostUser, type VhostUserProbe } from "./probe.ts";
+import { type CallOptions, Requester } from "./requester.ts";
+import { ringSizes } from "./region_table.ts";
+
+const RING_PACKED = 34;
+/** What QEMU and libvhost-user let one GET_CONFIG carry. */
+const CONFIG_READ_LIMIT = 256;
+const DEFAULT_TIMEOUT_MS = 60_000;
+
+/** The protocol features that this front-end can use. */
+export const FRONT_END_PROTOCOL_FEATURES: bigint = bitsOf([
+  PROTOCOL_FEATURE.MQ,
+  PROTOCOL_FEATURE.LOG_SHMFD,
+  PROTOCOL_FEATURE.RARP,
+  PROTOCOL_FEATURE.REPLY_ACK,
+  PROTOCOL_FEATURE.MTU,
+  PROTOCOL_FEATURE.BACKEND_REQ,
+  PROTOCOL_FEATURE.CONFIG,
+  PROTOCOL_FEATURE.RESET_DEVICE,
+  PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS,
+  PROTOCOL_FEATURE.STATUS,
+]);
+
+/** How a {@linkcode VhostUserFrontEnd} is made. */
+export interface FrontEndOptions {
+  /** The device address as the user wrote it, for messages and `info`. */
+  address?: string;
+  /** Protocol features that may be negotiated (default {@linkcode FRONT_END_PROTOCOL_FEATURES}). */
+  protocolFeatures?: bigint;
+  /** Milliseconds to wait for an answer (default 60000; Infinity: for ever). A late answer closes the connection. */
+  timeoutMs?: number;
+  /** The same for GET_VRING_BASE, which waits for all requests in flight (default Infinity). */
+  vringBaseTimeoutMs?: number;
+  /** Sees every message of the connection and of the back-end's channel. */
+  onMessage?: MessageHook | undefined;
+}
+
+/**
+ * A device behind a vhost-user socket.
+ *
+ * - `info.queueNum` is what the device answers: for a net device that may be pairs; 1 where it lacks MQ.
+ * - A stopped ring (getVringBase) has lost its kick and call eventfds in some devices: set both to start it again.
+ * - Without STATUS, getStatus gives back what setStatus was given. Where STATUS is negotiated (info.protocolFeatures), some
+ *   devices process nothing until DRIVER_OK is set.
+ * - Without bit 30 there are no protocol features, and a ring runs from its kick on: setVringEnable does nothing.
+ */
+export class VhostUserFrontEnd implements VhostBackend {
+  readonly info: BackendInfo;
+  onConfigChange: (() => void) | undefined;
+  readonly sendRarp?: (mac: Uint8Array<ArrayBuffer>) => Promise<void>;
+  readonly setMtu?: (mtu: number) => Promise<void>;
+  readonly #requester: Requester;
+  readonly #memory: DeviceMemory;
+  readonly #channel: BackEndChannel | undefined;
+  readonly #timeoutMs: number;
+  readonly #vringBaseTimeoutMs: number;
+  readonly #hasProtocolFeatures: boolean;
+  readonly #nums = new Map<number, number>();
+  readonly #kicked = new Set<number>();
+  #packed = false;
+  #status = 0;
+  #onFailure: ((error: Error) => void) | undefined;
+  #lost: SvqError | undefined;
+
+  private constructor(start: Negotiated, options: FrontEndOptions) {
+    this.info = start.info;
+    this.#requester = start.requester;
+    this.#channel = start.channel;
+    this.#hasProtocolFeatures = start.hasProtocolFeatures;
+    this.#timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+    this.#vringBaseTimeoutMs = options.vringBaseTimeoutMs ?? Infinity;
+    this.#memory = new DeviceMemory(
+      (request, payload, fds, what) => this.#settled(request, payload, { fds, what }),
+      this.#has(PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS),
+      start.info.maxMemSlots,
+    );
+    if (this.#has(PROTOCOL_FEATURE.RARP)) this.sendRarp = (mac) => this.#command(REQUEST.SEND_RARP, encodeMac(mac));
+    if (this.#has(PROTOCOL_FEATURE.MTU)) this.setMtu = (mtu) => this.#command(REQUEST.NET_SET_MTU, encodeU64(BigInt(mtu)));
+  }
+
+  /** Connects to the device that listens on `path`. @throws SvqError of connecting or negotiating */
+  static connect(path: string, options: FrontEndOptions = {}): Promise<VhostUserFrontEnd> {
+    return VhostUserFrontEnd.fromStream(connectUnix(path), { address: `unix:${path}`, ...options });
+  }
+
+  /** Takes ownership of `fd`, a connected stream socket. */
+  static fromFd(fd: OwnedFd, options: FrontEndOptions = {}): Promise<VhostUserFrontEnd> {
+    const address = `fd:${fd.fd}`;
+    return VhostUserFrontEnd.fromStream(new UnixStream(fd), { address, ...options });
+  }
+
+  /** Takes ownership of a connected stream, e.g. one that a listener accepted from a device that connects. */
+  static async fromStream(stream: UnixStream, options: FrontEndOptions = {}): Promise<VhostUserFrontEnd> {
+    // What happens before there is an object to tell it to is kept for it.
+    const events: { device?: VhostUserFrontEnd } = {};
+    const requester = new Requester(stream, {
+      onMessage: options.onMessage,
+      onLost: (error) => events.device?.#lose(error),
+    });
+    let channel: BackEndChannel | undefined;
+    try {
+      const start = await negotiate(requester, options, () => {
+        channel = new BackEndChannel({
+          onMessage: options.onMessage,
+          onConfigChange: () => events.device?.onConfigChange?.(),
+          onViolation: (error) => requester.fail(error),
+        });
+        return channel;
+      });
+      const device = new VhostUserFrontEnd(start, options);
+      events.device = device;
+      if (requester.failure !== undefined) device.#lose(requester.failure);
+      return device;
+    } catch (error) {
+      channel?.close();
+      requester.close();
+      throw error;
+    }
+  }
+
+  /** Asks a device what it is with GET messages only. See {@linkcode probeVhostUser}. */
+  static probe(path: string, timeoutMs = 1000): Promise<VhostUserProbe> {
+    return probeVhostUser(path, timeoutMs);
+  }
+
+  get onFailure(): ((error: Error) => void) | undefined {
+    return this.#onFailure;
+  }
+
+  /** A handler that comes after the failure is told too: the device may be lost before its owner has looked at it. */
+  set onFailure(handler: ((error: Error) => void) | undefined) {
+    this.#onFailure = handler;
+    if (this.#lost !== undefined) this.#lose(this.#lost);
+  }
+
+  #lose(error: SvqError): void {
+    this.#lost = error;
+    const handler = this.#onFailure;
+    if (handler === undefined) return;
+    this.#lost = undefined;
+    queueMicrotask(() => handler(error));
+  }
+
+  #has(feature: number): boolean {
+    return hasBit(this.info.protocolFeatures, feature);
+  }
+
+  #require(feature: number, what: string): void {
+    if (!this.#has(feature)) throw new SvqError("UNSUPPORTED", `${this.info.address} has no ${what}`);
+  }
+
+  #call(request: number, payload?: Uint8Array<ArrayBuffer>, options: CallOptions = {}): Promise<Uint8Array<ArrayBuffer>> {
+    return this.#requester.call(request, payload, { timeoutMs: this.#timeoutMs, ...options });
+  }
+
+  #command(request: number, payload?: Uint8Array<ArrayBuffer>, options: CallOptions = {}): Promise<void> {
+    return this.#requester.command(request, payload, { timeoutMs: this.#timeoutMs, ...options });
+  }
+
+  // For requests after which the device must have acted: without REPLY_ACK, an answered request behind it proves that.
+  async #settled(request: number, payload?: Uint8Array<ArrayBuffer>, options: CallOptions = {}): Promise<void> {
+    await this.#command(request, payload, options);
+    if (!this.#requester.replyAck) await this.#call(REQUEST.GET_FEATURES);
+  }
+
+  async getFeatures(): Promise<bigint> {
+    return decodeU64(await this.#call(REQUEST.GET_FEATURES)) & ~bit(VHOST_USER_F_PROTOCOL_FEATURES);
+  }
+
+  async setFeatures(features: bigint): Promise<void> {
+    // Without bit 30 a device would enable all of its rings.
+    const word = this.#hasProtocolFeatures ? features | bit(VHOST_USER_F_PROTOCOL_FEATURES) : features;
+    await this.#settled(REQUEST.SET_FEATURES, encodeU64(word));
+    this.#packed = hasBit(features, RING_PACKED);
+  }
+
+  /** Reads from the first byte on: back-ends built on libvhost-user ignore the offset. */
+  async getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
+    this.#require(PROTOCOL_FEATURE.CONFIG, "device configuration");
+    const end = offset + size;
+    if (!(offset >= 0 && size >= 0 && end <= CONFIG_READ_LIMIT)) {
+      throw new SvqError("OUT_OF_RANGE", `Configuration bytes ${offset}+${size} lie outside ${CONFIG_READ_LIMIT}`);
+    }
+    const answer = await this.#call(REQUEST.GET_CONFIG, encodeConfig({ offset: 0, flags: 0, bytes: new Uint8Array(end) }));
+    if (answer.length === 0) throw new SvqError("DEVICE_REFUSED", `${this.info.address} refused to read configuration bytes 0+${end}`);
+    const config = decodeConfig(answer);
+    if (config.bytes.length !== end) {
+      throw protocolError(`Answer to GET_CONFIG: ${config.bytes.length} bytes of configuration instead of ${end}`);
+    }
+    return config.bytes.slice(offset);
+  }
+
+  setConfig(offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+    this.#require(PROTOCOL_FEATURE.CONFIG, "device configuration");
+    return this.#command(REQUEST.SET_CONFIG, encodeConfig({ offset, flags: 0, bytes }));
+  }
+
+  setMemTable(regions: readonly MemoryRegion[]): Promise<void> {
+    return this.#memory.set(regions);
+  }
+
+  addMemRegion(region: MemoryRegion): Promise<void> {
+    return this.#memory.add(region);
+  }
+
+  removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void> {
+    return this.#memory.remove(region);
+  }
+
+  async setLogBase(log: LogRegion): Promise<void> {
+    this.#require(PROTOCOL_FEATURE.LOG_SHMFD, "dirty log in shared memory");
+    // Devices answer with nothing, a u64, or the request's 16 bytes.
+    const answer = await this.#call(REQUEST.SET_LOG_BASE, encodeLog(log), { fds: [log.fd] });
+    if (answer.length === 8 && decodeU64(answer) !== 0n) throw new SvqError("DEVICE_REFUSED", `${this.info.address} refused the dirty log`);
+    if (![0, 8, 16].includes(answer.length)) throw protocolError(`Answer to SET_LOG_BASE of ${answer.length} bytes`);
+  }
+
+  async setVringNum(index: number, num: number): Promise<void> {
+    if (!(Number.isInteger(num) && num > 0 && num <= VRING_NUM_LIMIT)) throw new SvqError("BAD_RING_SIZE", `Ring ${index}: size ${num}`);
+    await this.#command(REQUEST.SET_VRING_NUM, this.#state(index, num), { what: `ring ${index}` });
+    this.#nums.set(index, num);
+  }
+
+  #state(index: number, num: number): Uint8Array<ArrayBuffer> {
+    return encodeVringState({ index: requireRing(index), num });
+  }
+
+  async setVringAddresses(index: number, addresses: VringAddresses): Promise<void> {
+    const sizes = ringSizes(this.#nums.get(requireRing(index)) ?? 1, this.#packed);
+    const payload = encodeVringAddr({
+      index,
+      flags: addresses.logGpa === undefined ? 0 : VHOST_VRING_F_LOG,
+      desc: this.#memory.toUaddr(addresses.desc, sizes.desc, `Descriptors of ring ${index}`),
+      used: this.#memory.toUaddr(addresses.used, sizes.used, `Used ring of ring ${index}`),
+      avail: this.#memory.toUaddr(addresses.avail, sizes.avail, `Avail ring of ring ${index}`),
+      logGuestAddr: addresses.logGpa ?? 0,
+    });
+    await this.#command(REQUEST.SET_VRING_ADDR, payload, { what: `ring ${index}` });
+  }
+
+  setVringBase(index: number, base: number): Promise<void> {
+    return this.#command(REQUEST.SET_VRING_BASE, this.#state(index, base), { what: `ring ${index}` });
+  }
+
+  async getVringBase(index: number): Promise<number> {
+    const options = { timeoutMs: this.#vringBaseTimeoutMs, what: `ring ${index}` };
+    const answer = decodeVringState(await this.#call(REQUEST.GET_VRING_BASE, this.#state(index, 0), options));
+    if (answer.index !== index) throw protocolError(`Answer to GET_VRING_BASE of ring ${index} names ring ${answer.index}`);
+    this.#kicked.delete(index);
+    return answer.num;
+  }
+
+  async setVringKick(index: number, fd: number | null): Promise<void> {
+    await this.#setVringFd(REQUEST.SET_VRING_KICK, index, fd);
+    this.#kicked.add(index);
+  }
+
+  setVringCall(index: number, fd: number | null): Promise<void> {
+    return this.#setVringFd(REQUEST.SET_VRING_CALL, index, fd);
+  }
+
+  setVringErr(index: number, fd: number | null): Promise<void> {
+    return this.#setVringFd(REQUEST.SET_VRING_ERR, index, fd);
+  }
+
+  #setVringFd(request: number, index: number, fd: number | null): Promise<void> {
+    return this.#command(request, encodeVringFd({ index, hasFd: fd !== null }), { fds: fd === null ? [] : [fd], what: `ring ${index}` });
+  }
+
+  async setVringEnable(index: number, enabled: boolean): Promise<void> {
+    const payload = this.#state(index, enabled ? 1 : 0);
+    if (this.#hasProtocolFeatures) await this.#settled(REQUEST.SET_VRING_ENABLE, payload, { what: `ring ${index}` });
+  }
+
+  async getStatus(): Promise<number> {
+    if (!this.#has(PROTOCOL_FEATURE.STATUS)) return this.#status;
+    return Number(decodeU64(await this.#call(REQUEST.GET_STATUS)) & 0xffn);
+  }
+
+  async setStatus(status: number): Promise<void> {
+    if (this.#has(PROTOCOL_FEATURE.STATUS)) await this.#command(REQUEST.SET_STATUS, encodeU64(BigInt(status)));
+    this.#status = status;
+  }
+
+  /** RESET_DEVICE where the device has it, else every ring is disabled and stopped and the status cleared. */
+  async reset(): Promise<void> {
+    if (this.#has(PROTOCOL_FEATURE.RESET_DEVICE)) {
+      await this.#settled(REQUEST.RESET_DEVICE);
+    } else {
+      for (const index of [...this.#kicked]) {
+        await this.setVringEnable(index, false);
+        await this.getVringBase(index);
+      }
+      await this.setStatus(0);
+    }
+    this.#kicked.clear();
+    this.#nums.clear();
+    this.#packed = false;
+    this.#status = 0;
+  }
+
+  /** vhost-user has no such request: stop the rings with getVringBase. @throws SvqError UNSUPPORTED */
+  suspend(): Promise<void> {
+    return Promise.reject(new SvqError("UNSUPPORTED", "A vhost-user device is suspended by stopping its rings"));
+  }
+
+  /** @throws SvqError UNSUPPORTED */
+  resume(): Promise<void> {
+    return Promise.reject(new SvqError("UNSUPPORTED", "A vhost-user device is resumed by starting its rings"));
+  }
+
+  close(): Promise<void> {
+    this.#channel?.close();
+    this.#requester.close();
+    this.#memory[Symbol.dispose]();
+    return Promise.resolve();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+interface Negotiated {
+  info: BackendInfo;
+  requester: Requester;
+  channel: BackEndChannel | undefined;
+  hasProtocolFeatures: boolean;
+}
+
+// Features, owner and channel, in QEMU's order.
+async function negotiate(requester: Requester, options: FrontEndOptions, openChannel: () => BackEndChannel): Promise<Negotiated> {
+  const timeoutMs = options.timeoutMs ?? DEFAULT_TIMEOUT_MS;
+  const getU64 = async (request: number): Promise<bigint> => decodeU64(await requester.call(request, undefined, { timeoutMs }));
+  const getCount = async (request: number, limit: number): Promise<number> => {
+    const count = await getU64(request);
+    return count < BigInt(limit) ? Number(count) : limit;
+  };
+  const features = await getU64(REQUEST.GET_FEATURES);
+  const hasProtocolFeatures = hasBit(features, VHOST_USER_F_PROTOCOL_FEATURES);
+  let protocolFeatures = 0n;
+  if (hasProtocolFeatures) {
+    protocolFeatures = await getU64(REQUEST.GET_PROTOCOL_FEATURES) & (options.protocolFeatures ?? FRONT_END_PROTOCOL_FEATURES);
+    await requester.tell(REQUEST.SET_PROTOCOL_FEATURES, encodeU64(protocolFeatures));
+    requester.replyAck = hasBit(protocolFeatures, PROTOCOL_FEATURE.REPLY_ACK);
+  }
+  const queueNum = hasBit(protocolFeatures, PROTOCOL_FEATURE.MQ) ? await getCount(REQUEST.GET_QUEUE_NUM, RING_LIMIT) : 1;
+  const slots = hasBit(protocolFeatures, PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS);
+  const maxMemSlots = slots ? await getCount(REQUEST.GET_MAX_MEM_SLOTS, 2 ** 31) : MEM_TABLE_LIMIT;
+  let channel: BackEndChannel | undefined;
+  if (hasBit(protocolFeatures, PROTOCOL_FEATURE.BACKEND_REQ)) {
+    channel = openChannel();
+    await requester.command(REQUEST.SET_BACKEND_REQ_FD, undefined, { fds: [channel.remote.fd], timeoutMs });
+    channel.remote.close();
+  }
+  await requester.command(REQUEST.SET_OWNER, undefined, { timeoutMs });
+  const info: BackendInfo = {
+    kind: "vhost-user",
+    address: options.address ?? "vhost-user",
+    queueNum,
+    maxMemSlots,
+    protocolFeatures,
+    canSuspend: false,
+    hasConfig: hasBit(protocolFeatures, PROTOCOL_FEATURE.CONFIG),
+  };
+  return { info, requester, channel, hasProtocolFeatures };
+}

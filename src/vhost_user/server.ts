@@ -1,0 +1,476 @@
+/**
+ * The vhost-user back-end server: a VMM's connection on one side, any {@linkcode VhostBackend} on the other.
+ *
+ * Requests are handled strictly in order, each to its end before the next is read. What the backend rejects is told to the
+ * front-end where the protocol has a way to say it; a request whose answer cannot be given, and a broken protocol, end the
+ * connection; everything else signals the ring's err eventfd and goes on.
+ *
+ * @module
+ */
+import { SvqError } from "../errors.ts";
+import { signalEventfd } from "../ffi/eventfd.ts";
+import type { OwnedFd } from "../ffi/fd.ts";
+import { type UnixListener, UnixStream } from "../ffi/unix_socket.ts";
+import { bit, bitsOf, hasBit } from "../uapi/bits.ts";
+import { decodeU64, decodeVringAddr, decodeVringState, encodeU64, encodeVringState, VHOST_F, VRING_NUM_LIMIT } from "../uapi/vhost.ts";
+import type { VringState } from "../uapi/vhost.ts";
+import {
+  BACKEND_REQUEST,
+  FLAG,
+  isKnownRequest,
+  PROTOCOL_FEATURE,
+  REQUEST,
+  requestName,
+  requestShape,
+  VHOST_USER_F_PROTOCOL_FEATURES,
+} from "../uapi/vhost_user.ts";
+import type { VhostBackend } from "../vhost/backend.ts";
+import { closeFds, type Message, type MessageHook, VhostUserConnection } from "./connection.ts";
+import {
+  decodeConfig,
+  decodeLog,
+  decodeMac,
+  decodeMemTable,
+  decodeRegion,
+  decodeVringFd,
+  encodeConfig,
+  encodeLog,
+  protocolError,
+  requireRing,
+} from "./message.ts";
+import { Requester } from "./requester.ts";
+import { requireFileRange, ServerMemory } from "./server_memory.ts";
+
+const RING_PACKED = 34;
+const NO_BYTES = new Uint8Array(0);
+
+/** What a {@linkcode BackendServer} offers by default; CONFIG, RARP and MTU only where the backend can do them. */
+export const SERVER_PROTOCOL_FEATURES: bigint = bitsOf([
+  PROTOCOL_FEATURE.MQ,
+  PROTOCOL_FEATURE.LOG_SHMFD,
+  PROTOCOL_FEATURE.RARP,
+  PROTOCOL_FEATURE.REPLY_ACK,
+  PROTOCOL_FEATURE.MTU,
+  PROTOCOL_FEATURE.BACKEND_REQ,
+  PROTOCOL_FEATURE.CONFIG,
+  PROTOCOL_FEATURE.RESET_DEVICE,
+  PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS,
+  PROTOCOL_FEATURE.STATUS,
+]);
+
+/** What a {@linkcode BackendServer} is told besides its backend. */
+export interface ServerOptions {
+  /** Protocol features to offer (default {@linkcode SERVER_PROTOCOL_FEATURES}); CONFIG, RARP and MTU need the backend too. */
+  protocolFeatures?: bigint;
+  /** Offer LOG_ALL (bit 26), whatever the backend says (default false: not offered). */
+  offerLog?: boolean;
+  /** Sees every message. */
+  onMessage?: MessageHook | undefined;
+  /** A request that was not carried out. The connection may go on. */
+  onError?: ((error: Error) => void) | undefined;
+  /**
+   * The connection has ended and its descriptors are closed; the backend is as the front-end left it.
+   *
+   * @param error why, unless the front-end closed it in an orderly way or `close` was called
+   */
+  onDisconnect?: ((error: Error | undefined) => void | Promise<void>) | undefined;
+}
+
+/** The answer to a request: its payload, or nothing for requests without one of their own. */
+type Answer = Uint8Array<ArrayBuffer> | undefined;
+type Handler = (message: Message) => Promise<Answer> | Answer;
+
+/** Serves one front-end connection. */
+export class BackendServer implements Disposable {
+  readonly #connection: VhostUserConnection;
+  readonly #backend: VhostBackend;
+  readonly #options: ServerOptions;
+  readonly #memory: ServerMemory;
+  readonly #errFds = new Map<number, OwnedFd>();
+  readonly #nums = new Map<number, number>();
+  readonly #started = new Set<number>();
+  #channel: Requester | undefined;
+  #protocolFeatures = 0n;
+  #features = 0n;
+  // SET_FEATURES without bit 30 enables all rings, also those that start later.
+  #alwaysEnabled = false;
+
+  /** Takes ownership of `stream`; borrows `backend`. */
+  constructor(stream: UnixStream, backend: VhostBackend, options: ServerOptions = {}) {
+    this.#connection = new VhostUserConnection(stream, { expect: "requests", onMessage: options.onMessage });
+    this.#backend = backend;
+    this.#options = options;
+    this.#memory = new ServerMemory(backend);
+  }
+
+  /** The protocol features that the front-end is offered. */
+  get offeredProtocolFeatures(): bigint {
+    const { info, sendRarp, setMtu } = this.#backend;
+    let offered = this.#options.protocolFeatures ?? SERVER_PROTOCOL_FEATURES;
+    if (!info.hasConfig) offered &= ~bit(PROTOCOL_FEATURE.CONFIG);
+    if (sendRarp === undefined) offered &= ~bit(PROTOCOL_FEATURE.RARP);
+    if (setMtu === undefined) offered &= ~bit(PROTOCOL_FEATURE.MTU);
+    return offered;
+  }
+
+  /**
+   * Serves until the connection ends, releases its descriptors and calls `onDisconnect`. Takes over the backend's
+   * `onConfigChange` for that time.
+   *
+   * @returns why it ended; nothing for an orderly end
+   */
+  async run(): Promise<Error | undefined> {
+    const before = this.#backend.onConfigChange;
+    this.#backend.onConfigChange = () => this.#tellConfigChange();
+    const error = await this.#serve();
+    this.#backend.onConfigChange = before;
+    this.close();
+    this.#channel?.close();
+    this.#memory[Symbol.dispose]();
+    for (const fd of this.#errFds.values()) fd.close();
+    this.#errFds.clear();
+    await this.#options.onDisconnect?.(error);
+    return error;
+  }
+
+  async #serve(): Promise<Error | undefined> {
+    try {
+      for (;;) {
+        const message = await this.#connection.receive();
+        if (message === undefined) return undefined;
+        try {
+          await this.#handle(message);
+        } finally {
+          // What the handler wanted to keep it has taken out.
+          closeFds(message.fds);
+        }
+      }
+    } catch (error) {
+      if (error instanceof SvqError && error.code === "CLOSED") return undefined;
+      return error instanceof Error ? error : new SvqError("INTERNAL", String(error));
+    }
+  }
+
+  async #handle(message: Message): Promise<void> {
+    const { request } = message;
+    const handler = this.#handlers[request];
+    let answer: Answer;
+    let failed = false;
+    try {
+      if (handler === undefined) throw this.#refusal(request);
+      answer = await handler(message);
+    } catch (error) {
+      answer = this.#afterFailure(message, error);
+      failed = true;
+    }
+    if (answer !== undefined) return await this.#connection.reply(request, answer);
+    if (this.#wantsAck(message)) return await this.#connection.reply(request, encodeU64(failed ? 1n : 0n));
+    if (failed) this.#signalError(message);
+  }
+
+  #wantsAck(message: Message): boolean {
+    return (message.flags & FLAG.NEED_REPLY) !== 0 && this.#negotiated(PROTOCOL_FEATURE.REPLY_ACK);
+  }
+
+  #refusal(request: number): SvqError {
+    const name = requestName("front-end", request);
+    return new SvqError("VHOST_USER_UNSUPPORTED", `The front-end sent ${name}, which it was not offered`);
+  }
+
+  // Reports the failure; gives the answer that says "failed" where the request has one.
+  #afterFailure(message: Message, error: unknown): Answer {
+    const { request } = message;
+    const breaksProtocol = error instanceof SvqError && ["VHOST_USER_PROTOCOL", "BAD_RECORD", "ADDRESS_TOO_LARGE"].includes(error.code);
+    if (breaksProtocol) throw error;
+    const failure = FAILED_ANSWERS[request]?.();
+    if (failure === undefined && requestShape("front-end", request).replies && isKnownRequest("front-end", request)) {
+      const cause = error instanceof Error ? error.message : String(error);
+      throw new SvqError("VHOST_USER_UNANSWERABLE", `${requestName("front-end", request)} cannot be answered: ${cause}`, { cause: error });
+    }
+    this.#options.onError?.(error instanceof Error ? error : new SvqError("INTERNAL", String(error)));
+    return failure;
+  }
+
+  // Requests about a ring begin with its number.
+  #signalError(message: Message): void {
+    if (!RING_REQUESTS.has(message.request)) return;
+    const err = this.#errFds.get(message.payload[0]!);
+    if (err !== undefined) signalEventfd(err.fd);
+  }
+
+  #negotiated(feature: number): boolean {
+    return hasBit(this.#protocolFeatures, feature);
+  }
+
+  readonly #handlers: Readonly<Record<number, Handler>> = {
+    [REQUEST.GET_FEATURES]: async () => encodeU64(await this.#offeredFeatures()),
+    [REQUEST.SET_FEATURES]: ({ payload }) => this.#setFeatures(decodeU64(payload)),
+    [REQUEST.GET_PROTOCOL_FEATURES]: () => encodeU64(this.offeredProtocolFeatures),
+    [REQUEST.SET_PROTOCOL_FEATURES]: ({ payload }) => this.#setProtocolFeatures(decodeU64(payload)),
+    [REQUEST.SET_OWNER]: () => undefined,
+    // Deprecated, and sent by front-ends that mean RESET_DEVICE or nothing at all.
+    [REQUEST.RESET_OWNER]: () => undefined,
+    [REQUEST.GET_QUEUE_NUM]: () => encodeU64(BigInt(this.#backend.info.queueNum)),
+    [REQUEST.GET_MAX_MEM_SLOTS]: () => encodeU64(BigInt(this.#backend.info.maxMemSlots)),
+    [REQUEST.SET_MEM_TABLE]: ({ payload, fds }) => this.#done(this.#memory.set(decodeMemTable(payload), fds)),
+    [REQUEST.ADD_MEM_REG]: ({ payload, fds }) => this.#done(this.#memory.add(decodeRegion(payload), fds)),
+    [REQUEST.REM_MEM_REG]: ({ payload }) => this.#done(this.#memory.remove(decodeRegion(payload))),
+    [REQUEST.SET_LOG_BASE]: (message) => this.#setLogBase(message),
+    // Whoever reads the log looks at it whenever it wants to; nobody here signals that it changed.
+    [REQUEST.SET_LOG_FD]: () => undefined,
+    [REQUEST.SET_VRING_NUM]: ({ payload }) => this.#setVringNum(ringState(payload)),
+    [REQUEST.SET_VRING_ADDR]: ({ payload }) => this.#setVringAddr(payload),
+    [REQUEST.SET_VRING_BASE]: ({ payload }) => {
+      const { index, num } = ringState(payload);
+      return this.#done(this.#backend.setVringBase(index, num));
+    },
+    [REQUEST.GET_VRING_BASE]: ({ payload }) => this.#getVringBase(ringState(payload).index),
+    [REQUEST.SET_VRING_KICK]: (message) => this.#setVringKick(message),
+    [REQUEST.SET_VRING_CALL]: (message) => this.#setVringFd(message, (index, fd) => this.#backend.setVringCall(index, fd)),
+    [REQUEST.SET_VRING_ERR]: (message) => this.#setVringErr(message),
+    [REQUEST.SET_VRING_ENABLE]: ({ payload }) => {
+      const { index, num } = ringState(payload);
+      if (num > 1) throw protocolError(`SET_VRING_ENABLE of ring ${index} with ${num}`);
+      return this.#done(this.#backend.setVringEnable(index, num === 1));
+    },
+    [REQUEST.SEND_RARP]: ({ payload }) => {
+      if (this.#backend.sendRarp === undefined) throw this.#refusal(REQUEST.SEND_RARP);
+      return this.#done(this.#backend.sendRarp(decodeMac(payload)));
+    },
+    [REQUEST.NET_SET_MTU]: ({ payload }) => {
+      if (this.#backend.setMtu === undefined) throw this.#refusal(REQUEST.NET_SET_MTU);
+      const mtu = decodeU64(payload);
+      if (mtu > 65535n) throw protocolError(`NET_SET_MTU with ${mtu}`);
+      return this.#done(this.#backend.setMtu(Number(mtu)));
+    },
+    [REQUEST.SET_BACKEND_REQ_FD]: ({ fds }) => this.#setChannel(fds),
+    [REQUEST.GET_CONFIG]: ({ payload }) => this.#getConfig(payload),
+    [REQUEST.SET_CONFIG]: ({ payload }) => {
+      const { offset, bytes } = decodeConfig(payload);
+      return this.#done(this.#backend.setConfig(offset, bytes));
+    },
+    [REQUEST.GET_STATUS]: async () => encodeU64(BigInt(await this.#backend.getStatus())),
+    [REQUEST.SET_STATUS]: ({ payload }) => this.#done(this.#backend.setStatus(Number(decodeU64(payload) & 0xffn))),
+    [REQUEST.RESET_DEVICE]: () => this.#reset(),
+  };
+
+  async #done(work: Promise<void>): Promise<undefined> {
+    await work;
+    return undefined;
+  }
+
+  async #offeredFeatures(): Promise<bigint> {
+    const log = bit(VHOST_F.LOG_ALL);
+    const features = (await this.#backend.getFeatures() & ~log) | bit(VHOST_USER_F_PROTOCOL_FEATURES);
+    return this.#options.offerLog === true ? features | log : features;
+  }
+
+  async #setFeatures(word: bigint): Promise<undefined> {
+    const unknown = word & ~(await this.#offeredFeatures());
+    if (unknown !== 0n) {
+      throw new SvqError("FEATURES_NOT_OFFERED", `The front-end took feature bits 0x${unknown.toString(16)}, which it was not offered`);
+    }
+    const features = word & ~bit(VHOST_USER_F_PROTOCOL_FEATURES);
+    await this.#backend.setFeatures(features);
+    this.#features = features;
+    // With bit 30 nothing is disabled either: LOG_ALL is turned on and off this way while rings run.
+    this.#alwaysEnabled = features === word;
+    if (this.#alwaysEnabled) { for (const index of this.#started) await this.#backend.setVringEnable(index, true); }
+    return undefined;
+  }
+
+  #setProtocolFeatures(word: bigint): undefined {
+    const unknown = word & ~this.offeredProtocolFeatures;
+    if (unknown !== 0n) throw protocolError(`The front-end took protocol features 0x${unknown.toString(16)}, which it was not offered`);
+    this.#protocolFeatures = word;
+    if (this.#channel !== undefined) this.#channel.replyAck = this.#negotiated(PROTOCOL_FEATURE.REPLY_ACK);
+    return undefined;
+  }
+
+  async #setLogBase({ payload, fds }: Message): Promise<Answer> {
+    if (!this.#negotiated(PROTOCOL_FEATURE.LOG_SHMFD)) {
+      if (fds.length > 0) throw protocolError("SET_LOG_BASE with a file descriptor, without LOG_SHMFD");
+      // An address of the front-end's process: of no use here, and no answer is due.
+      return undefined;
+    }
+    if (fds.length !== 1) throw protocolError("SET_LOG_BASE without a file descriptor");
+    const log = decodeLog(payload);
+    requireFileRange(fds[0]!.fd, log.offset, log.size, "Dirty log");
+    await this.#backend.setLogBase({ fd: fds[0]!.fd, offset: log.offset, size: log.size });
+    return encodeLog(log);
+  }
+
+  #setVringNum({ index, num }: VringState): Promise<undefined> {
+    if (num < 1 || num > VRING_NUM_LIMIT) throw protocolError(`SET_VRING_NUM of ring ${index} with ${num}`);
+    this.#nums.set(index, num);
+    return this.#done(this.#backend.setVringNum(index, num));
+  }
+
+  #setVringAddr(payload: Uint8Array<ArrayBuffer>): Promise<undefined> {
+    const record = decodeVringAddr(payload);
+    requireWireRing(record.index);
+    const addresses = this.#memory.ringAddresses(record, this.#nums.get(record.index) ?? 1, hasBit(this.#features, RING_PACKED));
+    return this.#done(this.#backend.setVringAddresses(record.index, addresses));
+  }
+
+  async #getVringBase(index: number): Promise<Answer> {
+    const base = await this.#backend.getVringBase(index);
+    this.#started.delete(index);
+    return encodeVringState({ index, num: base });
+  }
+
+  async #setVringFd({ payload, fds }: Message, set: (index: number, fd: number | null) => Promise<void>): Promise<undefined> {
+    const { index } = decodeVringFd(payload, fds.length);
+    await set(index, fds[0]?.fd ?? null);
+    return undefined;
+  }
+
+  async #setVringKick(message: Message): Promise<undefined> {
+    const { index } = decodeVringFd(message.payload, message.fds.length);
+    await this.#backend.setVringKick(index, message.fds[0]?.fd ?? null);
+    this.#started.add(index);
+    if (this.#alwaysEnabled) await this.#backend.setVringEnable(index, true);
+    return undefined;
+  }
+
+  async #setVringErr(message: Message): Promise<undefined> {
+    const { index } = decodeVringFd(message.payload, message.fds.length);
+    this.#errFds.get(index)?.close();
+    this.#errFds.delete(index);
+    const own = message.fds.shift();
+    if (own !== undefined) this.#errFds.set(index, own);
+    await this.#backend.setVringErr(index, own?.fd ?? null);
+    return undefined;
+  }
+
+  async #getConfig(payload: Uint8Array<ArrayBuffer>): Promise<Answer> {
+    const { offset, flags, bytes } = decodeConfig(payload);
+    const config = await this.#backend.getConfig(offset, bytes.length);
+    if (config.length !== bytes.length) {
+      throw new SvqError("SHORT_CONFIG", `The device gave ${config.length} bytes of configuration instead of ${bytes.length}`);
+    }
+    return encodeConfig({ offset, flags, bytes: config });
+  }
+
+  async #reset(): Promise<undefined> {
+    await this.#backend.reset();
+    this.#started.clear();
+    this.#nums.clear();
+    this.#features = 0n;
+    this.#alwaysEnabled = false;
+    return undefined;
+  }
+
+  #setChannel(fds: OwnedFd[]): undefined {
+    if (!this.#negotiated(PROTOCOL_FEATURE.BACKEND_REQ)) throw this.#refusal(REQUEST.SET_BACKEND_REQ_FD);
+    const stream = new UnixStream(fds.shift()!);
+    try {
+      stream.peerCredentials();
+    } catch (cause) {
+      stream.close();
+      throw protocolError("SET_BACKEND_REQ_FD without a socket", cause);
+    }
+    this.#channel?.close();
+    const channel = new Requester(stream, {
+      channel: "back-end",
+      onMessage: this.#options.onMessage,
+      // Losing it alone is no loss of the device: the front-end just hears nothing more of changes.
+      onLost: (error) => error.code === "VHOST_USER_DISCONNECTED" ? undefined : this.#options.onError?.(error),
+    });
+    channel.replyAck = this.#negotiated(PROTOCOL_FEATURE.REPLY_ACK);
+    this.#channel = channel;
+    return undefined;
+  }
+
+  #tellConfigChange(): void {
+    const channel = this.#channel;
+    if (channel === undefined || channel.failure !== undefined || !this.#negotiated(PROTOCOL_FEATURE.CONFIG)) return;
+    channel.command(BACKEND_REQUEST.CONFIG_CHANGE_MSG).catch((error) => {
+      if (!["CLOSED", "VHOST_USER_DISCONNECTED"].includes(error.code)) this.#options.onError?.(error);
+    });
+  }
+
+  /** Ends the connection; {@linkcode run} then releases everything and resolves. */
+  close(): void {
+    this.#connection.close();
+  }
+
+  /** The same as {@linkcode close}. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+// Answers that say "failed" to requests that have an answer of their own. All others of those cannot say it.
+const FAILED_ANSWERS: Readonly<Record<number, () => Uint8Array<ArrayBuffer>>> = {
+  [REQUEST.GET_CONFIG]: () => NO_BYTES,
+  [REQUEST.IOTLB_MSG]: () => encodeU64(1n),
+  [REQUEST.POSTCOPY_END]: () => encodeU64(1n),
+  [REQUEST.CHECK_DEVICE_STATE]: () => encodeU64(1n),
+  // Bits 0 to 7 are the error, bit 8 says that no descriptor comes back.
+  [REQUEST.SET_DEVICE_STATE_FD]: () => encodeU64(0x101n),
+};
+
+const RING_REQUESTS = new Set<number>([
+  REQUEST.SET_VRING_NUM,
+  REQUEST.SET_VRING_ADDR,
+  REQUEST.SET_VRING_BASE,
+  REQUEST.SET_VRING_KICK,
+  REQUEST.SET_VRING_CALL,
+  REQUEST.SET_VRING_ERR,
+  REQUEST.SET_VRING_ENABLE,
+]);
+
+function requireWireRing(index: number): number {
+  try {
+    return requireRing(index);
+  } catch (error) {
+    throw protocolError(error instanceof Error ? error.message : String(error));
+  }
+}
+
+function ringState(payload: Uint8Array<ArrayBuffer>): VringState {
+  const state = decodeVringState(payload);
+  requireWireRing(state.index);
+  return state;
+}
+
+/** What {@linkcode serve} makes for each connection. */
+export interface ServerHandlers {
+  /** The device for this connection. */
+  backend: VhostBackend;
+  /** How it is served. */
+  options?: ServerOptions;
+}
+
+/**
+ * Accepts one front-end after the other and serves each until it disconnects; others wait in the listener's queue.
+ * Ends when `listener` is closed.
+ *
+ * @param makeHandlers called for each connection; when it rejects, the connection is closed
+ * @param onError gets what `makeHandlers` rejects with
+ */
+export async function serve(
+  listener: UnixListener,
+  makeHandlers: (stream: UnixStream) => ServerHandlers | Promise<ServerHandlers>,
+  onError?: (error: unknown) => void,
+): Promise<void> {
+  while (!listener.closed) {
+    let stream: UnixStream;
+    try {
+      stream = await listener.accept();
+    } catch (error) {
+      if (listener.closed) return;
+      throw error;
+    }
+    let handlers: ServerHandlers;
+    try {
+      handlers = await makeHandlers(stream);
+    } catch (error) {
+      stream.close();
+      onError?.(error);
+      continue;
+    }
+    await new BackendServer(stream, handlers.backend, handlers.options).run();
+  }
+}

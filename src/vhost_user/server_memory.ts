@@ -1,0 +1,98 @@
+/**
+ * The memory table that a front-end has given to the back-end server: the regions with their descriptors, which stay open
+ * as long as the region exists.
+ *
+ * @module
+ */
+import { SvqError } from "../errors.ts";
+import { fileSize, type OwnedFd } from "../ffi/fd.ts";
+import type { MemoryRegion } from "../memory/region.ts";
+import type { VhostBackend } from "../vhost/backend.ts";
+import { protocolError, type WireRegion } from "./message.ts";
+import { RegionTable, ringSizes } from "./region_table.ts";
+import type { VringAddrRecord } from "../uapi/vhost.ts";
+import type { VringAddresses } from "../vhost/backend.ts";
+
+interface OwnedRegion extends MemoryRegion {
+  owned: OwnedFd;
+}
+
+/**
+ * Refuses a file that ends before the range that a peer says is in it: touching the rest would kill this process (SIGBUS).
+ *
+ * @throws SvqError FILE_TOO_SHORT, or SysError where it is no file that can be mapped
+ */
+export function requireFileRange(fd: number, offset: number, size: number, what: string): void {
+  const length = fileSize(fd);
+  if (offset + size > length) {
+    throw new SvqError("FILE_TOO_SHORT", `${what}: ${offset}+${size} lies outside its file of ${length} bytes`);
+  }
+}
+
+function own(wire: WireRegion, owned: OwnedFd): OwnedRegion {
+  requireFileRange(owned.fd, wire.mmapOffset, wire.size, `Memory region 0x${wire.gpa.toString(16)}`);
+  return { gpa: wire.gpa, size: wire.size, uaddr: wire.uaddr, fd: owned.fd, fdOffset: wire.mmapOffset, owned };
+}
+
+/** Passes memory messages on to a backend, and translates ring addresses with what the front-end has said. */
+export class ServerMemory implements Disposable {
+  readonly #backend: VhostBackend;
+  #table = new RegionTable<OwnedRegion>();
+
+  /** @param backend whose memory table follows the front-end's */
+  constructor(backend: VhostBackend) {
+    this.#backend = backend;
+  }
+
+  /** Replaces the table. Takes descriptors out of `fds` when the backend has accepted it. @throws SvqError, of the backend too */
+  async set(wire: readonly WireRegion[], fds: OwnedFd[]): Promise<void> {
+    if (wire.length !== fds.length) throw protocolError(`Memory table of ${wire.length} regions with ${fds.length} file descriptors`);
+    const table = new RegionTable<OwnedRegion>();
+    wire.forEach((region, i) => table.add(own(region, fds[i]!)));
+    await this.#backend.setMemTable(table.regions);
+    fds.splice(0);
+    this[Symbol.dispose]();
+    this.#table = table;
+  }
+
+  /** Adds a region. Takes the descriptor out of `fds` when the backend has accepted it. @throws SvqError, of the backend too */
+  async add(wire: WireRegion, fds: OwnedFd[]): Promise<void> {
+    const limit = this.#backend.info.maxMemSlots;
+    if (this.#table.regions.length >= limit) {
+      throw new SvqError("TOO_MANY_REGIONS", `The front-end adds a memory region beyond the ${limit} that it was offered`);
+    }
+    this.#table.check(wire);
+    const region = own(wire, fds[0]!);
+    await this.#backend.addMemRegion(region);
+    fds.shift();
+    this.#table.add(region);
+  }
+
+  /** Takes a region out: address, size and front-end address must match. @throws SvqError NO_SUCH_REGION, and of the backend */
+  async remove(wire: WireRegion): Promise<void> {
+    const region = this.#table.find(wire);
+    if (region === undefined) {
+      throw new SvqError("NO_SUCH_REGION", `The front-end removes a memory region at 0x${wire.gpa.toString(16)} that it has not added`);
+    }
+    await this.#backend.removeMemRegion({ gpa: region.gpa, size: region.size, uaddr: region.uaddr });
+    this.#table.delete(region);
+    region.owned.close();
+  }
+
+  /** The addresses of a ring as a backend wants them. @throws SvqError RING_OUTSIDE_MEMORY */
+  ringAddresses(record: VringAddrRecord, num: number, packed: boolean): VringAddresses {
+    const sizes = ringSizes(num, packed);
+    const of = (part: string): string => `${part} of ring ${record.index}`;
+    return {
+      desc: this.#table.toGpa(record.desc, sizes.desc, of("Descriptors")),
+      avail: this.#table.toGpa(record.avail, sizes.avail, of("Avail ring")),
+      used: this.#table.toGpa(record.used, sizes.used, of("Used ring")),
+      logGpa: record.flags === 0 ? undefined : record.logGuestAddr,
+    };
+  }
+
+  /** Closes all descriptors and forgets the table. */
+  [Symbol.dispose](): void {
+    for (const region of this.#table.clear()) region.owned.close();
+  }
+}

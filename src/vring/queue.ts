@@ -4,6 +4,10 @@
  *
  * @module
  */
+import { SvqError } from "../errors.ts";
+
+/** The two formats of a virtqueue. */
+export type RingFormat = "split" | "packed";
 
 /**
  * One descriptor chain as the device's side reads it: segments in order, readable ones first. A reusable record: `pop`
@@ -20,20 +24,77 @@ export class Chain {
   readableBytes = 0;
   /** Bytes in the writable segments. */
   writableBytes = 0;
+  /** Descriptors that the chain takes in the ring itself; an indirect table counts as one. */
+  slots = 0;
+  /** Address of the indirect table that the chain ends in, bytes; -1 without one. */
+  indirectAddress = -1;
+  /** Length of that table, bytes. */
+  indirectLength = 0;
   /** Addresses as the ring names them (GPA or IOVA), bytes. */
   readonly addresses: Float64Array;
   /** Lengths in bytes. */
   readonly lengths: Uint32Array;
 
-  /** An empty chain. @param capacity segments it can hold: the queue size, or more where indirect tables are longer */
+  /** @param capacity segments it can hold: the queue size, or more where indirect tables are longer */
   constructor(readonly capacity: number) {
     this.addresses = new Float64Array(capacity);
     this.lengths = new Uint32Array(capacity);
   }
+
+  /** Empties the record, for a driver that fills it with `read` and `write`. */
+  clear(): void {
+    this.count = 0;
+    this.readableCount = 0;
+    this.readableBytes = 0;
+    this.writableBytes = 0;
+    this.slots = 0;
+    this.indirectAddress = -1;
+    this.indirectLength = 0;
+  }
+
+  /** Appends a segment that the device reads; all of them before the first writable one. */
+  addReadable(address: number, length: number): void {
+    this.#append(address, length);
+    this.readableCount = this.count;
+    this.readableBytes += length;
+  }
+
+  /** Appends a segment that the device writes. */
+  addWritable(address: number, length: number): void {
+    this.#append(address, length);
+    this.writableBytes += length;
+  }
+
+  #append(address: number, length: number): void {
+    if (this.count >= this.capacity) {
+      throw new SvqError("CHAIN_TOO_LONG", `A chain has more than the ${this.capacity} segments that its record holds`);
+    }
+    this.addresses[this.count] = address;
+    this.lengths[this.count] = length;
+    this.count++;
+  }
+}
+
+/**
+ * Memory that a ring's addresses name: where bounds are checked and indirect tables are read. `RangeTable` of src/memory
+ * is one.
+ */
+export interface RingMemory {
+  /** Does all of `[address, address + length)` lie in memory? */
+  contains(address: number, length: number): boolean;
+  /** A buffer over `[address, address + length)`. @throws SvqError when that is not one piece of memory */
+  buffer(address: number, length: number): ArrayBuffer | SharedArrayBuffer;
+  /**
+   * Copies `count` little-endian 32-bit words at `address` into `target`, without allocating: where it is there, it is used
+   * instead of `buffer` for indirect tables. @returns false when they are not all in memory
+   */
+  readWords?(address: number, target: Uint32Array, count: number): boolean;
 }
 
 /** The device's side: takes chains, gives them back used. */
 export interface DeviceQueue {
+  /** Format of the ring. */
+  readonly layout: RingFormat;
   /** Queue size in descriptors. */
   readonly num: number;
   /**
@@ -43,9 +104,14 @@ export interface DeviceQueue {
    * @throws VringError when the ring breaks a rule: the queue must not be used any further
    */
   pop(chain: Chain): boolean;
-  /** Puts the last popped chain back, as if it had not been popped. */
+  /** Puts the last popped chain back, as if it had not been popped. Only directly after a `pop` that returned true. */
   unpop(): void;
-  /** Records `id` as used with `written` bytes; the driver sees it at the next `flush`. */
+  /**
+   * Records `id` as used with `written` bytes; the driver sees it at the next `flush`. With IN_ORDER a chain that comes back
+   * early is held until those before it have come back.
+   *
+   * @throws SvqError VRING_MISUSE when `id` is not in flight
+   */
   push(id: number, written: number): void;
   /** Publishes what was pushed. @returns whether the driver wants a call */
   flush(): boolean;
@@ -57,6 +123,46 @@ export interface DeviceQueue {
   readonly base: number;
   /** Chains taken and not yet flushed back. */
   readonly inflight: number;
+  /**
+   * Makes all chains in flight available again, which is possible only when they are exactly the last ones that were made
+   * available: then `base` is where another device can start without losing or repeating one.
+   *
+   * @returns false, and nothing is changed, when chains were used out of order and there is a gap
+   */
+  rewind(): boolean;
+  /** The state as plain data. @throws SvqError VRING_MISUSE when something was pushed and not flushed */
+  save(): DeviceQueueState;
+  /**
+   * Takes over a state that `save` gave, over the same ring contents. The first flush afterwards asks for a call.
+   *
+   * @throws VringError STATE_INVALID when it does not fit this ring; nothing is changed then
+   */
+  restore(state: unknown): void;
+}
+
+/** A chain in flight, as the device's side records it. */
+export interface InflightRecord {
+  /** Split: head; packed: buffer id. */
+  id: number;
+  /** Split: chains taken since, itself included; packed: ring descriptors taken since, its own included. */
+  age: number;
+  /** Descriptors that it takes in the ring. */
+  slots: number;
+  /** Bytes written, when it is done and waits for its turn (IN_ORDER only). */
+  written?: number;
+}
+
+/** Saved state of a {@linkcode DeviceQueue}: plain data, checked when it is loaded. */
+export interface DeviceQueueState {
+  layout: RingFormat;
+  side: "device";
+  num: number;
+  /** As in {@linkcode DeviceQueue.base}. */
+  base: number;
+  /** Split: used index; packed: next used slot | wrap<<15. */
+  used: number;
+  /** In the order in which they were taken. */
+  inflight: InflightRecord[];
 }
 
 /** One segment that a driver offers. */
@@ -69,6 +175,8 @@ export interface Segment {
 
 /** The driver's side: offers chains, takes them back. It keeps its own chain links: the device cannot mislead it. */
 export interface DriverQueue {
+  /** Format of the ring. */
+  readonly layout: RingFormat;
   /** Queue size in descriptors. */
   readonly num: number;
   /** Free descriptors. */
@@ -77,8 +185,11 @@ export interface DriverQueue {
    * Adds a chain; the device sees it at the next `publish`.
    *
    * @returns its id (below `num`), or -1 when there are too few free descriptors
+   * @throws VringError CHAIN_TOO_LONG when even the empty ring could not hold it
    */
   add(readable: readonly Segment[], writable: readonly Segment[]): number;
+  /** The same, of a record: allocates nothing. */
+  addChain(chain: Chain): number;
   /** Makes added chains available. @returns whether the device wants a kick */
   publish(): boolean;
   /**
@@ -94,4 +205,37 @@ export interface DriverQueue {
   disableCalls(): void;
   /** Asks for calls again. @returns whether used chains arrived meanwhile: then go on instead of sleeping */
   enableCalls(): boolean;
+  /** Chains that the device holds, or that wait for `publish`. */
+  readonly inflight: number;
+  /** The state as plain data. @throws SvqError VRING_MISUSE when something was added and not published */
+  save(): DriverQueueState;
+  /**
+   * Takes over a state that `save` gave, over the same ring contents. The first publish afterwards asks for a kick.
+   *
+   * @throws VringError STATE_INVALID when it does not fit this ring; nothing is changed then
+   */
+  restore(state: unknown): void;
+}
+
+/** A chain that the device holds, as the driver's side records it. */
+export interface OutstandingRecord {
+  /** Split: head; packed: buffer id. */
+  id: number;
+  /** Its descriptors in the ring, in order (packed: consecutive slots). */
+  descriptors: number[];
+  /** Bytes that the device may write. */
+  writable_bytes: number;
+}
+
+/** Saved state of a {@linkcode DriverQueue}: plain data, checked when it is loaded. */
+export interface DriverQueueState {
+  layout: RingFormat;
+  side: "driver";
+  num: number;
+  /** Split: avail index; packed: next free slot | wrap<<15. */
+  avail: number;
+  /** Split: index of the next used element; packed: slot | wrap<<15. */
+  used: number;
+  /** In the order in which they were added. */
+  inflight: OutstandingRecord[];
 }

@@ -1,0 +1,274 @@
+/** `svq relay`: run, start, stop, list, status, set. @module */
+import { buildCommand, buildRouteMap } from "@stricli/core";
+import { SvqError } from "../../errors.ts";
+import { openDevice } from "../../devices/open.ts";
+import { ControlClient } from "../../relay/control.ts";
+import { DEFAULT_RELAY_CONFIG, type RelayMode } from "../../relay/relay.ts";
+import { controlPath, relayNames } from "../../relay/runtime_dir.ts";
+import { type FrontAddress, RelayService } from "../../relay/service.ts";
+import type { QueueStatus, RelayStatus } from "../../relay/status.ts";
+import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
+import type { CliContext } from "../context.ts";
+import { selfCommand } from "../self_command.ts";
+import { aborted } from "../signals.ts";
+import { deviceFlag, durationFlag, integerFlag, pathFlag, relayArgument, textFlag } from "../parameters.ts";
+import { usageError } from "../usage.ts";
+
+const MODES = ["auto", "passthrough", "shadow"] as const satisfies readonly RelayMode[];
+
+interface RunFlags {
+  readonly front?: DeviceAddress;
+  readonly socketPath?: string;
+  readonly fd?: number;
+  readonly printCapabilities: boolean;
+  readonly device?: DeviceAddress;
+  readonly mode: RelayMode;
+  readonly forceShadow: boolean;
+  readonly switchTimeout: number;
+  readonly workers: number;
+  readonly name?: string;
+}
+
+const runFlags = {
+  front: deviceFlag("Where the VMM is met: unix:PATH (listen), connect:PATH or fd:N", { optional: true }),
+  socketPath: pathFlag("The same as --front unix:PATH", { optional: true }),
+  fd: integerFlag("The same as --front fd:N: a connected vhost-user socket", { optional: true, min: 0 }),
+  printCapabilities: { kind: "boolean", brief: "Print what this back-end can do, as the vhost-user conventions ask, and exit", default: false },
+  device: deviceFlag("The device behind the relay", { optional: true }),
+  mode: { kind: "enum", values: MODES, brief: "auto: passthrough until the VMM turns the dirty log on", default: DEFAULT_RELAY_CONFIG.mode },
+  forceShadow: { kind: "boolean", brief: "Stay in shadow mode, whatever the VMM does", default: false },
+  switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
+  workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
+  name: textFlag("Name for status, set and stop (default: relay-PID)", { optional: true }),
+} as const;
+
+function frontOf(flags: RunFlags): FrontAddress {
+  const given = [flags.front, flags.socketPath, flags.fd].filter((value) => value !== undefined);
+  if (given.length !== 1) throw usageError("Say once where the VMM is met", "one of --front unix:PATH, --socket-path PATH or --fd N");
+  if (flags.socketPath !== undefined) return { kind: "listen", path: flags.socketPath };
+  if (flags.fd !== undefined) return { kind: "fd", fd: flags.fd };
+  const front = flags.front!;
+  if (front.kind === "fd") return { kind: "fd", fd: front.fd };
+  if (front.kind === "vhost-user") return { kind: front.how === "connect" ? "connect" : "listen", path: front.path };
+  throw usageError(`A VMM cannot be met at ${formatDeviceAddress(front)}`, "write unix:PATH, connect:PATH or fd:N");
+}
+
+function deviceOf(flags: RunFlags): DeviceAddress {
+  if (flags.device === undefined) throw usageError("--device is missing", "name the device behind the relay, e.g. --device unix:/run/disk.sock");
+  return flags.device;
+}
+
+const run = buildCommand({
+  docs: {
+    brief: "Run a relay in the foreground",
+    fullDescription:
+      "Stands between a VMM and a vhost or vDPA device. The VMM sees a vhost-user device that can be migrated; the device needs no support for it.\n\nExample:\n  svq relay run --front unix:/run/vm1-disk.sock --device unix:/run/qsd.sock --name vm1-disk",
+  },
+  parameters: { flags: runFlags },
+  async func(this: CliContext, flags: RunFlags): Promise<void> {
+    if (flags.printCapabilities) {
+      this.output.write(JSON.stringify({ type: "relay", features: [] }) + "\n");
+      return;
+    }
+    const front = frontOf(flags);
+    const address = deviceOf(flags);
+    const name = flags.name ?? `relay-${Deno.pid}`;
+    const { signal } = this;
+    await using service = new RelayService({
+      name,
+      front,
+      device: formatDeviceAddress(address),
+      openDevice: () => openDevice(address),
+      config: {
+        mode: flags.mode,
+        forceShadow: flags.forceShadow,
+        switchTimeoutMs: flags.switchTimeout / 1e6,
+        workers: flags.workers,
+      },
+      log: (level, message) => this.output.log(level, `${name}: ${message}`),
+    });
+    await service.start();
+    this.output.info(`${name}: ready`);
+    aborted(signal).then(() => service.stop());
+    await service.run();
+  },
+});
+
+async function askStatus(name: string): Promise<RelayStatus> {
+  using client = ControlClient.connect(name, controlPath(name));
+  return await client.call("status") as RelayStatus;
+}
+
+const start = buildCommand({
+  docs: {
+    brief: "Start a relay in the background and wait until it is ready",
+    fullDescription: "Takes the flags of svq relay run, except --fd. Its log goes to NAME.log beside the control socket.",
+  },
+  parameters: { flags: runFlags },
+  async func(this: CliContext, flags: RunFlags): Promise<void> {
+    const front = frontOf(flags);
+    if (front.kind === "fd") throw usageError("A relay in the background cannot inherit a socket", "use svq relay run --fd N");
+    const device = formatDeviceAddress(deviceOf(flags));
+    const name = flags.name ?? `relay-${crypto.randomUUID().slice(0, 8)}`;
+    const log = controlPath(name).replace(/\.sock$/, ".log");
+    const words = [
+      ...["relay", "run", "--name", name, "--device", device, "--mode", flags.mode],
+      ...["--front", `${front.kind === "connect" ? "connect" : "unix"}:${front.path}`],
+      ...["--switch-timeout", `${flags.switchTimeout}ns`, "--workers", String(flags.workers)],
+      ...(flags.forceShadow ? ["--force-shadow"] : []),
+    ];
+    const child = spawnDetached(words, log);
+    const failed = child.status.then(() => true);
+    for (;;) {
+      try {
+        const status = await askStatus(name);
+        if (status.pid !== child.pid) throw new SvqError("RELAY_EXISTS", `A relay "${name}" runs already, as process ${status.pid}`);
+        child.unref();
+        this.output.document({ ...status }, () => `${name} runs as process ${status.pid}`);
+        return;
+      } catch (error) {
+        if (!(error instanceof SvqError) || error.code !== "NO_SUCH_RELAY") throw error;
+      }
+      if (await Promise.race([failed, new Promise<false>((resolve) => setTimeout(() => resolve(false), 50))])) {
+        throw new SvqError("RELAY_FAILED", `The relay did not start: ${lastError(log)}`, { hint: `its log is ${log}` });
+      }
+    }
+  },
+});
+
+function lastError(log: string): string {
+  try {
+    const lines = Deno.readTextFileSync(log).trim().split("\n");
+    return (lines.findLast((line) => line.startsWith("error:")) ?? lines.at(-1) ?? "no reason given").replace(/^error: /, "");
+  } catch {
+    return "no log";
+  }
+}
+
+// A shell puts the log in place and a session of its own around the relay: it outlives this terminal.
+function spawnDetached(words: string[], log: string): Deno.ChildProcess {
+  const [command, ...args] = [...selfCommand(), ...words];
+  return new Deno.Command("/bin/sh", {
+    args: ["-c", 'log=$1; shift; exec setsid "$@" >"$log" 2>&1 </dev/null', "sh", log, command!, ...args],
+    stdin: "null",
+    stdout: "null",
+    stderr: "null",
+  }).spawn();
+}
+
+const stop = buildCommand({
+  docs: { brief: "Stop relays: drain, hand the rings back, end" },
+  parameters: { positional: { kind: "array", parameter: relayArgument(), minimum: 1 } },
+  async func(this: CliContext, _flags: Record<never, never>, ...names: string[]): Promise<void> {
+    for (const name of names) {
+      using client = ControlClient.connect(name, controlPath(name));
+      await client.call("stop");
+      // The relay closes the connection as its last act.
+      await client.call("status").then(() => client.call("status")).catch(() => {});
+      while (relayNames().includes(name) && isLive(name)) await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    this.output.document({ schema: "svq.relay-stop/1", stopped: names }, () => `stopped ${names.join(", ")}`);
+  },
+});
+
+function isLive(name: string): boolean {
+  try {
+    ControlClient.connect(name, controlPath(name)).close();
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+const list = buildCommand({
+  docs: { brief: "List running relays" },
+  parameters: {},
+  async func(this: CliContext): Promise<void> {
+    const found = await Promise.all(relayNames().map((name) => askStatus(name).catch(() => undefined)));
+    const relays = found.filter((status) => status !== undefined);
+    this.output.document({ schema: "svq.relay-list/1", relays }, () => {
+      if (relays.length === 0) {
+        this.output.info("no relay runs; svq relay start starts one");
+        return;
+      }
+      this.output.table(
+        ["name", "pid", "state", "mode", "front", "device", "queues"],
+        relays.map((relay) => [relay.name, relay.pid, relay.state, modeText(relay), relay.front, relay.device, relay.queues.length]),
+      );
+    });
+  },
+});
+
+function modeText(relay: RelayStatus): string {
+  const now = [...new Set(relay.queues.map((queue) => queue.mode))].join("+");
+  const wanted = relay.force_shadow ? "shadow (forced)" : relay.mode;
+  return now === "" || now === wanted ? wanted : `${wanted} (${now})`;
+}
+
+function queueRow(queue: QueueStatus): unknown[] {
+  const { drain_us, switch_us, longest_stall_us, count } = queue.switches;
+  const switches = count === 0 ? "-" : `${count} (last ${(drain_us / 1000).toFixed(1)}+${(switch_us / 1000).toFixed(1)} ms, longest ${(longest_stall_us / 1000).toFixed(1)} ms)`;
+  return [queue.index, queue.mode, queue.num, queue.avail_idx, queue.used_idx, queue.inflight, queue.chains, queue.dirty_pages, queue.errors, switches];
+}
+
+function printStatus(context: CliContext, status: RelayStatus): void {
+  const { output } = context;
+  output.document({ ...status }, () => {
+    output.line(`${status.name}  process ${status.pid}  ${status.state}  up ${(status.uptime_ms / 1000).toFixed(0)} s`);
+    output.line(`  front   ${status.front}`);
+    output.line(`  device  ${status.device}`);
+    output.line(`  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`);
+    output.line(`  memory  ${status.maps.guest} guest regions, ${status.maps.shadow} of shadow rings`);
+    if (status.masked_features.length > 0) output.line(`  masked  ${status.masked_features.join(", ")}`);
+    if (status.error !== null) output.line(`  error   ${status.error.message}`);
+    if (status.queues.length === 0) return;
+    output.line();
+    output.table(["queue", "mode", "num", "avail", "used", "inflight", "chains", "dirty", "errors", "switches"], status.queues.map(queueRow));
+    for (const queue of status.queues) if (queue.error !== null) output.line(`queue ${queue.index} failed: ${queue.error.message}`);
+  });
+}
+
+const status = buildCommand({
+  docs: { brief: "Show what a relay does" },
+  parameters: { positional: { kind: "tuple", parameters: [relayArgument()] } },
+  async func(this: CliContext, _flags: Record<never, never>, name: string): Promise<void> {
+    printStatus(this, await askStatus(name));
+  },
+});
+
+interface SetFlags {
+  readonly mode?: RelayMode;
+  readonly forceShadow?: boolean;
+  readonly switchTimeout?: number;
+}
+
+const set = buildCommand({
+  docs: { brief: "Change a running relay, and wait until every queue has followed" },
+  parameters: {
+    flags: {
+      mode: { kind: "enum", values: MODES, brief: "Mode of all queues", optional: true },
+      forceShadow: { kind: "boolean", brief: "Stay in shadow mode (--no-force-shadow undoes it)", optional: true },
+      switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { optional: true }),
+    },
+    positional: { kind: "tuple", parameters: [relayArgument()] },
+  },
+  async func(this: CliContext, flags: SetFlags, name: string): Promise<void> {
+    if (flags.mode === undefined && flags.forceShadow === undefined && flags.switchTimeout === undefined) {
+      throw usageError("Nothing to set", "one of --mode, --force-shadow or --switch-timeout");
+    }
+    using client = ControlClient.connect(name, controlPath(name));
+    const params = {
+      ...(flags.mode === undefined ? {} : { mode: flags.mode }),
+      ...(flags.forceShadow === undefined ? {} : { force_shadow: flags.forceShadow }),
+      ...(flags.switchTimeout === undefined ? {} : { switch_timeout_ms: flags.switchTimeout / 1e6 }),
+    };
+    printStatus(this, await client.call("set", params) as RelayStatus);
+  },
+});
+
+/** All of `svq relay`. */
+export const command = buildRouteMap({
+  routes: { run, start, stop, list, status, set },
+  docs: { brief: "Run and steer relays between a VMM and a device" },
+});
+

@@ -7,43 +7,32 @@
 /** Unit of the capacity and of all positions, bytes. */
 export const SECTOR_SIZE = 512;
 
-/** Feature: at most `seg_max` data segments in a request. */
-export const VIRTIO_BLK_F_SEG_MAX = 1n << 2n;
-/** Feature: the disk cannot be written. */
-export const VIRTIO_BLK_F_RO = 1n << 5n;
-/** Feature: `blk_size` holds the logical block size. */
-export const VIRTIO_BLK_F_BLK_SIZE = 1n << 6n;
-/** Feature: the flush request. */
-export const VIRTIO_BLK_F_FLUSH = 1n << 9n;
-/** Feature: `num_queues` queues. */
-export const VIRTIO_BLK_F_MQ = 1n << 12n;
-/** Feature: the discard request. */
-export const VIRTIO_BLK_F_DISCARD = 1n << 13n;
-/** Feature: the write-zeroes request. */
-export const VIRTIO_BLK_F_WRITE_ZEROES = 1n << 14n;
+/** Feature bits of virtio-blk (`VIRTIO_BLK_F_…`), by number. */
+export const BLK_F = {
+  SIZE_MAX: 1,
+  SEG_MAX: 2,
+  GEOMETRY: 4,
+  RO: 5,
+  BLK_SIZE: 6,
+  FLUSH: 9,
+  TOPOLOGY: 10,
+  CONFIG_WCE: 11,
+  MQ: 12,
+  DISCARD: 13,
+  WRITE_ZEROES: 14,
+  LIFETIME: 15,
+  SECURE_ERASE: 16,
+  ZONED: 17,
+} as const;
 
-/** Request type: read. */
-export const VIRTIO_BLK_T_IN = 0;
-/** Request type: write. */
-export const VIRTIO_BLK_T_OUT = 1;
-/** Request type: flush. */
-export const VIRTIO_BLK_T_FLUSH = 4;
-/** Request type: get the device's id string. */
-export const VIRTIO_BLK_T_GET_ID = 8;
-/** Request type: discard ranges. */
-export const VIRTIO_BLK_T_DISCARD = 11;
-/** Request type: zero ranges. */
-export const VIRTIO_BLK_T_WRITE_ZEROES = 13;
+/** Request types (`VIRTIO_BLK_T_…`). */
+export const BLK_T = { IN: 0, OUT: 1, FLUSH: 4, GET_ID: 8, GET_LIFETIME: 10, DISCARD: 11, WRITE_ZEROES: 13, SECURE_ERASE: 14 } as const;
 
-/** Status: done. */
-export const VIRTIO_BLK_S_OK = 0;
-/** Status: failed. */
-export const VIRTIO_BLK_S_IOERR = 1;
-/** Status: no such request here. */
-export const VIRTIO_BLK_S_UNSUPP = 2;
+/** Status byte of a request (`VIRTIO_BLK_S_…`). */
+export const BLK_S = { OK: 0, IOERR: 1, UNSUPP: 2 } as const;
 
 /** Flag of a write-zeroes range: the device may deallocate it. */
-export const VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP = 1;
+export const BLK_WRITE_ZEROES_FLAG_UNMAP = 1;
 
 /** Bytes of a request's header: type u32, reserved u32, sector u64. */
 export const BLK_HEADER_SIZE = 16;

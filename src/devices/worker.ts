@@ -1,0 +1,177 @@
+/**
+ * The worker of an embedded device: blocks in epoll on the kicks of all queues and on the control eventfd.
+ *
+ * @module
+ */
+import { EPOLL, Epoll, servePort, type WorkerCommand, type WorkerPort, yieldThread } from "../ffi/mod.ts";
+import { RangeTable } from "../memory/range_table.ts";
+import type { MappedRange } from "../memory/region.ts";
+import { BlkModel } from "./blk.ts";
+import { LoopbackModel } from "./loopback.ts";
+import type { EnableCommand, FdsCommand, OpenCommand, QueueFds, StartCommand } from "./messages.ts";
+import { PendingHeap } from "./pending.ts";
+import { CurrentMemory } from "./ring.ts";
+import { SimQueue, type SimShared } from "./sim_queue.ts";
+
+const CONTROL = 0x7fff_ffff;
+// How often a queue without a kick is looked at.
+const POLL_MS = 1;
+
+class SimWorker {
+  readonly #port: WorkerPort;
+  readonly #epoll = new Epoll();
+  readonly #memory = new CurrentMemory(new RangeTable([]));
+  readonly #pending = new PendingHeap();
+  #queues: SimQueue[] = [];
+  #shared: SimShared | undefined;
+  #closed = false;
+
+  constructor(port: WorkerPort) {
+    this.#port = port;
+    this.#epoll.add(port.controlFd, EPOLL.IN, CONTROL);
+  }
+
+  async run(): Promise<void> {
+    while (!this.#closed) {
+      const count = this.#epoll.wait(this.#timeout());
+      let commanded = false;
+      for (let i = 0; i < count; i++) {
+        const token = this.#epoll.token(i);
+        if (token === CONTROL) {
+          commanded = true;
+          continue;
+        }
+        const queue = this.#queues[token]!;
+        queue.kicked = true;
+        queue.counters.kicks++;
+      }
+      if (commanded) { for (const command of await this.#port.commands()) this.#obey(command); }
+      this.#completeDue();
+      for (const queue of this.#queues) if (queue.kicked || queue.polled) queue.serve();
+    }
+    this.#epoll.close();
+  }
+
+  #timeout(): number {
+    let timeout = -1;
+    for (const queue of this.#queues) {
+      if (queue.kicked) return 0;
+      if (queue.polled) timeout = POLL_MS;
+    }
+    const due = this.#pending.nextDue;
+    if (due === Infinity) return timeout;
+    const rest = due - performance.now();
+    // epoll_wait counts milliseconds: what is due within one is waited for by looking again and again.
+    if (rest < 1) {
+      if (rest > 0) yieldThread();
+      return 0;
+    }
+    return timeout < 0 ? Math.floor(rest) : Math.min(timeout, Math.floor(rest));
+  }
+
+  #completeDue(): void {
+    if (this.#pending.size === 0) return;
+    const now = performance.now();
+    for (let request = this.#pending.popDue(now); request !== undefined; request = this.#pending.popDue(now)) {
+      this.#queues[request.queue]!.complete(request);
+    }
+    for (const queue of this.#queues) queue.flush();
+  }
+
+  #obey(command: WorkerCommand): void {
+    try {
+      const value = this.#do(command);
+      if (value !== LATER) this.#port.reply(command, value);
+    } catch (error) {
+      this.#port.fail(command, error);
+    }
+  }
+
+  #do(command: WorkerCommand): unknown {
+    switch (command.name) {
+      case "open":
+        return this.#open(command.data as OpenCommand);
+      case "memory":
+        this.#setMemory(command.data as MappedRange[], () => this.#port.reply(command));
+        return LATER;
+      case "start": {
+        const start = command.data as StartCommand;
+        this.#shared!.model.configure(start.features);
+        this.#queues[start.queue]!.start(start);
+        this.#watch(start.queue, start.fds);
+        return undefined;
+      }
+      case "stop": {
+        const queue = this.#queues[command.data as number]!;
+        queue.drain(() => {
+          this.#port.reply(command, queue.stop());
+          this.#unwatch(queue);
+        });
+        return LATER;
+      }
+      case "enable": {
+        const { queue, enabled } = command.data as EnableCommand;
+        this.#queues[queue]!.enabled = enabled;
+        this.#queues[queue]!.kicked = true;
+        return undefined;
+      }
+      case "fds": {
+        const { queue, fds } = command.data as FdsCommand;
+        this.#watch(queue, fds);
+        this.#queues[queue]!.kicked = true;
+        return undefined;
+      }
+      case "reset":
+        for (const queue of this.#queues) {
+          queue.abandon();
+          this.#unwatch(queue);
+        }
+        return undefined;
+      case "counters":
+        return this.#queues.map((queue) => queue.counters);
+      case "close":
+        this.#closed = true;
+        return undefined;
+      default:
+        throw new Error(`No command ${command.name}`);
+    }
+  }
+
+  #open(command: OpenCommand): void {
+    const { blk, latencyUs, jitterUs } = command;
+    const model = blk === undefined ? new LoopbackModel() : new BlkModel(blk);
+    const emit = this.#port.emit.bind(this.#port);
+    this.#shared = { model, memory: this.#memory, pending: this.#pending, latencyUs, jitterUs, emit };
+    this.#queues = Array.from({ length: command.queues }, (_, index) => new SimQueue(index, this.#shared!));
+  }
+
+  #watch(index: number, fds: QueueFds): void {
+    const queue = this.#queues[index]!;
+    this.#unwatch(queue);
+    queue.fds = fds;
+    if (fds.kick >= 0) this.#epoll.add(fds.kick, EPOLL.IN | EPOLL.ET, index);
+  }
+
+  #unwatch(queue: SimQueue): void {
+    if (queue.fds.kick >= 0) this.#epoll.delete(queue.fds.kick);
+    queue.fds = { kick: -1, call: -1, err: -1 };
+  }
+
+  // Rings that stay where they are go on; one that moved is drained first, while the old memory is still mapped.
+  #setMemory(ranges: MappedRange[], done: () => void): void {
+    this.#memory.table = new RangeTable(ranges);
+    const moved = this.#queues.filter((queue) => queue.hasMoved());
+    let rest = moved.length;
+    if (rest === 0) done();
+    for (const queue of moved) {
+      queue.drain(() => {
+        queue.relocate();
+        if (--rest === 0) done();
+      });
+    }
+  }
+}
+
+const LATER = Symbol("answered later");
+
+servePort((port) => new SimWorker(port).run());

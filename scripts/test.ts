@@ -8,6 +8,7 @@
  * @module
  */
 import { type JunitCounts, parseJunit } from "./_junit.ts";
+import { ensureHostLab } from "./lab/host.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
 const TEST_FILE = /[._]test\.ts$/;
@@ -49,6 +50,13 @@ function report(counts: JunitCounts): void {
   console.log(`\n${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped`);
 }
 
+async function prepareLab(): Promise<void> {
+  const { parts } = await ensureHostLab();
+  for (const [name, state] of Object.entries(parts)) {
+    if (!state.ok) console.log(`Tests that need ${name} are left out: ${state.reason}`);
+  }
+}
+
 async function main(args: string[]): Promise<number> {
   const unitOnly = args.includes("--unit");
   const unknown = args.find((arg) => arg.startsWith("-") && arg !== "--unit");
@@ -64,6 +72,8 @@ async function main(args: string[]): Promise<number> {
   const total: JunitCounts = { passed: 0, failed: 0, skipped: 0, skippedNames: [], failedNames: [] };
   for (const files of groups) {
     if (files.length === 0) continue;
+    // The lab is set up here, before the first test, so that no test's time includes it.
+    if (files.some(isLab)) await prepareLab();
     const counts = await run(files);
     total.passed += counts.passed;
     total.failed += counts.failed;

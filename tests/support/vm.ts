@@ -1,0 +1,372 @@
+/**
+ * Guests under QEMU (TCG) with vhost-user devices, and the storage daemons behind them.
+ *
+ * @module
+ */
+import { guest, qemuProgram, type QemuVersion } from "../../scripts/lab/host.ts";
+import { QmpClient } from "../../src/migration/qmp.ts";
+import { type LineLog, Process, type WaitOptions } from "./process.ts";
+import { waitUntil } from "./wait.ts";
+
+/** A vhost-user-blk disk of a guest. */
+export interface DiskOptions {
+  socket: string;
+  /** Default 1. */
+  queues?: number;
+  queueSize?: number;
+  /** QEMU connects again when the back-end goes away. */
+  reconnect?: boolean;
+  /** More properties of the device, e.g. `packed=on`. */
+  properties?: string;
+}
+
+/** A virtio-net card over vhost-user. */
+export interface NetOptions {
+  socket: string;
+  /** QEMU listens and the back-end connects. */
+  server?: boolean;
+  queues?: number;
+  mac?: string;
+  reconnect?: boolean;
+  /** More properties of the device, e.g. `packed=on`. */
+  properties?: string;
+}
+
+/** What a guest consists of and runs. */
+export interface VmOptions {
+  qemu: QemuVersion;
+  /** Folder of its sockets; several guests may share it. */
+  folder: string;
+  /** Names its sockets and its messages; default `vm`. */
+  name?: string;
+  /** Default 256. */
+  memMiB?: number;
+  /** Default 1. */
+  cpus?: number;
+  disk?: DiskOptions;
+  nets?: NetOptions[];
+  /** What /init does: the checked disk workload, or a shell on the serial line (default). */
+  run?: "workload" | "shell";
+  /** Arguments of the workload, e.g. `{ mode: "mixed", depth: 16, ops: 1000 }`. */
+  workload?: Record<string, string | number>;
+  /** Module lists to load besides the virtio bus: disk, net, fs, console; default what the devices need. */
+  modules?: string[];
+  /** A shell after the workload instead of power off. */
+  stay?: boolean;
+  /** `-incoming` URI: this guest is a migration's destination. */
+  incoming?: string;
+  /** Created stopped (`-S`): as a destination it stays stopped after the migration. */
+  paused?: boolean;
+  /** More of the kernel's command line. */
+  append?: string;
+  /** More of QEMU's arguments. */
+  extraArgs?: string[];
+}
+
+/** One report of the checked workload. */
+export interface Heartbeat {
+  ops: number;
+  errors: number;
+  maxms: number;
+  gen: number;
+  /** All numbers of the line by name. */
+  all: Record<string, number>;
+  /** When it arrived here (performance.now()). */
+  atMs: number;
+}
+
+/** The last line of the checked workload. */
+export interface WorkloadResult {
+  ok: boolean;
+  line: string;
+  /** Covers every block's number and generation. */
+  digest: string;
+  ops: number;
+  errors: number;
+  maxms: number;
+  /** The lines that name errors, at most 20. */
+  errorLines: string[];
+}
+
+function numbersOf(line: string): Record<string, number> {
+  return Object.fromEntries(Array.from(line.matchAll(/(\w+)=(\d+)\b/g), ([, name, value]) => [name!, Number(value)]));
+}
+
+function reconnectOption(version: QemuVersion, wanted: boolean | undefined): string {
+  if (wanted !== true) return "";
+  return version === "10" ? ",reconnect-ms=100" : ",reconnect=1";
+}
+
+function deviceArgs(options: VmOptions): string[] {
+  const args: string[] = [];
+  const extra = (properties: string | undefined) => properties === undefined ? "" : `,${properties}`;
+  const { disk, nets = [], qemu } = options;
+  if (disk !== undefined) {
+    const size = disk.queueSize === undefined ? "" : `,queue-size=${disk.queueSize}`;
+    args.push("-chardev", `socket,id=disk0,path=${disk.socket}${reconnectOption(qemu, disk.reconnect)}`);
+    args.push("-device", `vhost-user-blk-pci,id=vd0,chardev=disk0,num-queues=${disk.queues ?? 1}${size}${extra(disk.properties)}`);
+  }
+  nets.forEach((net, i) => {
+    const server = net.server === true ? ",server=on" : "";
+    const queues = net.queues ?? 1;
+    // QEMU 7.2 crashes under TCG with vhost-user-net and MSI-X.
+    const vectors = qemu === "7.2" ? ",vectors=0" : "";
+    args.push("-chardev", `socket,id=net${i},path=${net.socket}${server}${reconnectOption(qemu, net.reconnect)}`);
+    args.push("-netdev", `vhost-user,id=nd${i},chardev=net${i},queues=${queues}`);
+    args.push(
+      "-device",
+      `virtio-net-pci,id=nic${i},netdev=nd${i},romfile=,mq=${queues > 1 ? "on" : "off"},mac=${
+        net.mac ?? `52:54:00:00:00:0${i + 1}`
+      }${vectors}${extra(net.properties)}`,
+    );
+  });
+  return args;
+}
+
+function kernelCommandLine(options: VmOptions): string {
+  const modules = options.modules ??
+    [options.disk === undefined ? "" : "disk", options.nets === undefined ? "" : "net"].filter((name) => name !== "");
+  const workload = Object.entries(options.workload ?? {}).map(([name, value]) => `${name}=${value}`).join(",");
+  return [
+    "console=ttyS0 quiet panic=-1 mitigations=off nokaslr",
+    `svq.run=${options.run ?? "shell"}`,
+    `svq.modules=${modules.join(",")}`,
+    workload === "" ? "" : `svq.args=${workload}`,
+    options.stay === true ? "svq.end=stay" : "",
+    options.append ?? "",
+  ].filter((word) => word !== "").join(" ");
+}
+
+/** A running guest. Disposing it kills QEMU. */
+export class Vm implements AsyncDisposable {
+  readonly process: Process;
+  readonly qmp: QmpClient;
+  /** Path of a second monitor for whoever else drives this QEMU. */
+  readonly qmpSocket: string;
+
+  /** Made by {@linkcode startVm}. */
+  constructor(process: Process, qmp: QmpClient, qmpSocket: string) {
+    this.process = process;
+    this.qmp = qmp;
+    this.qmpSocket = qmpSocket;
+  }
+
+  /** What the guest wrote to its serial line. */
+  get serial(): LineLog {
+    return this.process.stdout;
+  }
+
+  /** Waits for a line on the serial line. */
+  waitSerial(pattern: RegExp, options: WaitOptions = {}): Promise<RegExpExecArray> {
+    return this.serial.wait(pattern, options);
+  }
+
+  /** Types on the serial line. */
+  send(text: string): Promise<void> {
+    return this.process.write(text);
+  }
+
+  /** Waits until the workload has filled the disk and goes on. */
+  async waitReady(timeoutMs?: number): Promise<void> {
+    const match = await this.waitSerial(
+      /SVQ READY .*errors=(\d+)|SVQ DONE FAILED.*|GUEST workload ended/,
+      timeoutMs === undefined ? {} : { timeoutMs },
+    );
+    if (match[1] !== "0") throw new Error(`The workload did not start well:\n${this.serial.tail()}`);
+  }
+
+  /** Waits for the next report of the workload (from now on). */
+  async nextHeartbeat(options: WaitOptions = {}): Promise<Heartbeat> {
+    const since = options.since ?? this.serial.lines.length;
+    await this.waitSerial(/^SVQ ops=.* ms=\d+$/, { ...options, since });
+    return this.heartbeats(since).at(-1)!;
+  }
+
+  /** All reports of the workload, from line `since` on. */
+  heartbeats(since = 0): Heartbeat[] {
+    return this.serial.lines.slice(since).filter((line) => line.text.startsWith("SVQ ops=")).map((line) => {
+      const all = numbersOf(line.text);
+      return { ops: all.ops!, errors: all.errors!, maxms: all.maxms!, gen: all.gen!, all, atMs: line.atMs };
+    });
+  }
+
+  /** Tells the workload to stop (unless `ends` on its own) and returns the outcome of its full verification. */
+  async finishWorkload(options: { ends?: boolean; timeoutMs?: number } = {}): Promise<WorkloadResult> {
+    if (options.ends !== true) await this.send("stop\n");
+    const [line] = await this.waitSerial(/^SVQ DONE .*$/, options.timeoutMs === undefined ? {} : { timeoutMs: options.timeoutMs });
+    return workloadResult(line, this.serial);
+  }
+
+  /** A path that opens the guest's RAM (its memfd), for as long as QEMU runs. */
+  memoryPath(): string {
+    const folder = `/proc/${this.process.pid}/fd`;
+    for (const entry of Deno.readDirSync(folder)) {
+      try {
+        if (Deno.readLinkSync(`${folder}/${entry.name}`).startsWith("/memfd:memory-backend-memfd")) return `${folder}/${entry.name}`;
+      } catch { /* closed meanwhile */ }
+    }
+    throw new Error("QEMU holds no memfd");
+  }
+
+  /** Kills QEMU. */
+  kill(): void {
+    this.process.kill();
+  }
+
+  /** Kills QEMU and waits for its end. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.qmp.close();
+    await this.process[Symbol.asyncDispose]();
+  }
+}
+
+function workloadResult(line: string, log: LineLog): WorkloadResult {
+  const numbers = numbersOf(line.replace(/digest=\w+/, ""));
+  return {
+    ok: line.startsWith("SVQ DONE ok "),
+    line,
+    digest: /digest=(\w+)/.exec(line)?.[1] ?? "",
+    ops: numbers.ops ?? 0,
+    errors: numbers.errors ?? 0,
+    maxms: numbers.maxms ?? 0,
+    errorLines: log.lines.map(({ text }) => text).filter((text) => text.startsWith("SVQ ERROR")),
+  };
+}
+
+/** Starts a guest and connects to its monitor. @throws Error with what QEMU wrote when it ends at once */
+export async function startVm(options: VmOptions): Promise<Vm> {
+  const name = options.name ?? "vm";
+  const program = await qemuProgram(options.qemu, "qemu-system-x86_64");
+  const image = await guest();
+  const mib = options.memMiB ?? 256;
+  const socket = (kind: string) => `${options.folder}/${name}.${kind}`;
+  const process = new Process(program.command, {
+    name: `QEMU ${options.qemu} (${name})`,
+    env: program.env,
+    // deno-fmt-ignore
+    args: [
+      ...program.args,
+      "-name", name, "-accel", "tcg", "-cpu", "qemu64", "-smp", String(options.cpus ?? 1), "-m", String(mib),
+      "-object", `memory-backend-memfd,id=m,size=${mib}M,share=on`, "-machine", "q35,memory-backend=m,hpet=off",
+      "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
+      "-qmp", `unix:${socket("qmp")},server=on,wait=off`, "-qmp", `unix:${socket("qmp2")},server=on,wait=off`,
+      "-kernel", image.kernel, "-initrd", image.initramfs, "-append", kernelCommandLine(options),
+      ...deviceArgs(options),
+      ...(options.incoming === undefined ? [] : ["-incoming", options.incoming]),
+      ...(options.paused === true ? ["-S"] : []),
+      ...(options.extraArgs ?? []),
+    ],
+  });
+  try {
+    const qmp = await waitUntil(`the monitor of ${process.name}`, () => {
+      if (process.ended) throw new Error(`${process.name} ended at once:\n${process.stderr.tail()}`);
+      return QmpClient.connect(socket("qmp")).catch(() => undefined);
+    });
+    return new Vm(process, qmp, socket("qmp2"));
+  } catch (error) {
+    await process[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** What QEMU said about a finished migration, in ms. */
+export interface MigrationFigures {
+  totalMs: number;
+  downtimeMs: number;
+}
+
+/** Migrates by plain QMP, as any management program does, and waits for the end on both sides. */
+export async function migrate(source: Vm, destination: Vm, uri: string, timeoutMs = 120_000): Promise<MigrationFigures> {
+  const since = destination.qmp.eventCount;
+  await source.qmp.execute("migrate", { uri });
+  const info = await waitUntil("the migration's end", async () => {
+    const info = await source.qmp.execute<Record<string, unknown>>("query-migrate");
+    if (info.status === "failed" || info.status === "cancelled") {
+      throw new Error(`The migration is ${info.status}: ${info["error-desc"] ?? ""}\n${destination.process.stderr.tail()}`);
+    }
+    return info.status === "completed" ? info : undefined;
+  }, timeoutMs);
+  const state = await destination.qmp.execute<{ status: string }>("query-status");
+  if (state.status === "inmigrate") await destination.qmp.waitEvent("RESUME", { since });
+  return { totalMs: Number(info["total-time"]), downtimeMs: Number(info.downtime) };
+}
+
+/** A storage daemon that exports an image as a vhost-user-blk back-end. */
+export interface StorageDaemonOptions {
+  version: QemuVersion;
+  /** Path of a raw image. */
+  image: string;
+  /** Where it listens. */
+  socket: string;
+  /** Default 1. */
+  queues?: number;
+  /** Default true. */
+  writable?: boolean;
+  /** Requests per second, to stand for a slow device. */
+  iops?: number;
+  /** Where its own monitor listens, when wanted (block_resize). */
+  qmpSocket?: string;
+  extraArgs?: string[];
+}
+
+/** Starts a storage daemon and waits until it listens. */
+export async function storageDaemon(options: StorageDaemonOptions): Promise<Process> {
+  const program = await qemuProgram(options.version, "qemu-storage-daemon");
+  const pidFile = `${options.socket}.pid`;
+  await Deno.remove(pidFile).catch(() => {});
+  await Deno.remove(options.socket).catch(() => {});
+  const slow = options.iops === undefined ? [] : [
+    "--object",
+    `throttle-group,id=t0,x-iops-total=${options.iops}`,
+    "--blockdev",
+    "driver=throttle,node-name=slow0,file=file0,throttle-group=t0",
+  ];
+  const process = new Process(program.command, {
+    name: `storage daemon ${options.version}`,
+    env: program.env,
+    // deno-fmt-ignore
+    args: [
+      ...program.args,
+      // Both sides of a migration have the image open.
+      "--blockdev", `driver=file,node-name=file0,filename=${options.image},locking=off`,
+      ...slow,
+      ...(options.qmpSocket === undefined ? [] : [
+        "--chardev", `socket,id=mon0,path=${options.qmpSocket},server=on,wait=off`, "--monitor", "chardev=mon0",
+      ]),
+      "--export", `type=vhost-user-blk,id=export0,node-name=${options.iops === undefined ? "file0" : "slow0"},addr.type=unix,addr.path=${options.socket},` +
+        `writable=${options.writable === false ? "off" : "on"},num-queues=${options.queues ?? 1}`,
+      "--pidfile", pidFile,
+      ...(options.extraArgs ?? []),
+    ],
+  });
+  try {
+    // The daemon writes the file once its exports are up.
+    await waitUntil(`${process.name} to listen`, () => {
+      if (process.ended) throw new Error(`${process.name} ended at once:\n${process.stderr.tail()}`);
+      try {
+        return Deno.statSync(pidFile).size > 0;
+      } catch {
+        return false;
+      }
+    });
+    return process;
+  } catch (error) {
+    await process[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** Makes a sparse raw image. */
+export async function makeImage(path: string, mib = 64): Promise<string> {
+  using file = await Deno.open(path, { create: true, write: true, truncate: true });
+  await file.truncate(mib * 1024 * 1024);
+  return path;
+}
+
+/** Runs the workload's `verify` mode on an image, on the host. */
+export async function verifyImage(path: string, args: Record<string, string | number> = {}): Promise<WorkloadResult> {
+  const words = Object.entries(args).map(([name, value]) => `${name}=${value}`);
+  await using process = new Process((await guest()).workload, { args: [`dev=${path}`, "mode=verify", ...words] });
+  const [line] = await process.stdout.wait(/^SVQ DONE .*$/);
+  return workloadResult(line, process.stdout);
+}

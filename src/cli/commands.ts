@@ -18,5 +18,10 @@ export interface LazyCommand {
 
 /** In the order of `svq --help`. */
 export const COMMANDS: Readonly<Record<string, LazyCommand>> = {
+  doctor: { brief: "Check whether this host is ready, and say what to do", load: () => import("./commands/doctor.ts") },
+  schema: { brief: "Print the JSON schema of a document", load: () => import("./commands/schema.ts") },
+  completions: { brief: "Print the completion script of a shell", load: () => import("./commands/completions.ts") },
+  man: { brief: "Print a manual page", load: () => import("./commands/man.ts") },
   version: { brief: "Print the version", load: () => import("./commands/version.ts") },
+  __complete: { brief: "Propose words for a command line", hidden: true, load: () => import("./commands/complete.ts") },
 };

@@ -18,5 +18,6 @@ export interface LazyCommand {
 
 /** In the order of `svq --help`. */
 export const COMMANDS: Readonly<Record<string, LazyCommand>> = {
+  iova: { brief: "Plan where guest memory and shadow rings lie for a device", load: () => import("./commands/iova.ts") },
   version: { brief: "Print the version", load: () => import("./commands/version.ts") },
 };

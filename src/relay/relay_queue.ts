@@ -220,10 +220,10 @@ export class RelayQueue {
   }
 
   async #leavePassthrough(): Promise<void> {
-    const { device, memory } = this.context;
+    const { memory } = this.context;
     const usedIdx = new Uint16Array(memory.buffer(this.addresses!.used, 4));
     for (;;) {
-      const base = await device.getVringBase(this.index);
+      const base = await this.#stopDevice();
       if (await this.#until(async () => Atomics.load(usedIdx, 1) === (base & 0xffff))) {
         this.base = base;
         return;
@@ -234,6 +234,14 @@ export class RelayQueue {
       this.#signalGuest();
       await pause(20);
     }
+  }
+
+  // A stopped device may still be finishing requests, and has closed the call eventfd that it wants to signal then:
+  // qemu-storage-daemon drops the connection over that. Another one follows right behind the stop, before the answer.
+  async #stopDevice(): Promise<number> {
+    const { device } = this.context;
+    const [base] = await Promise.all([device.getVringBase(this.index), device.setVringCall(this.index, this.#deviceCall.fd)]);
+    return base;
   }
 
   async #enterShadow(): Promise<void> {
@@ -270,10 +278,10 @@ export class RelayQueue {
   }
 
   async #leaveShadow(): Promise<void> {
-    const { device, arena } = this.context;
+    const { arena } = this.context;
     await this.worker.send({ type: "pause", index: this.index, paused: true });
     for (;;) {
-      const base = await device.getVringBase(this.index);
+      const base = await this.#stopDevice();
       let progress: QueueProgress | undefined;
       const back = await this.#until(async () => {
         progress = await this.worker.progress({ type: "poll", index: this.index });
@@ -293,7 +301,7 @@ export class RelayQueue {
   /** Takes a queue that broke a rule away from its Worker and its device, whatever is in flight. */
   async abandon(): Promise<void> {
     if (this.state === "shadow") this.base = (await this.worker.progress({ type: "stop", index: this.index })).guestBase;
-    await this.context.device.getVringBase(this.index);
+    await this.#stopDevice();
     this.state = "stopped";
   }
 

@@ -121,7 +121,9 @@ export class VhostUserFrontEnd implements VhostBackend {
     const events: { device?: VhostUserFrontEnd } = {};
     const requester = new Requester(stream, {
       onMessage: options.onMessage,
-      onLost: (error) => events.device?.#lose(error),
+      onLost: (error) => {
+        if (events.device !== undefined) events.device.#lose(error);
+      },
     });
     let channel: BackEndChannel | undefined;
     try {

@@ -107,7 +107,8 @@ Deno.test("the handshake goes in QEMU's order and takes only what this front-end
 Deno.test("a device without protocol features works: no bit 30, no enable message, barriers instead of acks", async () => {
   const pair = await connect(bit(32), 0n);
   const { device, frontEnd } = pair;
-  assert.deepEqual(device.take(), ["GET_FEATURES", "SET_OWNER"]);
+  assert.equal(await frontEnd.getFeatures(), bit(32));
+  assert.deepEqual(device.take(), ["GET_FEATURES", "SET_OWNER", "GET_FEATURES"]);
   assert.deepEqual([frontEnd.info.queueNum, frontEnd.info.maxMemSlots, frontEnd.info.hasConfig], [1, 8, false]);
   await frontEnd.setFeatures(bit(32));
   assert.deepEqual(device.seen[0]?.payload, encodeU64(bit(32)));

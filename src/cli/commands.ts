@@ -23,6 +23,7 @@ export const COMMANDS: Readonly<Record<string, LazyCommand>> = {
   completions: { brief: "Print the completion script of a shell", load: () => import("./commands/completions.ts") },
   man: { brief: "Print a manual page", load: () => import("./commands/man.ts") },
   iova: { brief: "Plan where guest memory and shadow rings lie for a device", load: () => import("./commands/iova.ts") },
+  relay: { brief: "Run and steer relays between a VMM and a device", load: () => import("./commands/relay.ts") },
   version: { brief: "Print the version", load: () => import("./commands/version.ts") },
   __complete: { brief: "Propose words for a command line", hidden: true, load: () => import("./commands/complete.ts") },
 };

@@ -87,6 +87,12 @@ export class Arena implements Disposable {
     return { desc: this.iova + slot + layout.desc, avail: this.iova + slot + layout.avail, used: this.iova + slot + layout.used };
   }
 
+  /** A buffer over the used ring that {@linkcode place} made. */
+  usedRing(index: number, num: number): ArrayBuffer {
+    const { slot, layout } = this.#layout(index, num);
+    return this.#mapping.buffer(slot + layout.used, 6 + 8 * num);
+  }
+
   /** A buffer over a queue's whole slot, for dumps. */
   slot(index: number): ArrayBuffer {
     return this.#mapping.buffer(index * ARENA_SLOT_SIZE, ARENA_SLOT_SIZE);

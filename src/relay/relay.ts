@@ -74,6 +74,11 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.onFailure}. */
   onFailure: ((error: Error) => void) | undefined;
 
+  /** See {@linkcode VhostBackend.sendRarp}. */
+  readonly sendRarp?: (mac: Uint8Array<ArrayBuffer>) => Promise<void>;
+  /** See {@linkcode VhostBackend.setMtu}. */
+  readonly setMtu?: (mtu: number) => Promise<void>;
+
   readonly #device: VhostBackend;
   readonly #config: RelayConfig;
   readonly #events: RelayEvents;
@@ -100,6 +105,8 @@ export class Relay implements VhostBackend {
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
+    if (device.sendRarp !== undefined) this.sendRarp = (mac) => device.sendRarp!(mac);
+    if (device.setMtu !== undefined) this.setMtu = (mtu) => device.setMtu!(mtu);
     device.onConfigChange = () => this.onConfigChange?.();
     device.onFailure = (error) => this.#deviceFailed(error);
   }
@@ -209,7 +216,7 @@ export class Relay implements VhostBackend {
       done = true;
       this.#report(error);
     });
-    let timer: number | undefined;
+    let timer: ReturnType<typeof setTimeout> | undefined;
     const timeout = new Promise<void>((resolve) => timer = setTimeout(resolve, this.#config.switchTimeoutMs));
     await Promise.race([finished, timeout]);
     clearTimeout(timer);
@@ -522,16 +529,6 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.resume}. Starts what {@linkcode suspend} stopped. */
   async resume(): Promise<void> {
     await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#startIfReady(queue, false))));
-  }
-
-  /** See {@linkcode VhostBackend.sendRarp}. */
-  async sendRarp(mac: Uint8Array<ArrayBuffer>): Promise<void> {
-    await this.#device.sendRarp?.(mac);
-  }
-
-  /** See {@linkcode VhostBackend.setMtu}. */
-  async setMtu(mtu: number): Promise<void> {
-    await this.#device.setMtu?.(mtu);
   }
 
   async #stopAll(): Promise<void> {

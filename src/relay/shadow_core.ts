@@ -4,6 +4,7 @@
  *
  * @module
  */
+import { LOG_PAGE_BYTES } from "../dirty/bitmap.ts";
 import { SvqError } from "../errors.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
 import { COUNTER } from "./counters.ts";
@@ -179,7 +180,13 @@ export class ShadowCore {
     const { addresses, lengths, writable, next } = this.#segments;
     let pages = 0;
     for (let slot = this.#first[id]!; slot >= 0; slot = next[slot]!) {
-      if (writable[slot] !== 0) pages += dirty.markRange(addresses[slot]!, lengths[slot]!);
+      if (writable[slot] === 0) continue;
+      const gpa = addresses[slot]!;
+      const length = lengths[slot]!;
+      if (!dirty.markRange(gpa, length)) {
+        throw new SvqError("LOG_TOO_SMALL", `Guest memory 0x${gpa.toString(16)}+${length} was written and lies outside the dirty log`);
+      }
+      pages += Math.ceil((gpa % LOG_PAGE_BYTES + length) / LOG_PAGE_BYTES);
     }
     this.#counters[COUNTER.dirtyPages]! += pages;
   }

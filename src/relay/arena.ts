@@ -71,7 +71,10 @@ export class Arena implements Disposable {
     new Uint8Array(this.#mapping.buffer(slot, layout.end)).fill(0);
     const { address } = this.#mapping;
     return {
-      local: { desc: address + slot + layout.desc, avail: address + slot + layout.avail, used: address + slot + layout.used,
+      local: {
+        desc: address + slot + layout.desc,
+        avail: address + slot + layout.avail,
+        used: address + slot + layout.used,
         tables: { address: address + slot + layout.tables, iova: this.iova + slot + layout.tables, entries: layout.entries },
       },
       iova: this.peek(index, num),

@@ -92,7 +92,10 @@ export class DirtyLogging implements Disposable {
   async setVmmLog(log: LogRegion, endGpa: number): Promise<void> {
     const needed = Math.ceil(endGpa / PAGE_SHIFT_BYTES / 8);
     if (log.size < needed) {
-      throw new SvqError("LOG_TOO_SMALL", `A dirty log of ${log.size} bytes does not cover guest memory up to 0x${endGpa.toString(16)}: ${needed} bytes are needed`);
+      throw new SvqError(
+        "LOG_TOO_SMALL",
+        `A dirty log of ${log.size} bytes does not cover guest memory up to 0x${endGpa.toString(16)}: ${needed} bytes are needed`,
+      );
     }
     if (log.offset % 4 !== 0) throw new SvqError("LOG_UNALIGNED", `A dirty log at file offset ${log.offset} is not aligned to 4 bytes`);
     const length = Math.floor(log.size / 4) * 4;

@@ -194,4 +194,3 @@ export class QueueRunner {
     return progress;
   }
 }
-

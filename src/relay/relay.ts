@@ -263,7 +263,10 @@ export class Relay implements VhostBackend {
       const arena = new Arena(this.#maxQueues, ARENA_END - this.#maxQueues * 2 ** 20);
       if (this.memory.endGpa > arena.iova) {
         arena.close();
-        throw new SvqError("MEMORY_TOO_HIGH", `Guest memory reaches 0x${this.memory.endGpa.toString(16)}: no room for shadow rings below 0x${ARENA_END.toString(16)}`);
+        throw new SvqError(
+          "MEMORY_TOO_HIGH",
+          `Guest memory reaches 0x${this.memory.endGpa.toString(16)}: no room for shadow rings below 0x${ARENA_END.toString(16)}`,
+        );
       }
       this.#arena = arena;
     }
@@ -312,7 +315,9 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.removeMemRegion}. */
   async removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void> {
     const found = this.memory.regions.find((old) => old.gpa === region.gpa && old.size === region.size && old.uaddr === region.uaddr);
-    if (found === undefined) throw new SvqError("NO_SUCH_REGION", `No memory region 0x${region.gpa.toString(16)}+0x${region.size.toString(16)}`);
+    if (found === undefined) {
+      throw new SvqError("NO_SUCH_REGION", `No memory region 0x${region.gpa.toString(16)}+0x${region.size.toString(16)}`);
+    }
     const { gpa, size } = found;
     await this.#dropRegions([found]);
     await this.#device.removeMemRegion({ gpa, size, uaddr: gpa + DEVICE_UADDR_OFFSET });
@@ -433,13 +438,24 @@ export class Relay implements VhostBackend {
   #checkRing(queue: RelayQueue): void {
     const { num, index } = queue;
     const { desc, avail, used } = queue.addresses!;
-    const parts = [["descriptor table", desc, 16 * num, 16], ["avail ring", avail, 6 + 2 * num, 2], ["used ring", used, 6 + 8 * num, 4]] as const;
+    const parts = [["descriptor table", desc, 16 * num, 16], ["avail ring", avail, 6 + 2 * num, 2], [
+      "used ring",
+      used,
+      6 + 8 * num,
+      4,
+    ]] as const;
     for (const [name, gpa, size, align] of parts) {
-      if (gpa % align !== 0) throw new SvqError("RING_UNALIGNED", `Queue ${index}: its ${name} at 0x${gpa.toString(16)} is not aligned to ${align} bytes`);
+      if (gpa % align !== 0) {
+        throw new SvqError("RING_UNALIGNED", `Queue ${index}: its ${name} at 0x${gpa.toString(16)} is not aligned to ${align} bytes`);
+      }
       try {
         this.memory.addressOf(gpa, size);
       } catch (cause) {
-        throw new SvqError("RING_OUTSIDE_MEMORY", `Queue ${index}: its ${name} at 0x${gpa.toString(16)}, ${size} bytes, does not lie in guest memory`, { cause });
+        throw new SvqError(
+          "RING_OUTSIDE_MEMORY",
+          `Queue ${index}: its ${name} at 0x${gpa.toString(16)}, ${size} bytes, does not lie in guest memory`,
+          { cause },
+        );
       }
     }
   }

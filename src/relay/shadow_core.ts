@@ -10,7 +10,6 @@ import { COUNTER } from "./counters.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
 import type { DataPath } from "./queue_runner.ts";
 
-
 /** Private copies of the segments of chains at the device: linked lists in three arrays, one list per chain. */
 class SegmentPool {
   addresses = new Float64Array(0);
@@ -253,4 +252,3 @@ export class ShadowCore {
     return this.progress();
   }
 }
-

@@ -5,7 +5,7 @@
  * @module
  */
 import { toErrorRecord } from "../errors.ts";
-import { bufferAt, Epoll, EPOLL } from "../ffi/mod.ts";
+import { bufferAt, EPOLL, Epoll } from "../ffi/mod.ts";
 import { RangeTable } from "../memory/range_table.ts";
 import { DirtyBitmap } from "../dirty/bitmap.ts";
 import { Counters } from "./counters.ts";

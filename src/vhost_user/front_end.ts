@@ -306,7 +306,7 @@ export class VhostUserFrontEnd implements VhostBackend {
   }
 
   async setStatus(status: number): Promise<void> {
-    if (this.#has(PROTOCOL_FEATURE.STATUS)) await this.#command(REQUEST.SET_STATUS, encodeU64(BigInt(status)));
+    if (this.#has(PROTOCOL_FEATURE.STATUS)) await this.#settled(REQUEST.SET_STATUS, encodeU64(BigInt(status)));
     this.#status = status;
   }
 

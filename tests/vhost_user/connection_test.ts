@@ -40,7 +40,7 @@ Deno.test("messages sent at once arrive whole and in order", async () => {
     assert.deepEqual((await receiver.receive())?.payload, encodeU64(BigInt(i)));
     const message = await receiver.receive();
     assert.deepEqual([message?.payload[0], message?.fds.length], [i, 1]);
-    message?.fds[0]!.close();
+    message!.fds[0]!.close();
   }
   await Promise.all(sent);
 });

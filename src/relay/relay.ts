@@ -509,16 +509,28 @@ export class Relay implements VhostBackend {
     return this.#device.getStatus();
   }
 
-  /** See {@linkcode VhostBackend.setStatus}. Status 0 stops all rings first. */
+  /**
+   * See {@linkcode VhostBackend.setStatus}. Status 0 stops all rings first. Their bases stay: QEMU 7.2 clears the status
+   * and only then asks for them.
+   */
   async setStatus(status: number): Promise<void> {
-    if (status === 0) await this.#stopAll();
+    if (status === 0) await this.#stopRings();
     await this.#device.setStatus(status);
   }
 
   /** See {@linkcode VhostBackend.reset}. */
   async reset(): Promise<void> {
-    await this.#stopAll();
+    await this.#stopRings();
     await this.#device.reset();
+  }
+
+  async #stopRings(): Promise<void> {
+    for (const queue of this.queues) {
+      await queue.lane.run(async () => {
+        if (this.#deviceError === undefined) await queue.leave();
+        queue.unkick();
+      });
+    }
   }
 
   /** See {@linkcode VhostBackend.suspend}. Stops every ring. */

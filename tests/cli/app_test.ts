@@ -169,6 +169,8 @@ Deno.test("errors end with their exit code; foreign errors are code INTERNAL and
   assert.equal(JSON.parse(foreign.stderr).error.code, "INTERNAL");
   const quiet = await failing(new ExitWith(6));
   assert.deepEqual([quiet.code, quiet.stderr], [6, ""]);
+  const unread = await failing(new SvqError("UNREAD", "Nobody reads the output any more"));
+  assert.deepEqual([unread.code, unread.stderr], [0, ""], "svq … | head is no failure");
   const hostile = await failing(new SvqError("X", "device says \x1b[31mred\x07"));
   assert.equal(hostile.stderr, "error: device says \\x1b[31mred\\x07\n");
 });

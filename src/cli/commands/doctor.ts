@@ -1,5 +1,5 @@
 /** `svq doctor`. @module */
-import { buildCommand } from "@stricli/core";
+import { buildCommand, type Command } from "@stricli/core";
 import { EXIT } from "../../errors.ts";
 import { createMemfd, effectiveUid, memlockLimit } from "../../ffi/mod.ts";
 import { runtimeDirPath } from "../../relay/runtime_dir.ts";
@@ -12,7 +12,7 @@ interface Flags {
 }
 
 /** Checks the host. */
-export const command = buildCommand({
+export const command: Command<CliContext> = buildCommand({
   docs: {
     brief: "Check whether this host is ready, and say what to do",
     fullDescription: "Check whether this host is ready, and say what to do about each thing that is missing. " +

@@ -97,7 +97,8 @@ await labTest(
     await using destination = await startVm({ ...common, name: "b", disk: { socket: socketB }, incoming: uri });
     await source.waitReady();
     await source.nextHeartbeat();
-    await migrate(source, destination, uri);
+    // Slow enough that most pages are copied while reads go on.
+    await migrate(source, destination, uri, { bandwidth: 16 << 20 });
     const result = await destination.finishWorkload();
     assert.equal(result.ok, false, result.line);
     assert.ok(result.errorLines.some((line) => line.includes("kind=late-")), result.errorLines.join("\n"));

@@ -288,8 +288,17 @@ export interface MigrationFigures {
   downtimeMs: number;
 }
 
+/** How {@linkcode migrate} does it. */
+export interface MigrateOptions {
+  timeoutMs?: number;
+  /** Bytes per second, to stretch the copying. */
+  bandwidth?: number;
+}
+
 /** Migrates by plain QMP, as any management program does, and waits for the end on both sides. */
-export async function migrate(source: Vm, destination: Vm, uri: string, timeoutMs = 120_000): Promise<MigrationFigures> {
+export async function migrate(source: Vm, destination: Vm, uri: string, options: MigrateOptions = {}): Promise<MigrationFigures> {
+  const { timeoutMs = 120_000, bandwidth } = options;
+  if (bandwidth !== undefined) await source.qmp.execute("migrate-set-parameters", { "max-bandwidth": bandwidth });
   const since = destination.qmp.eventCount;
   await source.qmp.execute("migrate", { uri });
   const info = await waitUntil("the migration's end", async () => {

@@ -5,7 +5,7 @@
  *
  * @module
  */
-import { type ErrorRecord, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
+import { type ErrorRecord, EXIT, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
 import { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
@@ -27,10 +27,24 @@ export interface RelayConfig {
   switchTimeoutMs: number;
   /** Worker threads. */
   workers: number;
+  /** Ring format that the guest is offered: the device's, or one of them whatever the device has. */
+  guestRing: RingChoice;
+  /** Ring format of the device: the guest's, or one of them whatever the guest has. */
+  deviceRing: RingChoice;
 }
 
+/** How a ring format is chosen. */
+export type RingChoice = "auto" | "split" | "packed";
+
 /** The defaults of {@linkcode RelayConfig}. */
-export const DEFAULT_RELAY_CONFIG: RelayConfig = { mode: "auto", forceShadow: false, switchTimeoutMs: 500, workers: 1 };
+export const DEFAULT_RELAY_CONFIG: RelayConfig = {
+  mode: "auto",
+  forceShadow: false,
+  switchTimeoutMs: 500,
+  workers: 1,
+  guestRing: "auto",
+  deviceRing: "auto",
+};
 
 const VHOST_F_LOG_ALL = 1n << 26n;
 
@@ -41,7 +55,7 @@ const RING_RESET = 1n << 40n;
 const ACCESS_PLATFORM = 1n << 33n;
 const RING_PACKED = 1n << 34n;
 /** Feature bits that the relay hides from the guest. */
-export const MASKED_FEATURES: bigint = IN_ORDER | NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | RING_PACKED | VHOST_F_LOG_ALL;
+export const MASKED_FEATURES: bigint = IN_ORDER | NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | VHOST_F_LOG_ALL;
 
 /** uaddr = IOVA + this, towards a vhost-user device: an address that is none of ours and none of the VMM's. */
 const DEVICE_UADDR_OFFSET = 2 ** 47;
@@ -89,6 +103,7 @@ export class Relay implements VhostBackend {
   #arenaAtDevice = false;
   #features = 0n;
   #featuresSet = false;
+  #devicePacked = false;
   #logging = false;
   #markingAll = 0;
   #closed = false;
@@ -143,6 +158,11 @@ export class Relay implements VhostBackend {
     return this.#features;
   }
 
+  /** Does the device have packed rings? */
+  get devicePacked(): boolean {
+    return this.#devicePacked;
+  }
+
   /** Why the device is gone, if it is. */
   get deviceError(): Error | undefined {
     return this.#deviceError;
@@ -164,6 +184,7 @@ export class Relay implements VhostBackend {
         memory: this.memory,
         arena: () => this.#arena!,
         features: () => this.#features,
+        devicePacked: () => this.#devicePacked,
         log: (message) => this.#events.log(message),
       });
       this.#queues.set(index, queue);
@@ -174,14 +195,18 @@ export class Relay implements VhostBackend {
   /** The mode that a queue should be in now. */
   get wantedMode(): RunningMode {
     const { mode, forceShadow } = this.#config;
-    return this.#logging || forceShadow || mode === "shadow" ? "shadow" : "passthrough";
+    const translated = this.#devicePacked !== ((this.#features & RING_PACKED) !== 0n);
+    return this.#logging || forceShadow || translated || mode === "shadow" ? "shadow" : "passthrough";
   }
 
   // ---- features and the dirty log
 
   /** See {@linkcode VhostBackend.getFeatures}. */
   async getFeatures(): Promise<bigint> {
-    return await this.#device.getFeatures() & ~MASKED_FEATURES;
+    const offered = await this.#device.getFeatures() & ~MASKED_FEATURES;
+    const { guestRing } = this.#config;
+    if (guestRing === "auto") return offered;
+    return guestRing === "packed" ? offered | RING_PACKED : offered & ~RING_PACKED;
   }
 
   /**
@@ -191,12 +216,13 @@ export class Relay implements VhostBackend {
   async setFeatures(features: bigint): Promise<void> {
     const logging = (features & VHOST_F_LOG_ALL) !== 0n;
     const rest = features & ~VHOST_F_LOG_ALL;
-    const offered = await this.#device.getFeatures();
+    const offered = await this.getFeatures();
     if ((rest & ~offered) !== 0n) {
       throw new SvqError("FEATURES_NOT_OFFERED", `Features 0x${(rest & ~offered).toString(16)} were set that the device does not offer`);
     }
     if (!this.#featuresSet || rest !== this.#features) {
-      await this.#device.setFeatures(rest);
+      this.#devicePacked = await this.#chooseDeviceRing((rest & RING_PACKED) !== 0n);
+      await this.#device.setFeatures(this.#devicePacked ? rest | RING_PACKED : rest & ~RING_PACKED);
       this.#features = rest;
       this.#featuresSet = true;
     }
@@ -208,6 +234,18 @@ export class Relay implements VhostBackend {
     const switched = this.applyMode();
     if (logging) await this.#orMarkAll(switched);
     else switched.then(() => this.#logging ? undefined : this.dirty.stop()).catch((error) => this.#report(error));
+  }
+
+  async #chooseDeviceRing(guestPacked: boolean): Promise<boolean> {
+    const has = (await this.#device.getFeatures() & RING_PACKED) !== 0n;
+    const { deviceRing } = this.#config;
+    if (deviceRing === "packed" && !has) {
+      throw new SvqError("MISSING_FEATURE", `${this.#device.info.address} has no packed rings`, {
+        exitCode: EXIT.missingFeature,
+        hint: "Leave --device-ring out, or set it to split",
+      });
+    }
+    return deviceRing === "auto" ? guestPacked && has : deviceRing === "packed";
   }
 
   async #orMarkAll(switched: Promise<void>): Promise<void> {
@@ -355,8 +393,9 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.setVringNum}. */
   async setVringNum(index: number, num: number): Promise<void> {
     const queue = this.#stoppedQueue(index, "its size");
-    if (!(num >= 1 && num <= 32768 && (num & (num - 1)) === 0)) {
-      throw new SvqError("BAD_RING_SIZE", `Queue ${index}: a split ring cannot have ${num} descriptors (a power of two up to 32768)`);
+    const packed = (this.#features & RING_PACKED) !== 0n;
+    if (!(num >= 1 && num <= 32768 && (packed || (num & (num - 1)) === 0))) {
+      throw new SvqError("BAD_RING_SIZE", `Queue ${index}: a ${packed ? "packed" : "split"} ring cannot have ${num} descriptors`);
     }
     queue.num = num;
   }

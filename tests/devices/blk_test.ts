@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { SvqError } from "../../src/errors.ts";
-import { signalEventfd } from "../../src/ffi/mod.ts";
+import { drainEventfd, signalEventfd } from "../../src/ffi/mod.ts";
 import { SimDevice } from "../../src/devices/sim_device.ts";
 import type { SimOptions } from "../../src/devices/options.ts";
 import { decodeBlkConfig, VIRTIO_BLK_FEATURE_BITS, VIRTIO_BLK_S, VIRTIO_BLK_T } from "../../src/uapi/virtio_blk.ts";
@@ -213,6 +213,12 @@ Deno.test("A malformed request or ring stops its queue with an error; the other 
   const breakers: [string, (guest: TestGuest) => void][] = [
     ["MALFORMED_REQUEST", (guest) => guest.queues[0]!.add([guest.buffer(15)], [guest.buffer(1)])],
     ["MALFORMED_REQUEST", (guest) => guest.queues[0]!.add([guest.buffer(blkHeader(VIRTIO_BLK_T.FLUSH))], [])],
+    ["HEAD_OUT_OF_RANGE", (guest) => {
+      const { avail } = guest.queues[0]!.addresses;
+      new Uint16Array(guest.memory.buffer(avail, 6))[2] = 64;
+      new Uint16Array(guest.memory.buffer(avail, 6))[1] = 1;
+      signalEventfd(guest.queues[0]!.kick.fd);
+    }],
     ["OUTSIDE_MEMORY", (guest) => guest.queues[0]!.add([{ address: 0x1000, length: 16 }], [guest.buffer(1)])],
   ];
   for (const [code, add] of breakers) {
@@ -224,6 +230,7 @@ Deno.test("A malformed request or ring stops its queue with an error; the other 
     await told;
     assert.equal(device.errors[0]?.code, code);
     assert.equal(await device.getStatus() & 64, 64);
+    assert.equal(drainEventfd(guest.queues[0]!.err.fd), 1);
     assert.equal((await request(guest, blkHeader(VIRTIO_BLK_T.FLUSH), [], [], 1)).status, VIRTIO_BLK_S.OK);
     await device.getVringBase(0);
   }

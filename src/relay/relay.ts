@@ -437,13 +437,19 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.setVringKick}. */
   async setVringKick(index: number, fd: number | null): Promise<void> {
     const queue = this.#queue(index);
-    queue.setKick(fd);
-    await queue.lane.run(() => this.#startIfReady(queue, true));
+    await queue.lane.run(async () => {
+      // A new kick eventfd for a ring that runs: the ring changes hands once.
+      const mode = queue.running ? queue.state as RunningMode : undefined;
+      await queue.leave();
+      queue.setKick(fd);
+      if (mode === undefined) await this.#startIfReady(queue);
+      else await queue.enter(mode);
+    });
   }
 
   /** See {@linkcode VhostBackend.setVringCall}. */
   async setVringCall(index: number, fd: number | null): Promise<void> {
-    await this.#queue(index).setCall(fd);
+    this.#queue(index).setCall(fd);
   }
 
   /** See {@linkcode VhostBackend.setVringErr}. */
@@ -457,20 +463,11 @@ export class Relay implements VhostBackend {
     queue.enabled = enabled;
     await queue.lane.run(async () => {
       if (queue.running) await queue.applyEnabled();
-      else await this.#startIfReady(queue, false);
+      else await this.#startIfReady(queue);
     });
   }
 
-  async #startIfReady(queue: RelayQueue, newKick: boolean): Promise<void> {
-    if (queue.running) {
-      // A new kick eventfd for a ring that runs: the ring changes hands once.
-      if (newKick) {
-        const mode = queue.state as RunningMode;
-        await queue.leave();
-        await queue.enter(mode);
-      }
-      return;
-    }
+  async #startIfReady(queue: RelayQueue): Promise<void> {
     if (queue.state !== "stopped" || !queue.ready) return;
     try {
       this.#checkRing(queue);
@@ -579,7 +576,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.resume}. Starts what {@linkcode suspend} stopped. */
   async resume(): Promise<void> {
-    await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#startIfReady(queue, false))));
+    await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#startIfReady(queue))));
   }
 
   async #stopAll(): Promise<void> {

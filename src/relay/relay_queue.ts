@@ -103,7 +103,7 @@ export class RelayQueue {
     return this.state === "passthrough" || this.state === "shadow";
   }
 
-  /** The front-end's kick eventfd was set (null: none, the ring is polled). */
+  /** The front-end's kick eventfd was set (null: none, the ring is polled). A step: the ring must be stopped. */
   setKick(fd: number | null): void {
     const old = this.#kick;
     this.#kick = fd === null ? undefined : dupFd(fd);
@@ -111,24 +111,27 @@ export class RelayQueue {
     old?.close();
   }
 
-  /** The front-end's call eventfd was set; passed on at once where the ring runs. */
-  async setCall(fd: number | null): Promise<void> {
+  /**
+   * The front-end's call eventfd was set. It is handed on in the lane, since a step may be using the old one, and nobody
+   * waits for that: a step can take as long as the device's slowest request.
+   */
+  setCall(fd: number | null): void {
     const old = this.#call;
     this.#call = fd === null ? undefined : dupFd(fd);
-    try {
-      if (this.state === "passthrough") await this.context.device.setVringCall(this.index, fd);
-      else if (this.state === "shadow") await this.worker.send({ type: "call", index: this.index, fd: this.#call?.fd ?? -1 });
-    } finally {
-      old?.close();
-    }
-    // A call between the two eventfds may have gone to the one that nobody reads any more.
-    if (this.running) this.#signalGuest();
+    this.lane.run(async () => {
+      const now = this.#call?.fd;
+      if (this.state === "passthrough") await this.context.device.setVringCall(this.index, now ?? null);
+      else if (this.state === "shadow") await this.worker.send({ type: "call", index: this.index, fd: now ?? -1 });
+      // A call between the two eventfds may have gone to the one that nobody reads any more.
+      if (this.running) this.#signalGuest();
+    }).catch((error) => this.context.log(`queue ${this.index}: ${toErrorRecord(error).message}`)).finally(() => old?.close());
   }
 
-  /** The front-end's error eventfd was set. */
+  /** The front-end's error eventfd was set. Handed to the device when the ring changes hands the next time. */
   setErr(fd: number | null): void {
-    this.#err?.close();
+    const old = this.#err;
     this.#err = fd === null ? undefined : dupFd(fd);
+    this.lane.run(async () => old?.close());
   }
 
   #signalGuest(): void {
@@ -279,6 +282,7 @@ export class RelayQueue {
   // qemu-storage-daemon drops the connection over that. Another one follows right behind the stop, before the answer.
   async #stopDevice(): Promise<number> {
     const { device } = this.context;
+    if (device.info.kind !== "vhost-user") return await device.getVringBase(this.index);
     const [base] = await Promise.all([device.getVringBase(this.index), device.setVringCall(this.index, this.#deviceCall.fd)]);
     return base;
   }

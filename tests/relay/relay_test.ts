@@ -18,6 +18,8 @@ interface Case {
 }
 
 const LOG_ALL = 1n << 26n;
+/** Covers the driver's RAM, part of which lies above 4 GiB. */
+const LOG_BYTES = 1 << 18;
 
 async function withRelay(
   options: Case,
@@ -93,10 +95,10 @@ function seeded(seed: number): () => number {
 Deno.test("turning the dirty log on moves every queue to shadow; what the device writes is marked; turning it off goes back", async () => {
   await withRelay({ name: "log", queues: 2 }, async (relay, driver) => {
     const run = driver.run({ durationMs: 60_000 });
-    using log = createMemfd("log", 4096);
-    using mapping = mapFd(log.fd, { length: 4096 });
+    using log = createMemfd("log", LOG_BYTES);
+    using mapping = mapFd(log.fd, { length: LOG_BYTES });
     const bitmap = new DirtyBitmap(mapping.buffer());
-    await relay.setLogBase({ fd: log.fd, offset: 0, size: 4096 });
+    await relay.setLogBase({ fd: log.fd, offset: 0, size: LOG_BYTES });
     await relay.setFeatures(relay.features | LOG_ALL);
     assert.deepEqual(relay.queues.map((queue) => queue.state), ["shadow", "shadow"]);
     await waitUntil("dirty pages", () => bitmap.count() > 0);

@@ -44,7 +44,8 @@ export function vdpaNode(name: string): string {
   throw new Error(`vDPA device ${name} is not bound to vhost-vdpa`);
 }
 
-const unavailable: string | null = inVm ? null : await whyUnavailable();
+/** Why the lab VM cannot be had here, or null. */
+export const unavailable: string | null = inVm ? null : await whyUnavailable();
 const bodies = new Map<string, Body>();
 const groups = new Map<string, Group>();
 

@@ -8,6 +8,9 @@
 import { type ErrorRecord, EXIT, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
 import { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
+import { hasBit } from "../uapi/bits.ts";
+import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
+import { VIRTIO_STATUS } from "../uapi/virtio.ts";
 import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import { Arena } from "./arena.ts";
 import { Counters } from "./counters.ts";
@@ -64,6 +67,8 @@ const ARENA_END = 2 ** 46;
 /** While a device that nobody follows writes guest memory, all of it is marked dirty this often, ms. */
 const MARK_ALL_INTERVAL_MS = 50;
 const MAX_QUEUES = 256;
+const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK } = VIRTIO_STATUS;
+const RUNNING_STATUS = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 
 /** What a relay reports to its owner. */
 export interface RelayEvents {
@@ -106,6 +111,8 @@ export class Relay implements VhostBackend {
   #devicePacked = false;
   #logging = false;
   #markingAll = 0;
+  #statusByGuest = false;
+  #driverOk = false;
   #closed = false;
   #deviceError: Error | undefined;
 
@@ -471,11 +478,19 @@ export class Relay implements VhostBackend {
     if (queue.state !== "stopped" || !queue.ready) return;
     try {
       this.#checkRing(queue);
+      await this.#ensureDriverOk();
       await queue.enter(this.wantedMode);
     } catch (error) {
       queue.fail(error);
       throw error;
     }
+  }
+
+  // A front-end without STATUS never says DRIVER_OK, and a device with it may wait for that before it touches a ring.
+  async #ensureDriverOk(): Promise<void> {
+    if (this.#statusByGuest || this.#driverOk || !hasBit(this.#device.info.protocolFeatures, PROTOCOL_FEATURE.STATUS)) return;
+    this.#driverOk = true;
+    await this.#device.setStatus(RUNNING_STATUS);
   }
 
   #checkRing(queue: RelayQueue): void {
@@ -551,12 +566,15 @@ export class Relay implements VhostBackend {
    */
   async setStatus(status: number): Promise<void> {
     if (status === 0) await this.#stopRings();
+    this.#statusByGuest = status !== 0;
+    this.#driverOk = false;
     await this.#device.setStatus(status);
   }
 
   /** See {@linkcode VhostBackend.reset}. */
   async reset(): Promise<void> {
     await this.#stopRings();
+    this.#driverOk = false;
     await this.#device.reset();
   }
 

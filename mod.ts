@@ -4,6 +4,7 @@
  * @module
  */
 export * from "./src/errors.ts";
+export * from "./src/iova/mod.ts";
 export * from "./src/memory/region.ts";
 export * from "./src/vhost/backend.ts";
 export * from "./src/vring/queue.ts";

@@ -120,6 +120,8 @@ export async function runTool(
   }
   const text = new TextDecoder().decode(output.stdout);
   if (output.success) return text;
-  const last = (new TextDecoder().decode(output.stderr).trim() || text.trim()).split("\n").slice(-3).join(" ");
-  throw new LabUnavailable(`${command} failed: ${last}`);
+  const lines = (new TextDecoder().decode(output.stderr).trim() || text.trim()).split("\n");
+  // apt's own errors start with E:; a reason becomes part of a test's name, where no mirror's address belongs.
+  const reason = (lines.find((line) => line.startsWith("E:")) ?? lines.at(-1)!).replaceAll(/\w+:\/\/\S+/g, "(address)").slice(0, 160);
+  throw new LabUnavailable(`${command} failed: ${reason}`);
 }

@@ -101,6 +101,35 @@ export async function qemuProgram(version: QemuVersion, program: string): Promis
   return { command, args: [...args, ...data], env: { QEMU_MODULE_DIR: `${folder}/usr/lib/x86_64-linux-gnu/qemu` } };
 }
 
+/**
+ * DPDK's testpmd with the drivers for vhost-user (as back-end `net_vhost0` and as front-end `net_virtio_user0`), without huge
+ * pages and without PCI. What follows is its own: `--vdev=net_vhost0,iface=SOCKET,queues=1 -- --forward-mode=icmpecho`.
+ *
+ * @param runtimeFolder where it keeps its files; one for each running testpmd
+ * @throws LabUnavailable
+ */
+export async function testpmdProgram(runtimeFolder: string): Promise<Program> {
+  const folder = await root("dpdk");
+  const { command, args } = programInRoot(folder, "bin/dpdk-testpmd");
+  const drivers = ["bus_vdev", "mempool_ring", "net_vhost", "net_virtio"]
+    .flatMap((name) => ["-d", `${folder}/usr/lib/x86_64-linux-gnu/librte_${name}.so.25`]);
+  return {
+    command,
+    args: [...args, "-l", "0,1", "--no-huge", "-m", "128", "--no-pci", ...drivers],
+    env: { RUNTIME_DIRECTORY: runtimeFolder },
+  };
+}
+
+/** passt. @throws LabUnavailable */
+export async function passtProgram(): Promise<Program> {
+  return { ...programInRoot(await root("passt"), "bin/passt"), env: {} };
+}
+
+/** virtiofsd. @throws LabUnavailable */
+export async function virtiofsdProgram(): Promise<Program> {
+  return { ...programInRoot(await root("virtiofsd"), "libexec/virtiofsd"), env: {} };
+}
+
 if (import.meta.main) {
   const unknown = Deno.args.find((name) => !PARTS.includes(name as PartName));
   if (unknown !== undefined) {

@@ -5,8 +5,8 @@
  */
 import { EXIT, SvqError } from "../errors.ts";
 import { bitsOf } from "../uapi/bits.ts";
-import { VIRTIO_F } from "../uapi/virtio.ts";
-import { BLK_F, type BlkConfig, encodeBlkConfig } from "../uapi/virtio_blk.ts";
+import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
+import { encodeBlkConfig, VIRTIO_BLK_FEATURE_BITS, type VirtioBlkConfig } from "../uapi/virtio_blk.ts";
 
 /** Options of an embedded device: what `sim:blk,…` and `svq device run` say. */
 export interface SimOptions {
@@ -71,19 +71,22 @@ export function checkSimOptions(options: SimOptions): void {
 
 /** The features that a device of these options offers. LOG_ALL is none of them: it cannot log what it writes. */
 export function offeredFeatures(options: SimOptions): bigint {
-  let features = bitsOf([VIRTIO_F.VERSION_1, VIRTIO_F.RING_INDIRECT_DESC, VIRTIO_F.RING_EVENT_IDX]);
-  if (options.packed === true) features |= bitsOf([VIRTIO_F.RING_PACKED]);
+  let features = bitsOf([VIRTIO_FEATURE_BITS.VERSION_1, VIRTIO_FEATURE_BITS.INDIRECT_DESC, VIRTIO_FEATURE_BITS.EVENT_IDX]);
+  if (options.packed === true) features |= bitsOf([VIRTIO_FEATURE_BITS.RING_PACKED]);
   if (options.kind !== "blk") return features;
-  features |= bitsOf([BLK_F.SEG_MAX, BLK_F.BLK_SIZE, BLK_F.FLUSH]);
-  if ((options.queues ?? 1) > 1) features |= bitsOf([BLK_F.MQ]);
-  return features | (options.readOnly === true ? bitsOf([BLK_F.RO]) : bitsOf([BLK_F.DISCARD, BLK_F.WRITE_ZEROES]));
+  features |= bitsOf([VIRTIO_BLK_FEATURE_BITS.SEG_MAX, VIRTIO_BLK_FEATURE_BITS.BLK_SIZE, VIRTIO_BLK_FEATURE_BITS.FLUSH]);
+  if ((options.queues ?? 1) > 1) features |= bitsOf([VIRTIO_BLK_FEATURE_BITS.MQ]);
+  return features |
+    (options.readOnly === true
+      ? bitsOf([VIRTIO_BLK_FEATURE_BITS.RO])
+      : bitsOf([VIRTIO_BLK_FEATURE_BITS.DISCARD, VIRTIO_BLK_FEATURE_BITS.WRITE_ZEROES]));
 }
 
 /** The configuration space; empty for a loopback device. @param capacity sectors */
 export function configSpace(options: SimOptions, capacity: number): Uint8Array<ArrayBuffer> {
   if (options.kind !== "blk") return new Uint8Array(0);
   const writable = options.readOnly !== true;
-  const config: BlkConfig = {
+  const config: Partial<VirtioBlkConfig> = {
     capacity,
     segMax: SEG_MAX,
     blkSize: 512,
@@ -93,7 +96,7 @@ export function configSpace(options: SimOptions, capacity: number): Uint8Array<A
     discardSectorAlignment: writable ? 8 : 0,
     maxWriteZeroesSectors: writable ? MAX_RANGE_SECTORS : 0,
     maxWriteZeroesSeg: writable ? MAX_RANGES : 0,
-    writeZeroesMayUnmap: writable,
+    writeZeroesMayUnmap: writable ? 1 : 0,
   };
   return encodeBlkConfig(config);
 }

@@ -5,7 +5,7 @@
  */
 import type { RangeTable } from "../memory/range_table.ts";
 import { hasBit } from "../uapi/bits.ts";
-import { VIRTIO_F } from "../uapi/virtio.ts";
+import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import { type RingLayout, splitLayout } from "../vring/layout.ts";
 import type { DeviceQueue, RingMemory } from "../vring/queue.ts";
 import { SplitDevice } from "../vring/split.ts";
@@ -73,8 +73,8 @@ export function openRing(place: RingPlace, memory: CurrentMemory, base: number):
     desc: { buffer: memory.buffer(addresses.desc, desc.size) },
     avail: { buffer: memory.buffer(addresses.avail, avail.size) },
     used: { buffer: memory.buffer(addresses.used, used.size) },
-    eventIdx: hasBit(features, VIRTIO_F.RING_EVENT_IDX),
-    indirect: hasBit(features, VIRTIO_F.RING_INDIRECT_DESC),
-    inOrder: hasBit(features, VIRTIO_F.IN_ORDER),
+    eventIdx: hasBit(features, VIRTIO_FEATURE_BITS.EVENT_IDX),
+    indirect: hasBit(features, VIRTIO_FEATURE_BITS.INDIRECT_DESC),
+    inOrder: hasBit(features, VIRTIO_FEATURE_BITS.IN_ORDER),
   });
 }

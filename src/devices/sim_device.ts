@@ -13,7 +13,7 @@ import { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { bitsOf } from "../uapi/bits.ts";
 import { VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
-import { SECTOR_SIZE } from "../uapi/virtio_blk.ts";
+import { VIRTIO_BLK_SECTOR_BYTES } from "../uapi/virtio_blk.ts";
 import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import type { BlkBacking } from "./blk.ts";
 import type { BrokenEvent, OpenCommand, QueueFds, SimCounters, StartCommand } from "./messages.ts";
@@ -82,7 +82,7 @@ export class SimDevice implements VhostBackend {
       protocolFeatures: PROTOCOL_FEATURES,
       canSuspend: false,
       hasConfig: this.#config.length > 0,
-      ...(options.kind === "blk" ? { deviceId: VIRTIO_ID.BLOCK } : {}),
+      ...(options.kind === "blk" ? { deviceId: VIRTIO_ID.blk } : {}),
     };
     link.onEvent = (event) => this.#onBroken(event as BrokenEvent);
     link.onFailure = (error) => this.onFailure?.(error);
@@ -369,14 +369,14 @@ function openBacking(options: SimOptions): OwnedFd {
 
 function describeBacking(backing: OwnedFd, options: SimOptions): BlkBacking {
   const bytes = fileSize(backing.fd);
-  if (bytes < SECTOR_SIZE) {
-    throw new SvqError("BAD_SIZE", `${options.file ?? "The disk"} has ${bytes} bytes: a disk has at least ${SECTOR_SIZE}`, {
+  if (bytes < VIRTIO_BLK_SECTOR_BYTES) {
+    throw new SvqError("BAD_SIZE", `${options.file ?? "The disk"} has ${bytes} bytes: a disk has at least ${VIRTIO_BLK_SECTOR_BYTES}`, {
       hint: "Give size= to make the file as long as the disk shall be",
     });
   }
   return {
     fd: backing.fd,
-    capacity: Math.floor(bytes / SECTOR_SIZE),
+    capacity: Math.floor(bytes / VIRTIO_BLK_SECTOR_BYTES),
     readOnly: options.readOnly ?? false,
     volatile: options.file === undefined,
     id: options.id ?? "svq-sim",

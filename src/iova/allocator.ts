@@ -9,12 +9,13 @@
  * @module
  */
 import { EXIT, SvqError } from "../errors.ts";
+import { type AllocOptions, IOTLB_PERM, type IovaAllocation, type IovaSpaceOptions, type IovaSpaceRecord } from "./allocation.ts";
+import { formatSizeExact } from "../units.ts";
 import { type Extent, ExtentTree, type FitEnd } from "./extent_tree.ts";
 import {
   checkRange,
   formatAddress,
   formatRange,
-  formatSize,
   growToPages,
   IOVA_MAX,
   type IovaRange,
@@ -25,64 +26,6 @@ import {
   shrinkToPages,
   subtractRanges,
 } from "./range.ts";
-
-/** What the device may do: read, write, or both (VHOST_ACCESS_RO, _WO, _RW). */
-export type IovaPermission = "ro" | "wo" | "rw";
-
-/** The `perm` field of struct vhost_iotlb_msg for each permission. */
-export const IOTLB_PERM: { readonly [P in IovaPermission]: number } = { ro: 1, wo: 2, rw: 3 };
-
-/** One allocated range. */
-export interface IovaAllocation {
-  /** First address. */
-  readonly iova: bigint;
-  /** Bytes, a multiple of the page size. */
-  readonly size: bigint;
-  /** Address space that it is in. */
-  readonly asid: number;
-  /** What the device may do there. */
-  readonly perm: IovaPermission;
-  /** Owner, for people: `guest 0x0`, `arena rings`. */
-  readonly tag: string;
-}
-
-/** What an allocation is for. */
-export interface AllocOptions {
-  /** Owner, for people; named when somebody else collides with it. */
-  tag: string;
-  /** Default `rw`. */
-  perm?: IovaPermission;
-  /** The address is a multiple of this many bytes (power of two, at least the page size, which is the default). */
-  align?: bigint;
-  /** With `align`: the address is congruent to this one modulo `align` instead of 0. A multiple of the page size. */
-  congruentTo?: bigint;
-}
-
-/** What an {@linkcode IovaSpace} is made from. */
-export interface IovaSpaceOptions {
-  /** Address space identifier (default 0). */
-  asid?: number;
-  /** Usable by the device. Parts of pages at the ends are not used. */
-  ranges: readonly IovaRange[];
-  /** Holes in them; pages that they touch are not used. */
-  reserved?: readonly ReservedRange[];
-  /** Bytes: power of two, at least 4096 (default 4096). */
-  pageSize?: bigint;
-}
-
-/** An {@linkcode IovaSpace} as JSON-safe data; addresses and sizes are `0x…` strings. */
-export interface IovaSpaceRecord {
-  /** Address space identifier. */
-  asid: number;
-  /** Bytes. */
-  page_size: number;
-  /** Usable ranges. */
-  ranges: { first: string; last: string }[];
-  /** Reserved holes. */
-  reserved: { first: string; last: string; tag?: string }[];
-  /** Everything allocated, in order. */
-  allocations: { iova: string; size: string; perm: IovaPermission; tag: string }[];
-}
 
 const MIN_PAGE_SIZE = 4096n;
 
@@ -104,9 +47,14 @@ export class IovaSpace {
   /** An empty space. @throws {SvqError} IOVA_INVALID for a malformed range, page size or ASID; IOVA_EXHAUSTED when no page is usable at all */
   constructor({ asid = 0, ranges, reserved = [], pageSize = MIN_PAGE_SIZE }: IovaSpaceOptions) {
     if (!isPowerOfTwo(pageSize) || pageSize < MIN_PAGE_SIZE) {
-      throw invalid(`Page size ${pageSize} is not a power of two of at least ${MIN_PAGE_SIZE} bytes`);
+      throw invalid(
+        `Page size ${pageSize} is not a power of two of at least ${MIN_PAGE_SIZE} bytes`,
+        "Use the page size of the IOMMU: 4KiB, 16KiB, 64KiB, 2MiB.",
+      );
     }
-    if (!Number.isInteger(asid) || asid < 0 || asid > 0xffffffff) throw invalid(`Address space ${asid} is not a 32-bit number`);
+    if (!Number.isInteger(asid) || asid < 0 || asid > 0xffffffff) {
+      throw invalid(`Address space ${asid} is not a 32-bit number`, "Number address spaces from 0.");
+    }
     [...ranges, ...reserved].forEach(checkRange);
     this.asid = asid;
     this.pageSize = pageSize;
@@ -179,7 +127,7 @@ export class IovaSpace {
     const align = options.align ?? this.pageSize;
     const { units, phase } = this.#alignment(align, options.congruentTo);
     if ((start - phase) % units !== 0) {
-      throw new SvqError("IOVA_UNALIGNED", `Address ${formatAddress(iova)} is not aligned to ${formatSize(align)}`, {
+      throw new SvqError("IOVA_UNALIGNED", `Address ${formatAddress(iova)} is not aligned to ${formatSizeExact(Number(align))}`, {
         hint: `Use a multiple of ${formatAddress(align)}${phase === 0 ? "" : ` plus ${formatAddress(BigInt(phase) * this.pageSize)}`}.`,
       });
     }
@@ -298,7 +246,9 @@ export class IovaSpace {
 
   /** Moves pages from free to used; they are known to be free. */
   #take(start: number, pages: number, { tag, perm = "rw" }: AllocOptions): IovaAllocation {
-    if (!Object.hasOwn(IOTLB_PERM, perm)) throw invalid(`Permission ${JSON.stringify(perm)} is none of ro, wo, rw`);
+    if (!Object.hasOwn(IOTLB_PERM, perm)) {
+      throw invalid(`Permission ${JSON.stringify(perm)} is none of ro, wo, rw`, "ro: the device reads; wo: it writes; rw: both.");
+    }
     const end = start + pages;
     const gap = this.#free.at(start)!;
     const { start: gapStart, end: gapEnd } = gap;
@@ -350,11 +300,14 @@ export class IovaSpace {
   }
 
   #exhausted(size: bigint, align: bigint): SvqError {
-    const aligned = align === this.pageSize ? "" : ` aligned to ${formatSize(align)}`;
-    const message = `No ${formatSize(size)}${aligned} free in address space ${this.asid}: ${formatSize(this.freeBytes)} free in ` +
-      `${this.#free.size} ranges, the largest ${formatSize(this.largestFree)}, of ${this.#usable()}`;
+    const aligned = align === this.pageSize ? "" : ` aligned to ${formatSizeExact(Number(align))}`;
+    const message =
+      `No ${formatSizeExact(Number(size))}${aligned} free in address space ${this.asid}: ${
+        formatSizeExact(Number(this.freeBytes))
+      } free in ` +
+      `${this.#free.size} ranges, the largest ${formatSizeExact(Number(this.largestFree))}, of ${this.#usable()}`;
     let hint = "The device's range is too small for this: free something, use fewer or smaller regions, or a device with a wider range.";
-    if (this.largestFree >= size) hint = `The alignment of ${formatSize(align)} cannot be met: ask for a smaller one.`;
+    if (this.largestFree >= size) hint = `The alignment of ${formatSizeExact(Number(align))} cannot be met: ask for a smaller one.`;
     else if (this.freeBytes >= size) hint = "The free space is fragmented: allocate large ranges first, or split the request.";
     return new SvqError("IOVA_EXHAUSTED", message, { hint });
   }
@@ -370,16 +323,18 @@ export class IovaSpace {
 
   /** A size in pages. */
   #pages(size: bigint): number {
-    if (size <= 0n) throw invalid(`Size ${size} is not positive`);
+    if (size <= 0n) throw invalid(`Size ${size} is not positive`, "Ask for at least one page.");
     return this.#page(size, "Size");
   }
 
   #page(value: bigint, what: "Address" | "Size"): number {
-    if (value < 0n || value > IOVA_MAX + (what === "Size" ? 1n : 0n)) throw invalid(`${what} ${value} does not fit 64 bits`);
+    if (value < 0n || value > IOVA_MAX + (what === "Size" ? 1n : 0n)) {
+      throw invalid(`${what} ${value} does not fit 64 bits`, "Addresses go from 0 to 0xffffffffffffffff.");
+    }
     if (value % this.pageSize !== 0n) {
       throw new SvqError(
         "IOVA_UNALIGNED",
-        `${what} ${formatAddress(value)} is not a multiple of the page size ${formatSize(this.pageSize)}`,
+        `${what} ${formatAddress(value)} is not a multiple of the page size ${formatSizeExact(Number(this.pageSize))}`,
         {
           hint: "The device maps whole pages: round the address down and the size up.",
         },
@@ -390,7 +345,10 @@ export class IovaSpace {
 
   #alignment(align: bigint, congruentTo = 0n): { units: number; phase: number } {
     if (!isPowerOfTwo(align) || align < this.pageSize || align > IOVA_MAX) {
-      throw invalid(`Alignment ${align} is not a power of two of at least the page size ${this.pageSize}`);
+      throw invalid(
+        `Alignment ${align} is not a power of two of at least the page size ${this.pageSize}`,
+        "Use a power of two, or leave it out.",
+      );
     }
     return { units: Number(align / this.pageSize), phase: this.#page(congruentTo % align, "Address") };
   }
@@ -412,10 +370,13 @@ function toBigInt(value: string | number): bigint {
   try {
     return BigInt(value);
   } catch (cause) {
-    throw new SvqError("IOVA_INVALID", `${JSON.stringify(value)} is not a number`, { cause });
+    throw new SvqError("IOVA_INVALID", `${JSON.stringify(value)} is not a number`, {
+      cause,
+      hint: "The record is damaged, or was written by something else.",
+    });
   }
 }
 
-function invalid(message: string): SvqError {
-  return new SvqError("IOVA_INVALID", message, { exitCode: EXIT.usage });
+function invalid(message: string, hint: string): SvqError {
+  return new SvqError("IOVA_INVALID", message, { exitCode: EXIT.usage, hint });
 }

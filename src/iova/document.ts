@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { IovaPermission } from "./allocator.ts";
+import type { IovaPermission } from "./allocation.ts";
 import type { IovaPlan, TranslatedReason } from "./plan.ts";
 import { formatAddress, type IovaRange } from "./range.ts";
 

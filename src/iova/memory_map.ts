@@ -12,45 +12,38 @@
  */
 import { EXIT, SvqError } from "../errors.ts";
 import { ADDRESS_LIMIT } from "../memory/region.ts";
+import { parseAddress, quote } from "../units.ts";
 import type { RegionRequest } from "./plan.ts";
 import { checkRange, type IovaRange, type ReservedRange, shrinkToPages } from "./range.ts";
 
-const UNITS: Readonly<Record<string, bigint>> = { "": 1n, B: 1n, K: 1n << 10n, M: 1n << 20n, G: 1n << 30n, T: 1n << 40n, P: 1n << 50n };
-const NUMBER = /^(0x[0-9a-f]+|\d+)(B|[KMGTP](?:iB)?)?$/i;
 const IOMEM_LINE = /^\s*([0-9a-f]{2,16})-([0-9a-f]{2,16}) : (.*?)\s*$/;
 const MTREE_LINE = /^\s*([0-9a-f]{16})-([0-9a-f]{16}) \(prio -?\d+, ([^)]+)\): (.*?)\s*$/;
 const PAGE = 4096n;
 
-/**
- * A number with an optional binary unit: `4096`, `0x1000`, `64K`, `2GiB`.
- *
- * @throws {SvqError} NUMBER_INVALID
- */
-export function parseBytes(text: string): bigint {
-  const match = NUMBER.exec(text.trim());
-  // After 0x a trailing B is a digit, which the expression has taken as one.
-  if (match !== null) return BigInt(match[1]!.toLowerCase()) * UNITS[(match[2] ?? "").charAt(0).toUpperCase()]!;
-  let hint = "Write a decimal or 0x number, with K, M, G or T (or KiB, MiB, GiB, TiB) for powers of 1024.";
-  if (/^[0-9a-f]+$/i.test(text.trim())) hint = `Hexadecimal numbers begin with 0x: 0x${text.trim()}.`;
-  else if (/^[\d.]+\s*[KMGTP]B$/i.test(text.trim())) hint = "Units are powers of 1024: write KiB, MiB, GiB or TiB.";
-  throw new SvqError("NUMBER_INVALID", `${JSON.stringify(text)} is not a number of bytes`, { exitCode: EXIT.usage, hint });
+/** As {@linkcode parseAddress}, with a hint for hexadecimal digits without 0x. */
+function parseNumber(text: string): bigint {
+  const word = text.trim();
+  if (/^[0-9a-f]+$/i.test(word) && /[a-f]/i.test(word)) {
+    throw new SvqError("USAGE", `Bad address: ${word}`, { exitCode: EXIT.usage, hint: `hexadecimal numbers begin with 0x: 0x${word}` });
+  }
+  return parseAddress(word);
 }
 
 /**
  * A range `FIRST-LAST` (both inclusive) or `START+SIZE`.
  *
- * @throws {SvqError} NUMBER_INVALID, RANGE_INVALID, IOVA_INVALID
+ * @throws {SvqError} USAGE, IOVA_INVALID
  */
 export function parseRange(text: string): IovaRange {
   const match = /^\s*([^\s+-]+)\s*([-+])\s*([^\s+-]+)\s*$/.exec(text);
   if (match === null) {
-    throw new SvqError("RANGE_INVALID", `${JSON.stringify(text)} is not a range`, {
+    throw new SvqError("USAGE", `Bad range: ${quote(text)}`, {
       exitCode: EXIT.usage,
       hint: "Write FIRST-LAST (both inclusive), e.g. 0x0-0x7fffffff, or START+SIZE, e.g. 0x100000000+2GiB.",
     });
   }
-  const first = parseBytes(match[1]!);
-  const second = parseBytes(match[3]!);
+  const first = parseNumber(match[1]!);
+  const second = parseNumber(match[3]!);
   const range = { first, last: match[2] === "-" ? second : first + second - 1n };
   checkRange(range);
   return range;
@@ -70,7 +63,7 @@ export function parseReserved(text: string): ReservedRange {
 export function parseRegion(text: string): RegionRequest {
   const match = /^\s*([^\s=+-]+\s*[-+]\s*[^\s=]+)(?:\s*=\s*(\S+))?(?:\s+(.*?))?\s*$/.exec(text);
   const region = toRegion(parseRange(match?.[1] ?? text));
-  if (match?.[2] !== undefined) region.iova = toNumber(parseBytes(match[2]));
+  if (match?.[2] !== undefined) region.iova = toNumber(parseNumber(match[2]));
   if (match?.[3]) region.name = match[3].replace(/^:\s*/, "");
   return region;
 }
@@ -157,7 +150,7 @@ function parseJson(text: string): RegionRequest[] {
 function jsonNumber(entry: Record<string, unknown>, key: string): bigint {
   const value = entry[key];
   if (typeof value === "number" && Number.isSafeInteger(value) && value >= 0) return BigInt(value);
-  if (typeof value === "string") return parseBytes(value);
+  if (typeof value === "string") return parseNumber(value);
   throw mapError(value === undefined ? `${key} is missing` : `${key} is not an address`, 'Write a number, or a string like "0x1000".');
 }
 

@@ -3,6 +3,7 @@
  *
  * @module
  */
+export * from "./allocation.ts";
 export * from "./allocator.ts";
 export * from "./document.ts";
 export * from "./memory_map.ts";

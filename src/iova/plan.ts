@@ -11,9 +11,11 @@
  */
 import { EXIT, SvqError } from "../errors.ts";
 import { ADDRESS_LIMIT } from "../memory/region.ts";
-import { type IovaPermission, IovaSpace } from "./allocator.ts";
+import { formatSizeExact } from "../units.ts";
+import type { IovaPermission } from "./allocation.ts";
+import { IovaSpace } from "./allocator.ts";
 import { ExtentTree } from "./extent_tree.ts";
-import { formatAddress, formatRange, formatSize, intersectRanges, type IovaRange, type ReservedRange } from "./range.ts";
+import { formatAddress, formatRange, intersectRanges, type IovaRange, type ReservedRange } from "./range.ts";
 import { Translation } from "./translation.ts";
 
 /** A guest memory region to place. */
@@ -125,8 +127,10 @@ export class IovaPlan {
 
   /** An empty layout. @throws {SvqError} IOVA_INVALID, IOVA_ADDRESS_LIMIT when no part of the range is below 2^52, IOVA_EXHAUSTED for an empty range */
   constructor({ ranges, reserved = [], align = 4096, asids = 1 }: Omit<PlanRequest, "regions" | "arenas">) {
-    if (!Number.isInteger(asids) || asids < 1 || asids > 65536) throw invalid(`${asids} is not a number of address spaces (1 to 65536)`);
-    if (!Number.isSafeInteger(align)) throw invalid(`Alignment ${align} is not a number of bytes`);
+    if (!Number.isInteger(asids) || asids < 1 || asids > 65536) {
+      throw invalid(`${asids} is not a number of address spaces (1 to 65536)`, "Most devices have one; svq probe tells.");
+    }
+    if (!Number.isSafeInteger(align)) throw invalid(`Alignment ${align} is not a number of bytes`, "Use a power of two of at least 4096.");
     this.ranges = "first" in ranges ? [ranges] : [...ranges];
     this.reserved = [...reserved];
     this.align = align;
@@ -220,7 +224,7 @@ export class IovaPlan {
     if (found.start !== gpa || found.end !== gpa + size) {
       throw new SvqError(
         "IOVA_PARTIAL_FREE",
-        `GPA ${formatAddress(gpa)}, ${formatSize(size)} is not one region: it meets ${describe(found.value)}`,
+        `GPA ${formatAddress(gpa)}, ${formatSizeExact(size)} is not one region: it meets ${describe(found.value)}`,
         { hint: "Remove a region with the address and the size it was added with." },
       );
     }
@@ -272,7 +276,7 @@ export class IovaPlan {
     const size = address(request.size, "Size of a guest region");
     address(gpa + size, "End of a guest region");
     if (request.iova !== undefined) address(request.iova, "IOVA");
-    if (size === 0) throw invalid(`Guest region at ${formatAddress(gpa)} is empty`);
+    if (size === 0) throw invalid(`Guest region at ${formatAddress(gpa)} is empty`, "Leave it out of the memory map.");
     const asid = request.asid ?? 0;
     this.space(asid);
     const other = this.#regions[asid]!.firstOverlap(gpa, gpa + size);
@@ -330,7 +334,9 @@ function describe(region: PlannedRegion): string {
 }
 
 function address(value: number, what: string): number {
-  if (!Number.isInteger(value) || value < 0) throw invalid(`${what} ${value} is not a whole number of bytes`);
+  if (!Number.isInteger(value) || value < 0) {
+    throw invalid(`${what} ${value} is not a whole number of bytes`, "Write addresses and sizes in bytes, 0 or more.");
+  }
   if (value > ADDRESS_LIMIT) {
     throw new SvqError("IOVA_ADDRESS_LIMIT", `${what} ${formatAddress(BigInt(value))} is above 2^52`, {
       exitCode: EXIT.usage,
@@ -340,6 +346,6 @@ function address(value: number, what: string): number {
   return value;
 }
 
-function invalid(message: string): SvqError {
-  return new SvqError("IOVA_INVALID", message, { exitCode: EXIT.usage });
+function invalid(message: string, hint: string): SvqError {
+  return new SvqError("IOVA_INVALID", message, { exitCode: EXIT.usage, hint });
 }

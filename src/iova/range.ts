@@ -33,18 +33,6 @@ export function formatRange(range: IovaRange): string {
   return `${formatAddress(range.first)}-${formatAddress(range.last)}`;
 }
 
-/** A size in the largest binary unit that divides it: `2GiB`, `4097B`. */
-export function formatSize(bytes: bigint | number): string {
-  let value = BigInt(bytes);
-  let unit = 0;
-  const units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-  while (unit + 1 < units.length && value !== 0n && value % 1024n === 0n) {
-    value /= 1024n;
-    unit++;
-  }
-  return `${value}${units[unit]}`;
-}
-
 /** Bytes in a range: at least 1, at most 2^64. */
 export function rangeSize(range: IovaRange): bigint {
   return range.last - range.first + 1n;

@@ -113,10 +113,14 @@ export class Translation {
   constructor(regions: readonly TranslatedRegion[]) {
     for (const { gpa, iova, size } of regions) {
       if (![gpa, iova, size].every(Number.isSafeInteger) || gpa < 0 || iova < 0 || size <= 0) {
-        throw new SvqError("IOVA_INVALID", `Region gpa ${gpa}, iova ${iova}, size ${size} is not made of addresses and a size`);
+        throw new SvqError("IOVA_INVALID", `Region gpa ${gpa}, iova ${iova}, size ${size} is not made of addresses and a size`, {
+          hint: "Both addresses are whole numbers from 0, the size from 1, in bytes.",
+        });
       }
       if (gpa + size > ADDRESS_LIMIT || iova + size > ADDRESS_LIMIT) {
-        throw new SvqError("IOVA_ADDRESS_LIMIT", `Region at GPA 0x${gpa.toString(16)}, IOVA 0x${iova.toString(16)} ends above 2^52`);
+        throw new SvqError("IOVA_ADDRESS_LIMIT", `Region at GPA 0x${gpa.toString(16)}, IOVA 0x${iova.toString(16)} ends above 2^52`, {
+          hint: "svq handles addresses below 2^52 (4 PiB).",
+        });
       }
     }
     this.#toIova = new Direction(regions.map(({ gpa, iova, size }) => ({ from: gpa, to: iova, size })), "GPA");

@@ -71,7 +71,10 @@ export class Arena implements Disposable {
     new Uint8Array(this.#mapping.buffer(slot, layout.end)).fill(0);
     const { address } = this.#mapping;
     return {
-      local: { desc: address + slot + layout.desc, avail: address + slot + layout.avail, used: address + slot + layout.used,
+      local: {
+        desc: address + slot + layout.desc,
+        avail: address + slot + layout.avail,
+        used: address + slot + layout.used,
         tables: { address: address + slot + layout.tables, iova: this.iova + slot + layout.tables, entries: layout.entries },
       },
       iova: this.peek(index, num),
@@ -82,6 +85,12 @@ export class Arena implements Disposable {
   peek(index: number, num: number): RingParts {
     const { slot, layout } = this.#layout(index, num);
     return { desc: this.iova + slot + layout.desc, avail: this.iova + slot + layout.avail, used: this.iova + slot + layout.used };
+  }
+
+  /** A buffer over the used ring that {@linkcode place} made. */
+  usedRing(index: number, num: number): ArrayBuffer {
+    const { slot, layout } = this.#layout(index, num);
+    return this.#mapping.buffer(slot + layout.used, 6 + 8 * num);
   }
 
   /** A buffer over a queue's whole slot, for dumps. */

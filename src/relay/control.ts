@@ -4,7 +4,16 @@
  * @module
  */
 import { type ErrorRecord, EXIT, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
-import { connectUnix, effectiveUid, ERRNO, listenUnix, ReactorCancelled, SysError, type UnixListener, type UnixStream } from "../ffi/mod.ts";
+import {
+  connectUnix,
+  effectiveUid,
+  ERRNO,
+  listenUnix,
+  ReactorCancelled,
+  SysError,
+  type UnixListener,
+  type UnixStream,
+} from "../ffi/mod.ts";
 
 /** Longest line accepted from a peer, bytes. */
 const MAX_LINE = 1 << 20;

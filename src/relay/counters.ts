@@ -14,7 +14,7 @@ export const COUNTER = {
   chains: 2,
   /** Bytes in the chains given back, both directions, as the descriptors say. */
   bytes: 3,
-  /** Dirty bits that this queue set (0 to 1 changes). */
+  /** Pages marked dirty, each time anew. */
   dirtyPages: 4,
   /** Errors that stopped the queue. */
   errors: 5,

@@ -4,16 +4,14 @@
  *
  * @module
  */
+import { DirtyBitmap, LOG_PAGE_BYTES, logBytes } from "../dirty/bitmap.ts";
 import { SvqError } from "../errors.ts";
 import { createMemfd, mapFd, type Mapping } from "../ffi/mod.ts";
 import type { LogRegion } from "../vhost/backend.ts";
 
-const PAGE_SHIFT_BYTES = 4096;
-
-/** Bytes of a log that covers guest memory up to `endGpa`, rounded up to whole pages of the log. */
-export function logSizeFor(endGpa: number): number {
-  const bytes = Math.ceil(endGpa / PAGE_SHIFT_BYTES / 8);
-  return Math.max(4096, Math.ceil(bytes / 4096) * 4096);
+/** Bytes of a bitmap of our own, whole pages. */
+function logSizeFor(endGpa: number): number {
+  return Math.max(4096, Math.ceil(logBytes(endGpa) / 4096) * 4096);
 }
 
 /** What Workers are told: where the bitmap lies in this process. `size` 0: log nothing. */
@@ -90,9 +88,12 @@ export class DirtyLogging implements Disposable {
    * @throws SvqError LOG_TOO_SMALL, LOG_UNALIGNED; the old log stays in use then
    */
   async setVmmLog(log: LogRegion, endGpa: number): Promise<void> {
-    const needed = Math.ceil(endGpa / PAGE_SHIFT_BYTES / 8);
+    const needed = Math.ceil(endGpa / LOG_PAGE_BYTES / 8);
     if (log.size < needed) {
-      throw new SvqError("LOG_TOO_SMALL", `A dirty log of ${log.size} bytes does not cover guest memory up to 0x${endGpa.toString(16)}: ${needed} bytes are needed`);
+      throw new SvqError(
+        "LOG_TOO_SMALL",
+        `A dirty log of ${log.size} bytes does not cover guest memory up to 0x${endGpa.toString(16)}: ${needed} bytes are needed`,
+      );
     }
     if (log.offset % 4 !== 0) throw new SvqError("LOG_UNALIGNED", `A dirty log at file offset ${log.offset} is not aligned to 4 bytes`);
     const length = Math.floor(log.size / 4) * 4;
@@ -116,21 +117,8 @@ export class DirtyLogging implements Disposable {
   markAll(ranges: readonly { gpa: number; size: number }[]): void {
     const place = this.#current;
     if (place === undefined) return;
-    const words = new Int32Array(place.buffer());
-    for (const { gpa, size } of ranges) {
-      const first = Math.floor(gpa / PAGE_SHIFT_BYTES);
-      const last = Math.min(Math.floor((gpa + size - 1) / PAGE_SHIFT_BYTES), words.length * 32 - 1);
-      for (let page = first; page <= last;) {
-        const bit = page % 32;
-        if (bit === 0 && page + 31 <= last) {
-          Atomics.store(words, page / 32, -1);
-          page += 32;
-        } else {
-          Atomics.or(words, (page - bit) / 32, 1 << bit);
-          page++;
-        }
-      }
-    }
+    const bitmap = new DirtyBitmap(place.buffer());
+    for (const { gpa, size } of ranges) bitmap.markRange(gpa, size);
   }
 
   /** Unmaps everything; Workers must have been stopped. */
@@ -148,10 +136,5 @@ export class DirtyLogging implements Disposable {
 }
 
 function merge(from: Mapping, into: Mapping): void {
-  const source = new Int32Array(from.buffer());
-  const target = new Int32Array(into.buffer());
-  for (let i = 0; i < source.length && i < target.length; i++) {
-    const word = Atomics.load(source, i);
-    if (word !== 0) Atomics.or(target, i, word);
-  }
+  new DirtyBitmap(from.buffer()).orInto(new DirtyBitmap(into.buffer()));
 }

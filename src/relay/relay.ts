@@ -74,6 +74,11 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.onFailure}. */
   onFailure: ((error: Error) => void) | undefined;
 
+  /** See {@linkcode VhostBackend.sendRarp}. */
+  readonly sendRarp?: (mac: Uint8Array<ArrayBuffer>) => Promise<void>;
+  /** See {@linkcode VhostBackend.setMtu}. */
+  readonly setMtu?: (mtu: number) => Promise<void>;
+
   readonly #device: VhostBackend;
   readonly #config: RelayConfig;
   readonly #events: RelayEvents;
@@ -100,6 +105,8 @@ export class Relay implements VhostBackend {
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
+    if (device.sendRarp !== undefined) this.sendRarp = (mac) => device.sendRarp!(mac);
+    if (device.setMtu !== undefined) this.setMtu = (mtu) => device.setMtu!(mtu);
     device.onConfigChange = () => this.onConfigChange?.();
     device.onFailure = (error) => this.#deviceFailed(error);
   }
@@ -209,7 +216,7 @@ export class Relay implements VhostBackend {
       done = true;
       this.#report(error);
     });
-    let timer: number | undefined;
+    let timer: ReturnType<typeof setTimeout> | undefined;
     const timeout = new Promise<void>((resolve) => timer = setTimeout(resolve, this.#config.switchTimeoutMs));
     await Promise.race([finished, timeout]);
     clearTimeout(timer);
@@ -263,7 +270,10 @@ export class Relay implements VhostBackend {
       const arena = new Arena(this.#maxQueues, ARENA_END - this.#maxQueues * 2 ** 20);
       if (this.memory.endGpa > arena.iova) {
         arena.close();
-        throw new SvqError("MEMORY_TOO_HIGH", `Guest memory reaches 0x${this.memory.endGpa.toString(16)}: no room for shadow rings below 0x${ARENA_END.toString(16)}`);
+        throw new SvqError(
+          "MEMORY_TOO_HIGH",
+          `Guest memory reaches 0x${this.memory.endGpa.toString(16)}: no room for shadow rings below 0x${ARENA_END.toString(16)}`,
+        );
       }
       this.#arena = arena;
     }
@@ -312,7 +322,9 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.removeMemRegion}. */
   async removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void> {
     const found = this.memory.regions.find((old) => old.gpa === region.gpa && old.size === region.size && old.uaddr === region.uaddr);
-    if (found === undefined) throw new SvqError("NO_SUCH_REGION", `No memory region 0x${region.gpa.toString(16)}+0x${region.size.toString(16)}`);
+    if (found === undefined) {
+      throw new SvqError("NO_SUCH_REGION", `No memory region 0x${region.gpa.toString(16)}+0x${region.size.toString(16)}`);
+    }
     const { gpa, size } = found;
     await this.#dropRegions([found]);
     await this.#device.removeMemRegion({ gpa, size, uaddr: gpa + DEVICE_UADDR_OFFSET });
@@ -433,13 +445,24 @@ export class Relay implements VhostBackend {
   #checkRing(queue: RelayQueue): void {
     const { num, index } = queue;
     const { desc, avail, used } = queue.addresses!;
-    const parts = [["descriptor table", desc, 16 * num, 16], ["avail ring", avail, 6 + 2 * num, 2], ["used ring", used, 6 + 8 * num, 4]] as const;
+    const parts = [["descriptor table", desc, 16 * num, 16], ["avail ring", avail, 6 + 2 * num, 2], [
+      "used ring",
+      used,
+      6 + 8 * num,
+      4,
+    ]] as const;
     for (const [name, gpa, size, align] of parts) {
-      if (gpa % align !== 0) throw new SvqError("RING_UNALIGNED", `Queue ${index}: its ${name} at 0x${gpa.toString(16)} is not aligned to ${align} bytes`);
+      if (gpa % align !== 0) {
+        throw new SvqError("RING_UNALIGNED", `Queue ${index}: its ${name} at 0x${gpa.toString(16)} is not aligned to ${align} bytes`);
+      }
       try {
         this.memory.addressOf(gpa, size);
       } catch (cause) {
-        throw new SvqError("RING_OUTSIDE_MEMORY", `Queue ${index}: its ${name} at 0x${gpa.toString(16)}, ${size} bytes, does not lie in guest memory`, { cause });
+        throw new SvqError(
+          "RING_OUTSIDE_MEMORY",
+          `Queue ${index}: its ${name} at 0x${gpa.toString(16)}, ${size} bytes, does not lie in guest memory`,
+          { cause },
+        );
       }
     }
   }
@@ -486,16 +509,28 @@ export class Relay implements VhostBackend {
     return this.#device.getStatus();
   }
 
-  /** See {@linkcode VhostBackend.setStatus}. Status 0 stops all rings first. */
+  /**
+   * See {@linkcode VhostBackend.setStatus}. Status 0 stops all rings first. Their bases stay: QEMU 7.2 clears the status
+   * and only then asks for them.
+   */
   async setStatus(status: number): Promise<void> {
-    if (status === 0) await this.#stopAll();
+    if (status === 0) await this.#stopRings();
     await this.#device.setStatus(status);
   }
 
   /** See {@linkcode VhostBackend.reset}. */
   async reset(): Promise<void> {
-    await this.#stopAll();
+    await this.#stopRings();
     await this.#device.reset();
+  }
+
+  async #stopRings(): Promise<void> {
+    for (const queue of this.queues) {
+      await queue.lane.run(async () => {
+        if (this.#deviceError === undefined) await queue.leave();
+        queue.unkick();
+      });
+    }
   }
 
   /** See {@linkcode VhostBackend.suspend}. Stops every ring. */
@@ -506,16 +541,6 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.resume}. Starts what {@linkcode suspend} stopped. */
   async resume(): Promise<void> {
     await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#startIfReady(queue, false))));
-  }
-
-  /** See {@linkcode VhostBackend.sendRarp}. */
-  async sendRarp(mac: Uint8Array<ArrayBuffer>): Promise<void> {
-    await this.#device.sendRarp?.(mac);
-  }
-
-  /** See {@linkcode VhostBackend.setMtu}. */
-  async setMtu(mtu: number): Promise<void> {
-    await this.#device.setMtu?.(mtu);
   }
 
   async #stopAll(): Promise<void> {

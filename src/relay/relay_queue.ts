@@ -51,6 +51,10 @@ const VIRTIO_F_RING_PACKED = 1n << 34n;
 
 /** How long a stopped device may take to give back what it holds before it is resumed, ms. */
 const CATCH_UP_MS = 100;
+/** Without progress for so long, a device that does not say what it holds counts as idle, ms. */
+const QUIET_MS = 20;
+/** The same for a device that says that it holds something, ms. */
+const HELD_MS = 30_000;
 
 /** Resolves after `ms` milliseconds. */
 export function pause(ms: number): Promise<void> {
@@ -82,6 +86,7 @@ export class RelayQueue {
   #err: OwnedFd | undefined;
   readonly #deviceKick: OwnedFd = createEventfd();
   readonly #deviceCall: OwnedFd = createEventfd();
+  readonly #silentKick: OwnedFd = createEventfd();
 
   constructor(readonly index: number, readonly worker: RelayWorker, readonly context: QueueContext) {}
 
@@ -220,11 +225,14 @@ export class RelayQueue {
   }
 
   async #leavePassthrough(): Promise<void> {
-    const { device, memory } = this.context;
-    const usedIdx = new Uint16Array(memory.buffer(this.addresses!.used, 4));
+    const { memory, device } = this.context;
+    const used = new Uint16Array(memory.buffer(this.addresses!.used, 6 + 8 * this.num));
     for (;;) {
-      const base = await device.getVringBase(this.index);
-      if (await this.#until(async () => Atomics.load(usedIdx, 1) === (base & 0xffff))) {
+      // Kicks go to an eventfd that nobody signals: the device finishes what it has seen.
+      await device.setVringKick(this.index, this.#silentKick.fd);
+      await this.#settle(used);
+      const base = await this.#stopDevice();
+      if (await this.#until(async () => Atomics.load(used, 1) === (base & 0xffff))) {
         this.base = base;
         return;
       }
@@ -234,6 +242,37 @@ export class RelayQueue {
       this.#signalGuest();
       await pause(20);
     }
+  }
+
+  /**
+   * Waits until a device that gets no new chains has probably returned what it took. With EVENT_IDX the device says how far
+   * it has read (avail_event); otherwise, and where it does not keep that word, a time without progress has to do. Only the
+   * base that the device gives afterwards proves it; this keeps devices out of their rarely used paths.
+   */
+  async #settle(used: Uint16Array): Promise<void> {
+    const eventIdx = (this.context.features() & VIRTIO_RING_F_EVENT_IDX) !== 0n;
+    let last = Atomics.load(used, 1);
+    let since = performance.now();
+    for (let wait = 0;; wait = Math.min(wait + 0.2, 2)) {
+      const now = Atomics.load(used, 1);
+      if (now !== last) {
+        last = now;
+        since = performance.now();
+      }
+      const held = eventIdx ? (Atomics.load(used, 2 + 4 * this.num) - now) & 0xffff : -1;
+      if (held === 0) return;
+      const limit = held > 0 && held <= this.num ? HELD_MS : QUIET_MS;
+      if (performance.now() - since > limit) return;
+      await pause(wait);
+    }
+  }
+
+  // A stopped device may still be finishing requests, and has closed the call eventfd that it wants to signal then:
+  // qemu-storage-daemon drops the connection over that. Another one follows right behind the stop, before the answer.
+  async #stopDevice(): Promise<number> {
+    const { device } = this.context;
+    const [base] = await Promise.all([device.getVringBase(this.index), device.setVringCall(this.index, this.#deviceCall.fd)]);
+    return base;
   }
 
   async #enterShadow(): Promise<void> {
@@ -270,10 +309,13 @@ export class RelayQueue {
   }
 
   async #leaveShadow(): Promise<void> {
-    const { device, arena } = this.context;
+    const { arena } = this.context;
     await this.worker.send({ type: "pause", index: this.index, paused: true });
+    const used = new Uint16Array(arena().usedRing(this.index, this.num));
     for (;;) {
-      const base = await device.getVringBase(this.index);
+      const { inflight } = await this.worker.progress({ type: "poll", index: this.index });
+      if (inflight > 0) await this.#settle(used);
+      const base = await this.#stopDevice();
       let progress: QueueProgress | undefined;
       const back = await this.#until(async () => {
         progress = await this.worker.progress({ type: "poll", index: this.index });
@@ -293,7 +335,7 @@ export class RelayQueue {
   /** Takes a queue that broke a rule away from its Worker and its device, whatever is in flight. */
   async abandon(): Promise<void> {
     if (this.state === "shadow") this.base = (await this.worker.progress({ type: "stop", index: this.index })).guestBase;
-    await this.context.device.getVringBase(this.index);
+    await this.#stopDevice();
     this.state = "stopped";
   }
 
@@ -350,5 +392,6 @@ export class RelayQueue {
     this.forget();
     this.#deviceKick.close();
     this.#deviceCall.close();
+    this.#silentKick.close();
   }
 }

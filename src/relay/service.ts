@@ -130,13 +130,9 @@ export class RelayService implements AsyncDisposable {
       await relay.suspend().catch((error) => log("error", toErrorRecord(error).message));
       stream.shutdown();
     });
-    try {
-      await server.serve();
-    } catch (error) {
-      log("error", `front-end: ${toErrorRecord(error).message}`);
-    }
+    const error = await server.run();
+    if (error !== undefined) log("error", `front-end: ${toErrorRecord(error).message}`);
     if (this.#stopping) await stop;
-    stream.close();
     log("info", "the front-end left");
   }
 

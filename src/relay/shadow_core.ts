@@ -4,12 +4,12 @@
  *
  * @module
  */
+import { LOG_PAGE_BYTES } from "../dirty/bitmap.ts";
 import { SvqError } from "../errors.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
 import type { DataPath } from "./queue_runner.ts";
-
 
 /** Private copies of the segments of chains at the device: linked lists in three arrays, one list per chain. */
 class SegmentPool {
@@ -180,7 +180,13 @@ export class ShadowCore {
     const { addresses, lengths, writable, next } = this.#segments;
     let pages = 0;
     for (let slot = this.#first[id]!; slot >= 0; slot = next[slot]!) {
-      if (writable[slot] !== 0) pages += dirty.markRange(addresses[slot]!, lengths[slot]!);
+      if (writable[slot] === 0) continue;
+      const gpa = addresses[slot]!;
+      const length = lengths[slot]!;
+      if (!dirty.markRange(gpa, length)) {
+        throw new SvqError("LOG_TOO_SMALL", `Guest memory 0x${gpa.toString(16)}+${length} was written and lies outside the dirty log`);
+      }
+      pages += Math.ceil((gpa % LOG_PAGE_BYTES + length) / LOG_PAGE_BYTES);
     }
     this.#counters[COUNTER.dirtyPages]! += pages;
   }
@@ -253,4 +259,3 @@ export class ShadowCore {
     return this.progress();
   }
 }
-

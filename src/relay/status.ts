@@ -36,7 +36,7 @@ export interface QueueStatus {
   chains: number;
   /** Bytes in them. */
   bytes: number;
-  /** Dirty bits set. */
+  /** Pages marked dirty, each time anew. */
   dirty_pages: number;
   /** Errors that stopped the queue. */
   errors: number;

@@ -5,7 +5,7 @@
  * @module
  */
 import { toErrorRecord } from "../errors.ts";
-import { bufferAt, Epoll, EPOLL } from "../ffi/mod.ts";
+import { bufferAt, EPOLL, Epoll } from "../ffi/mod.ts";
 import { RangeTable } from "../memory/range_table.ts";
 import { DirtyBitmap } from "../dirty/bitmap.ts";
 import { Counters } from "./counters.ts";
@@ -119,7 +119,7 @@ class RelayLoop {
         this.#path.memory = new RangeTable(command.ranges);
         return {};
       case "log":
-        this.#path.dirty = command.size === 0 ? undefined : new DirtyBitmap(new Int32Array(bufferAt(command.address, command.size)));
+        this.#path.dirty = command.size === 0 ? undefined : new DirtyBitmap(bufferAt(command.address, command.size));
         return {};
       case "start": {
         const { queue } = command;

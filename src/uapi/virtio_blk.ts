@@ -1,14 +1,12 @@
 /**
- * virtio-blk: feature bits, configuration space and requests (linux/virtio_blk.h; virtio 1.3, 5.2).
+ * virtio-blk: feature bits, configuration space and requests. Source: virtio 1.3, 5.2; linux/virtio_blk.h.
  *
  * @module
  */
+import { checkRecord, type FieldTable, getFields, putFields } from "./record.ts";
 
-/** Unit of the capacity and of all positions, bytes. */
-export const SECTOR_SIZE = 512;
-
-/** Feature bits of virtio-blk (`VIRTIO_BLK_F_…`), by number. */
-export const BLK_F = {
+/** Feature bits of a block device by kernel name without prefix: bit numbers. */
+export const VIRTIO_BLK_FEATURE_BITS = {
   SIZE_MAX: 1,
   SEG_MAX: 2,
   GEOMETRY: 4,
@@ -25,81 +23,172 @@ export const BLK_F = {
   ZONED: 17,
 } as const;
 
-/** Request types (`VIRTIO_BLK_T_…`). */
-export const BLK_T = { IN: 0, OUT: 1, FLUSH: 4, GET_ID: 8, GET_LIFETIME: 10, DISCARD: 11, WRITE_ZEROES: 13, SECURE_ERASE: 14 } as const;
+/** Bytes of a sector, whatever the block size is. */
+export const VIRTIO_BLK_SECTOR_BYTES = 512;
+/** Bytes of the configuration space, zoned part included. */
+export const VIRTIO_BLK_CONFIG_BYTES = 96;
+/** Bytes of a request's head. */
+export const VIRTIO_BLK_REQUEST_BYTES = 16;
+/** Bytes of the answer to GET_ID, padded with NUL. */
+export const VIRTIO_BLK_ID_BYTES = 20;
+/** Bytes of one segment of a discard, write-zeroes or secure-erase request. */
+export const VIRTIO_BLK_RANGE_BYTES = 16;
 
-/** Status byte of a request (`VIRTIO_BLK_S_…`). */
-export const BLK_S = { OK: 0, IOERR: 1, UNSUPP: 2 } as const;
+/** Types of requests (virtio 1.3, 5.2.6). */
+export const VIRTIO_BLK_T = {
+  IN: 0,
+  OUT: 1,
+  FLUSH: 4,
+  GET_ID: 8,
+  GET_LIFETIME: 10,
+  DISCARD: 11,
+  WRITE_ZEROES: 13,
+  SECURE_ERASE: 14,
+} as const;
 
-/** Flag of a write-zeroes range: the device may deallocate it. */
-export const BLK_WRITE_ZEROES_FLAG_UNMAP = 1;
+/** The status byte that ends every request. */
+export const VIRTIO_BLK_S = { OK: 0, IOERR: 1, UNSUPP: 2 } as const;
 
-/** Bytes of a request's header: type u32, reserved u32, sector u64. */
-export const BLK_HEADER_SIZE = 16;
-/** Bytes of one range of a discard or write-zeroes request: sector u64, number of sectors u32, flags u32. */
-export const BLK_RANGE_SIZE = 16;
-/** Bytes of the id string, NUL padded. */
-export const BLK_ID_SIZE = 20;
-/** Bytes of the configuration space up to `write_zeroes_may_unmap` and its padding. */
-export const BLK_CONFIG_SIZE = 60;
+/** Flag of a write-zeroes segment: the device may deallocate. */
+export const VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP = 1;
 
-/** What the configuration space says; a field of a feature that is not offered is 0. */
-export interface BlkConfig {
-  /** Sectors of 512 bytes. */
+/** The configuration space (virtio 1.3, 5.2.4), without the zoned part. */
+export interface VirtioBlkConfig {
+  /** Sectors of 512 bytes, below 2^53. */
   capacity: number;
-  /** Data segments in a request. */
+  /** Longest segment, bytes; needs SIZE_MAX. */
+  sizeMax: number;
+  /** Most data segments of a request; needs SEG_MAX. */
   segMax: number;
-  /** Logical block size in bytes. */
+  /** Needs GEOMETRY. */
+  cylinders: number;
+  /** Needs GEOMETRY. */
+  heads: number;
+  /** Per track; needs GEOMETRY. */
+  sectors: number;
+  /** Bytes; needs BLK_SIZE. */
   blkSize: number;
-  /** Queues. */
+  /** Logical blocks in a physical one, as a power of two; needs TOPOLOGY. */
+  physicalBlockExp: number;
+  /** Logical blocks before the first aligned one; needs TOPOLOGY. */
+  alignmentOffset: number;
+  /** Logical blocks; needs TOPOLOGY. */
+  minIoSize: number;
+  /** Logical blocks; needs TOPOLOGY. */
+  optIoSize: number;
+  /** 1: write-back cache; needs CONFIG_WCE. */
+  wce: number;
+  /** Needs MQ. */
   numQueues: number;
-  /** Sectors in one discard range. */
+  /** Sectors in a discard segment; needs DISCARD. */
   maxDiscardSectors: number;
-  /** Ranges in one discard request. */
+  /** Segments of a discard request; needs DISCARD. */
   maxDiscardSeg: number;
-  /** Alignment of a discard range, sectors. */
+  /** Sectors; needs DISCARD. */
   discardSectorAlignment: number;
-  /** Sectors in one write-zeroes range. */
+  /** Sectors in a write-zeroes segment; needs WRITE_ZEROES. */
   maxWriteZeroesSectors: number;
-  /** Ranges in one write-zeroes request. */
+  /** Segments of a write-zeroes request; needs WRITE_ZEROES. */
   maxWriteZeroesSeg: number;
-  /** May write-zeroes deallocate? */
-  writeZeroesMayUnmap: boolean;
+  /** 1: write-zeroes may deallocate; needs WRITE_ZEROES. */
+  writeZeroesMayUnmap: number;
+  /** Sectors in a secure-erase segment; needs SECURE_ERASE. */
+  maxSecureEraseSectors: number;
+  /** Segments of a secure-erase request; needs SECURE_ERASE. */
+  maxSecureEraseSeg: number;
+  /** Sectors; needs SECURE_ERASE. */
+  secureEraseSectorAlignment: number;
 }
 
-/** The bytes of a configuration space, {@linkcode BLK_CONFIG_SIZE} of them. */
-export function encodeBlkConfig(config: BlkConfig): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(BLK_CONFIG_SIZE);
-  const view = new DataView(bytes.buffer);
-  view.setBigUint64(0, BigInt(config.capacity), true);
-  view.setUint32(12, config.segMax, true);
-  view.setUint32(20, config.blkSize, true);
-  view.setUint16(34, config.numQueues, true);
-  view.setUint32(36, config.maxDiscardSectors, true);
-  view.setUint32(40, config.maxDiscardSeg, true);
-  view.setUint32(44, config.discardSectorAlignment, true);
-  view.setUint32(48, config.maxWriteZeroesSectors, true);
-  view.setUint32(52, config.maxWriteZeroesSeg, true);
-  view.setUint8(56, config.writeZeroesMayUnmap ? 1 : 0);
+const CONFIG: FieldTable<VirtioBlkConfig> = [
+  ["capacity", 0, 8],
+  ["sizeMax", 8, 4],
+  ["segMax", 12, 4],
+  ["cylinders", 16, 2],
+  ["heads", 18, 1],
+  ["sectors", 19, 1],
+  ["blkSize", 20, 4],
+  ["physicalBlockExp", 24, 1],
+  ["alignmentOffset", 25, 1],
+  ["minIoSize", 26, 2],
+  ["optIoSize", 28, 4],
+  ["wce", 32, 1],
+  ["numQueues", 34, 2],
+  ["maxDiscardSectors", 36, 4],
+  ["maxDiscardSeg", 40, 4],
+  ["discardSectorAlignment", 44, 4],
+  ["maxWriteZeroesSectors", 48, 4],
+  ["maxWriteZeroesSeg", 52, 4],
+  ["writeZeroesMayUnmap", 56, 1],
+  ["maxSecureEraseSectors", 60, 4],
+  ["maxSecureEraseSeg", 64, 4],
+  ["secureEraseSectorAlignment", 68, 4],
+];
+
+/** Decodes the configuration space; a short one reads as if zeros followed. @throws SvqError BAD_RECORD when longer than 4096 */
+export function decodeBlkConfig(bytes: Uint8Array): VirtioBlkConfig {
+  const view = checkRecord("virtio-blk configuration", bytes, VIRTIO_BLK_CONFIG_BYTES, 0);
+  return getFields(view, CONFIG) as unknown as VirtioBlkConfig;
+}
+
+/** Encodes the configuration space, {@linkcode VIRTIO_BLK_CONFIG_BYTES} bytes; what is left out is 0. */
+export function encodeBlkConfig(config: Partial<VirtioBlkConfig>): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(VIRTIO_BLK_CONFIG_BYTES);
+  putFields(new DataView(bytes.buffer), CONFIG, config);
   return bytes;
 }
 
-/** Reads a configuration space of at least 36 bytes; what lies behind its end is 0. @throws RangeError when it is shorter */
-export function decodeBlkConfig(bytes: Uint8Array): BlkConfig {
-  if (bytes.length < 36) throw new RangeError(`A virtio-blk configuration space has 36 bytes or more, not ${bytes.length}`);
-  const padded = new Uint8Array(BLK_CONFIG_SIZE);
-  padded.set(bytes.subarray(0, BLK_CONFIG_SIZE));
-  const view = new DataView(padded.buffer);
-  return {
-    capacity: Number(view.getBigUint64(0, true)),
-    segMax: view.getUint32(12, true),
-    blkSize: view.getUint32(20, true),
-    numQueues: view.getUint16(34, true),
-    maxDiscardSectors: view.getUint32(36, true),
-    maxDiscardSeg: view.getUint32(40, true),
-    discardSectorAlignment: view.getUint32(44, true),
-    maxWriteZeroesSectors: view.getUint32(48, true),
-    maxWriteZeroesSeg: view.getUint32(52, true),
-    writeZeroesMayUnmap: view.getUint8(56) !== 0,
-  };
+/** The head of a request. */
+export interface VirtioBlkRequest {
+  /** One of {@linkcode VIRTIO_BLK_T}. */
+  type: number;
+  /** First sector of 512 bytes. */
+  sector: number;
+}
+
+const REQUEST: FieldTable<VirtioBlkRequest> = [["type", 0, 4], ["sector", 8, 8]];
+
+/** Decodes the head of a request. @throws SvqError BAD_RECORD when there are fewer than 16 bytes */
+export function decodeBlkRequest(bytes: Uint8Array): VirtioBlkRequest {
+  const head = bytes.subarray(0, VIRTIO_BLK_REQUEST_BYTES);
+  const view = checkRecord("virtio-blk request", head, VIRTIO_BLK_REQUEST_BYTES, VIRTIO_BLK_REQUEST_BYTES);
+  return getFields(view, REQUEST) as unknown as VirtioBlkRequest;
+}
+
+/** Encodes the head of a request, {@linkcode VIRTIO_BLK_REQUEST_BYTES} bytes. */
+export function encodeBlkRequest(request: VirtioBlkRequest): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(VIRTIO_BLK_REQUEST_BYTES);
+  putFields(new DataView(bytes.buffer), REQUEST, request);
+  return bytes;
+}
+
+/** One segment of a discard, write-zeroes or secure-erase request. */
+export interface VirtioBlkRange {
+  /** First sector. */
+  sector: number;
+  /** Sectors. */
+  numSectors: number;
+  /** {@linkcode VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP} or 0. */
+  flags: number;
+}
+
+const RANGE: FieldTable<VirtioBlkRange> = [["sector", 0, 8], ["numSectors", 8, 4], ["flags", 12, 4]];
+
+/** Decodes the segments of a discard, write-zeroes or secure-erase request; bytes beyond the last whole one are ignored. */
+export function decodeBlkRanges(bytes: Uint8Array): VirtioBlkRange[] {
+  const ranges: VirtioBlkRange[] = [];
+  for (let at = 0; at + VIRTIO_BLK_RANGE_BYTES <= bytes.length; at += VIRTIO_BLK_RANGE_BYTES) {
+    const view = new DataView(bytes.buffer, bytes.byteOffset + at, VIRTIO_BLK_RANGE_BYTES);
+    ranges.push(getFields(view, RANGE) as unknown as VirtioBlkRange);
+  }
+  return ranges;
+}
+
+/** Encodes segments of such a request, {@linkcode VIRTIO_BLK_RANGE_BYTES} bytes each. */
+export function encodeBlkRanges(ranges: readonly VirtioBlkRange[]): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(ranges.length * VIRTIO_BLK_RANGE_BYTES);
+  for (const [index, range] of ranges.entries()) {
+    putFields(new DataView(bytes.buffer, index * VIRTIO_BLK_RANGE_BYTES), RANGE, range);
+  }
+  return bytes;
 }

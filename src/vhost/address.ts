@@ -68,6 +68,10 @@ export interface SimOptions {
   num?: number;
   /** Time that each request takes at least, ns: stands for real hardware. */
   latency?: number;
+  /** Random time added to each request, at most, ns: completions come out of order. */
+  jitter?: number;
+  /** Offers VIRTIO_F_RING_PACKED. */
+  packed?: boolean;
   /** Name in messages and counters. */
   name?: string;
 }
@@ -121,7 +125,7 @@ export type DeviceAddress = VdpaPathAddress | VdpaNameAddress | VhostNetAddress 
 /** How the values of an option are written. */
 export type AddressOptionType = "text" | "path" | "size" | "duration" | "count" | "switch" | "mac" | "id";
 
-const COMMON = { queues: "count", num: "count", latency: "duration", name: "text" } as const;
+const COMMON = { queues: "count", num: "count", latency: "duration", jitter: "duration", packed: "switch", name: "text" } as const;
 
 /** Options by what they belong to, for parsing and for completions. */
 export const ADDRESS_OPTIONS: Readonly<Record<"vhost-net" | "blk" | "net" | "loopback", Readonly<Record<string, AddressOptionType>>>> = {

@@ -100,8 +100,8 @@ export class VhostUserFrontEnd implements VhostBackend {
       this.#has(PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS),
       start.info.maxMemSlots,
     );
-    if (this.#has(PROTOCOL_FEATURE.RARP)) this.sendRarp = (mac) => this.#command(REQUEST.SEND_RARP, encodeMac(mac));
-    if (this.#has(PROTOCOL_FEATURE.MTU)) this.setMtu = (mtu) => this.#command(REQUEST.NET_SET_MTU, encodeU64(BigInt(mtu)));
+    if (this.#has(PROTOCOL_FEATURE.RARP)) this.sendRarp = async (mac) => await this.#command(REQUEST.SEND_RARP, encodeMac(mac));
+    if (this.#has(PROTOCOL_FEATURE.MTU)) this.setMtu = async (mtu) => await this.#command(REQUEST.NET_SET_MTU, encodeU64(BigInt(mtu)));
   }
 
   /** Connects to the device that listens on `path`. @throws SvqError of connecting or negotiating */
@@ -121,7 +121,9 @@ export class VhostUserFrontEnd implements VhostBackend {
     const events: { device?: VhostUserFrontEnd } = {};
     const requester = new Requester(stream, {
       onMessage: options.onMessage,
-      onLost: (error) => events.device?.#lose(error),
+      onLost: (error) => {
+        if (events.device !== undefined) events.device.#lose(error);
+      },
     });
     let channel: BackEndChannel | undefined;
     try {
@@ -216,9 +218,9 @@ export class VhostUserFrontEnd implements VhostBackend {
     return config.bytes.slice(offset);
   }
 
-  setConfig(offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void> {
+  async setConfig(offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void> {
     this.#require(PROTOCOL_FEATURE.CONFIG, "device configuration");
-    return this.#command(REQUEST.SET_CONFIG, encodeConfig({ offset, flags: 0, bytes }));
+    await this.#command(REQUEST.SET_CONFIG, encodeConfig({ offset, flags: 0, bytes }));
   }
 
   setMemTable(regions: readonly MemoryRegion[]): Promise<void> {
@@ -264,8 +266,8 @@ export class VhostUserFrontEnd implements VhostBackend {
     await this.#command(REQUEST.SET_VRING_ADDR, payload, { what: `ring ${index}` });
   }
 
-  setVringBase(index: number, base: number): Promise<void> {
-    return this.#command(REQUEST.SET_VRING_BASE, this.#state(index, base), { what: `ring ${index}` });
+  async setVringBase(index: number, base: number): Promise<void> {
+    await this.#command(REQUEST.SET_VRING_BASE, this.#state(index, base), { what: `ring ${index}` });
   }
 
   async getVringBase(index: number): Promise<number> {
@@ -289,8 +291,8 @@ export class VhostUserFrontEnd implements VhostBackend {
     return this.#setVringFd(REQUEST.SET_VRING_ERR, index, fd);
   }
 
-  #setVringFd(request: number, index: number, fd: number | null): Promise<void> {
-    return this.#command(request, encodeVringFd({ index, hasFd: fd !== null }), { fds: fd === null ? [] : [fd], what: `ring ${index}` });
+  async #setVringFd(request: number, index: number, fd: number | null): Promise<void> {
+    await this.#command(request, encodeVringFd({ index, hasFd: fd !== null }), { fds: fd === null ? [] : [fd], what: `ring ${index}` });
   }
 
   async setVringEnable(index: number, enabled: boolean): Promise<void> {
@@ -304,7 +306,7 @@ export class VhostUserFrontEnd implements VhostBackend {
   }
 
   async setStatus(status: number): Promise<void> {
-    if (this.#has(PROTOCOL_FEATURE.STATUS)) await this.#command(REQUEST.SET_STATUS, encodeU64(BigInt(status)));
+    if (this.#has(PROTOCOL_FEATURE.STATUS)) await this.#settled(REQUEST.SET_STATUS, encodeU64(BigInt(status)));
     this.#status = status;
   }
 

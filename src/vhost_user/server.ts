@@ -10,9 +10,9 @@
 import { SvqError } from "../errors.ts";
 import { signalEventfd } from "../ffi/eventfd.ts";
 import type { OwnedFd } from "../ffi/fd.ts";
-import { type UnixListener, UnixStream } from "../ffi/unix_socket.ts";
-import { bit, bitsOf, hasBit } from "../uapi/bits.ts";
-import { decodeU64, decodeVringAddr, decodeVringState, encodeU64, encodeVringState, VHOST_F, VRING_NUM_LIMIT } from "../uapi/vhost.ts";
+import { UnixStream } from "../ffi/unix_socket.ts";
+import { bit, hasBit } from "../uapi/bits.ts";
+import { decodeU64, decodeVringAddr, encodeU64, encodeVringState, VHOST_F, VRING_NUM_LIMIT } from "../uapi/vhost.ts";
 import type { VringState } from "../uapi/vhost.ts";
 import {
   BACKEND_REQUEST,
@@ -36,27 +36,12 @@ import {
   encodeConfig,
   encodeLog,
   protocolError,
-  requireRing,
 } from "./message.ts";
 import { Requester } from "./requester.ts";
+import { FAILED_ANSWERS, requireWireRing, RING_REQUESTS, ringState, SERVER_PROTOCOL_FEATURES } from "./server_rules.ts";
 import { requireFileRange, ServerMemory } from "./server_memory.ts";
 
 const RING_PACKED = 34;
-const NO_BYTES = new Uint8Array(0);
-
-/** What a {@linkcode BackendServer} offers by default; CONFIG, RARP and MTU only where the backend can do them. */
-export const SERVER_PROTOCOL_FEATURES: bigint = bitsOf([
-  PROTOCOL_FEATURE.MQ,
-  PROTOCOL_FEATURE.LOG_SHMFD,
-  PROTOCOL_FEATURE.RARP,
-  PROTOCOL_FEATURE.REPLY_ACK,
-  PROTOCOL_FEATURE.MTU,
-  PROTOCOL_FEATURE.BACKEND_REQ,
-  PROTOCOL_FEATURE.CONFIG,
-  PROTOCOL_FEATURE.RESET_DEVICE,
-  PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS,
-  PROTOCOL_FEATURE.STATUS,
-]);
 
 /** What a {@linkcode BackendServer} is told besides its backend. */
 export interface ServerOptions {
@@ -92,6 +77,7 @@ export class BackendServer implements Disposable {
   #channel: Requester | undefined;
   #protocolFeatures = 0n;
   #features = 0n;
+  #offered: bigint | undefined;
   // SET_FEATURES without bit 30 enables all rings, also those that start later.
   #alwaysEnabled = false;
 
@@ -146,7 +132,8 @@ export class BackendServer implements Disposable {
         }
       }
     } catch (error) {
-      if (error instanceof SvqError && error.code === "CLOSED") return undefined;
+      // Closed at this end: not a fault.
+      if (this.#connection.closed) return undefined;
       return error instanceof Error ? error : new SvqError("INTERNAL", String(error));
     }
   }
@@ -203,7 +190,7 @@ export class BackendServer implements Disposable {
   }
 
   readonly #handlers: Readonly<Record<number, Handler>> = {
-    [REQUEST.GET_FEATURES]: async () => encodeU64(await this.#offeredFeatures()),
+    [REQUEST.GET_FEATURES]: async () => encodeU64(await this.#offer()),
     [REQUEST.SET_FEATURES]: ({ payload }) => this.#setFeatures(decodeU64(payload)),
     [REQUEST.GET_PROTOCOL_FEATURES]: () => encodeU64(this.offeredProtocolFeatures),
     [REQUEST.SET_PROTOCOL_FEATURES]: ({ payload }) => this.#setProtocolFeatures(decodeU64(payload)),
@@ -259,14 +246,14 @@ export class BackendServer implements Disposable {
     return undefined;
   }
 
-  async #offeredFeatures(): Promise<bigint> {
+  async #offer(): Promise<bigint> {
     const log = bit(VHOST_F.LOG_ALL);
     const features = (await this.#backend.getFeatures() & ~log) | bit(VHOST_USER_F_PROTOCOL_FEATURES);
-    return this.#options.offerLog === true ? features | log : features;
+    return this.#offered = this.#options.offerLog === true ? features | log : features;
   }
 
   async #setFeatures(word: bigint): Promise<undefined> {
-    const unknown = word & ~(await this.#offeredFeatures());
+    const unknown = word & ~(this.#offered ?? await this.#offer());
     if (unknown !== 0n) {
       throw new SvqError("FEATURES_NOT_OFFERED", `The front-end took feature bits 0x${unknown.toString(16)}, which it was not offered`);
     }
@@ -398,79 +385,5 @@ export class BackendServer implements Disposable {
   /** The same as {@linkcode close}. */
   [Symbol.dispose](): void {
     this.close();
-  }
-}
-
-// Answers that say "failed" to requests that have an answer of their own. All others of those cannot say it.
-const FAILED_ANSWERS: Readonly<Record<number, () => Uint8Array<ArrayBuffer>>> = {
-  [REQUEST.GET_CONFIG]: () => NO_BYTES,
-  [REQUEST.IOTLB_MSG]: () => encodeU64(1n),
-  [REQUEST.POSTCOPY_END]: () => encodeU64(1n),
-  [REQUEST.CHECK_DEVICE_STATE]: () => encodeU64(1n),
-  // Bits 0 to 7 are the error, bit 8 says that no descriptor comes back.
-  [REQUEST.SET_DEVICE_STATE_FD]: () => encodeU64(0x101n),
-};
-
-const RING_REQUESTS = new Set<number>([
-  REQUEST.SET_VRING_NUM,
-  REQUEST.SET_VRING_ADDR,
-  REQUEST.SET_VRING_BASE,
-  REQUEST.SET_VRING_KICK,
-  REQUEST.SET_VRING_CALL,
-  REQUEST.SET_VRING_ERR,
-  REQUEST.SET_VRING_ENABLE,
-]);
-
-function requireWireRing(index: number): number {
-  try {
-    return requireRing(index);
-  } catch (error) {
-    throw protocolError(error instanceof Error ? error.message : String(error));
-  }
-}
-
-function ringState(payload: Uint8Array<ArrayBuffer>): VringState {
-  const state = decodeVringState(payload);
-  requireWireRing(state.index);
-  return state;
-}
-
-/** What {@linkcode serve} makes for each connection. */
-export interface ServerHandlers {
-  /** The device for this connection. */
-  backend: VhostBackend;
-  /** How it is served. */
-  options?: ServerOptions;
-}
-
-/**
- * Accepts one front-end after the other and serves each until it disconnects; others wait in the listener's queue.
- * Ends when `listener` is closed.
- *
- * @param makeHandlers called for each connection; when it rejects, the connection is closed
- * @param onError gets what `makeHandlers` rejects with
- */
-export async function serve(
-  listener: UnixListener,
-  makeHandlers: (stream: UnixStream) => ServerHandlers | Promise<ServerHandlers>,
-  onError?: (error: unknown) => void,
-): Promise<void> {
-  while (!listener.closed) {
-    let stream: UnixStream;
-    try {
-      stream = await listener.accept();
-    } catch (error) {
-      if (listener.closed) return;
-      throw error;
-    }
-    let handlers: ServerHandlers;
-    try {
-      handlers = await makeHandlers(stream);
-    } catch (error) {
-      stream.close();
-      onError?.(error);
-      continue;
-    }
-    await new BackendServer(stream, handlers.backend, handlers.options).run();
   }
 }

@@ -7,11 +7,10 @@
 import { SvqError } from "../errors.ts";
 import { fileSize, type OwnedFd } from "../ffi/fd.ts";
 import type { MemoryRegion } from "../memory/region.ts";
-import type { VhostBackend } from "../vhost/backend.ts";
+import type { VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import { protocolError, type WireRegion } from "./message.ts";
 import { RegionTable, ringSizes } from "./region_table.ts";
 import type { VringAddrRecord } from "../uapi/vhost.ts";
-import type { VringAddresses } from "../vhost/backend.ts";
 
 interface OwnedRegion extends MemoryRegion {
   owned: OwnedFd;
@@ -20,10 +19,14 @@ interface OwnedRegion extends MemoryRegion {
 /**
  * Refuses a file that ends before the range that a peer says is in it: touching the rest would kill this process (SIGBUS).
  *
- * @throws SvqError FILE_TOO_SHORT, or SysError where it is no file that can be mapped
+ * @throws SvqError FILE_TOO_SHORT, NOT_MEMORY where it is nothing that can be mapped
  */
 export function requireFileRange(fd: number, offset: number, size: number, what: string): void {
-  const length = fileSize(fd);
+  const info = Deno.statSync(`/proc/self/fd/${fd}`);
+  // A character device (devdax) does not tell its size; mapping it checks that.
+  if (info.isCharDevice === true) return;
+  if (!info.isFile && info.isBlockDevice !== true) throw new SvqError("NOT_MEMORY", `${what}: its file descriptor is no file`);
+  const length = info.isFile ? info.size : fileSize(fd);
   if (offset + size > length) {
     throw new SvqError("FILE_TOO_SHORT", `${what}: ${offset}+${size} lies outside its file of ${length} bytes`);
   }

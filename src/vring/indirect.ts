@@ -15,6 +15,8 @@ export class IndirectReader {
   readonly #max: number;
 
   /**
+   * Allocates nothing until the first table is read.
+   *
    * @param memory where tables lie; without it every table is outside memory
    * @param max longest table, in descriptors
    */

@@ -66,14 +66,14 @@ export function alignUp(value: number, align: number): number {
   return Math.ceil(value / align) * align;
 }
 
-/** @throws VringError RING_SIZE unless `num` is a legal size of a split ring: a power of two up to 32768 */
+/** Checks a queue size. @throws VringError RING_SIZE unless `num` is a legal size of a split ring: a power of two up to 32768 */
 export function checkSplitNum(num: number): void {
   if (!(Number.isInteger(num) && num >= 1 && num <= VRING_NUM_MAX && (num & (num - 1)) === 0)) {
     throw new VringError("RING_SIZE", -1, `A split ring cannot have ${num} descriptors`);
   }
 }
 
-/** @throws VringError RING_SIZE unless `num` is a legal size of a packed ring: 1 to 32768 */
+/** Checks a queue size. @throws VringError RING_SIZE unless `num` is a legal size of a packed ring: 1 to 32768 */
 export function checkPackedNum(num: number): void {
   if (!(Number.isInteger(num) && num >= 1 && num <= VRING_NUM_MAX)) {
     throw new VringError("RING_SIZE", -1, `A packed ring cannot have ${num} descriptors`);

@@ -15,27 +15,31 @@ export type RingFormat = "split" | "packed";
  */
 export class Chain {
   /** Split: the head's index. Packed: the buffer id. What `push` wants back. */
-  id = 0;
+  id: number = 0;
   /** Segments in use. */
-  count = 0;
+  count: number = 0;
   /** How many of them, from the front, the device may only read. */
-  readableCount = 0;
+  readableCount: number = 0;
   /** Bytes in the readable segments. */
-  readableBytes = 0;
+  readableBytes: number = 0;
   /** Bytes in the writable segments. */
-  writableBytes = 0;
+  writableBytes: number = 0;
   /** Descriptors that the chain takes in the ring itself; an indirect table counts as one. */
-  slots = 0;
+  slots: number = 0;
   /** Address of the indirect table that the chain ends in, bytes; -1 without one. */
-  indirectAddress = -1;
+  indirectAddress: number = -1;
   /** Length of that table, bytes. */
-  indirectLength = 0;
+  indirectLength: number = 0;
   /** Addresses as the ring names them (GPA or IOVA), bytes. */
   readonly addresses: Float64Array;
   /** Lengths in bytes. */
   readonly lengths: Uint32Array;
 
-  /** @param capacity segments it can hold: the queue size, or more where indirect tables are longer */
+  /**
+   * An empty record.
+   *
+   * @param capacity segments it can hold: the queue size, or more where indirect tables are longer
+   */
   constructor(readonly capacity: number) {
     this.addresses = new Float64Array(capacity);
     this.lengths = new Uint32Array(capacity);
@@ -154,8 +158,11 @@ export interface InflightRecord {
 
 /** Saved state of a {@linkcode DeviceQueue}: plain data, checked when it is loaded. */
 export interface DeviceQueueState {
+  /** Format of the ring. */
   layout: RingFormat;
+  /** Whose state it is. */
   side: "device";
+  /** Queue size in descriptors. */
   num: number;
   /** As in {@linkcode DeviceQueue.base}. */
   base: number;
@@ -229,8 +236,11 @@ export interface OutstandingRecord {
 
 /** Saved state of a {@linkcode DriverQueue}: plain data, checked when it is loaded. */
 export interface DriverQueueState {
+  /** Format of the ring. */
   layout: RingFormat;
+  /** Whose state it is. */
   side: "driver";
+  /** Queue size in descriptors. */
   num: number;
   /** Split: avail index; packed: next free slot | wrap<<15. */
   avail: number;

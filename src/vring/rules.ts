@@ -58,6 +58,7 @@ export type VringRule = keyof typeof VRING_RULES;
 
 /** A ring broke a rule. The queue must not be used any further; other queues can. */
 export class VringError extends SvqError {
+  /** The class, for logs. */
   override readonly name: string = "VringError";
   /** The rule, also the error's `code`. */
   readonly rule: VringRule;
@@ -67,6 +68,8 @@ export class VringError extends SvqError {
   readonly index: number;
 
   /**
+   * Names the rule; the message carries its section and text.
+   *
    * @param rule what was broken
    * @param index descriptor index, ring position or id; -1 for none
    * @param detail what was found, for a reader

@@ -56,7 +56,7 @@ const FREE = 0, TAKEN = 1, HELD = 2;
 /** Implements {@linkcode DeviceQueue} for split rings. */
 export class SplitDevice implements DeviceQueue {
   /** Always `split`. */
-  readonly layout = "split";
+  readonly layout: "split" = "split";
   /** Queue size in descriptors. */
   readonly num: number;
   readonly #mask: number;
@@ -91,6 +91,8 @@ export class SplitDevice implements DeviceQueue {
   readonly #written: Uint32Array;
 
   /**
+   * Takes up the ring at `base` and at the used index that it holds; writes nothing.
+   *
    * @throws VringError RING_SIZE, RING_ALIGNMENT, or BASE_INVALID when base and used index are further apart than the queue
    * is long
    */

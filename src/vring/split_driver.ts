@@ -56,11 +56,11 @@ const IDLE = 0;
 /** Implements {@linkcode DriverQueue} for split rings. */
 export class SplitDriver implements DriverQueue {
   /** Always `split`. */
-  readonly layout = "split";
+  readonly layout: "split" = "split";
   /** Queue size in descriptors. */
   readonly num: number;
   /** See {@linkcode DriverQueue.usedLength}. */
-  usedLength = 0;
+  usedLength: number = 0;
   readonly #mask: number;
   readonly #desc: Uint32Array;
   readonly #avail: Uint16Array;
@@ -94,7 +94,11 @@ export class SplitDriver implements DriverQueue {
   #total = 0;
   readonly #addedAt: Float64Array;
 
-  /** @throws VringError RING_SIZE or RING_ALIGNMENT */
+  /**
+   * Takes up the ring at `base`, without reading or writing it.
+   *
+   * @throws VringError RING_SIZE or RING_ALIGNMENT
+   */
   constructor(options: SplitDriverOptions) {
     const { num, eventIdx, indirect } = options;
     checkSplitNum(num);

@@ -1,7 +1,8 @@
 import assert from "node:assert/strict";
 import fc from "fast-check";
 import { SvqError } from "../../src/errors.ts";
-import { type IovaAllocation, IovaSpace } from "../../src/iova/allocator.ts";
+import type { IovaAllocation } from "../../src/iova/allocation.ts";
+import { IovaSpace } from "../../src/iova/allocator.ts";
 import { IOVA_MAX } from "../../src/iova/range.ts";
 
 const PAGE = 4096n;
@@ -12,7 +13,7 @@ function refusal(code: string, pattern?: RegExp): (error: unknown) => boolean {
     assert.ok(error instanceof SvqError, String(error));
     assert.equal(error.code, code, error.message);
     if (pattern !== undefined) assert.match(error.message, pattern);
-    assert.notEqual(`${error.code} ${error.hint}`, `${code} `);
+    assert.ok(error.hint, `${code} has no remedy`);
     return true;
   };
 }

@@ -2,9 +2,9 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { SvqError } from "../../src/errors.ts";
 import { iovaDocument } from "../../src/iova/document.ts";
-import { parseBytes, parseMemoryMap, parseRange, parseRegion, parseReserved } from "../../src/iova/memory_map.ts";
+import { parseMemoryMap, parseRange, parseRegion, parseReserved } from "../../src/iova/memory_map.ts";
 import { planIova } from "../../src/iova/plan.ts";
-import { formatRange, formatSize, IOVA_MAX } from "../../src/iova/range.ts";
+import { formatRange, IOVA_MAX } from "../../src/iova/range.ts";
 
 const GIB = 2 ** 30;
 
@@ -75,6 +75,11 @@ FlatView #2
   00000000000a0000-00000000000bffff (prio 1, i/o): vga-lowmem
   00000000000c0000-00000000000dffff (prio 1, rom): pc.rom KVM
   0000000000100000-0000000007ffffff (prio 0, ram): pc.ram @0000000000100000 KVM
+
+FlatView #3
+ AS "nic", root: bus master container
+ Root memory region: (none)
+  0000000000000000-0000000007ffffff (prio 0, ram): pc.ram
 `;
 
 Deno.test("QEMU's flat view of system memory gives its ram, and no other view does", () => {
@@ -82,7 +87,7 @@ Deno.test("QEMU's flat view of system memory gives its ram, and no other view do
     { gpa: 0, size: 0xa0000, name: "pc.ram" },
     { gpa: 0x100000, size: 0x7f00000, name: "pc.ram" },
   ]);
-  assert.equal(parseMemoryMap(MTREE.split("Root memory region: system\n")[1]!).length, 2);
+  assert.equal(parseMemoryMap(MTREE.split(/Root memory region: system\n|FlatView #3/)[1]!).length, 2);
 });
 
 Deno.test("JSON is taken as an array or as a document with regions", () => {
@@ -102,12 +107,12 @@ Deno.test("a plan's own document is a memory map: it leads to the same layout", 
 Deno.test("an error names the line or the entry, what is wrong and what to write", () => {
   const cases: [string, RegExp, RegExp][] = [
     ["0x0-0xfff\n\n0x2000_0x3000\n", /^Line 3 \(0x2000_0x3000\): /, /FIRST-LAST/],
-    ["0x0-7fffffff\n", /^Line 1 .*"7fffffff" is not a number/, /0x7fffffff/],
-    ["0x0+2GB\n", /^Line 1 .*"2GB" is not a number/, /GiB/],
+    ["0x0-7fffffff\n", /^Line 1 .*Bad address: 7fffffff/, /0x7fffffff/],
+    ["0x0+2GX\n", /^Line 1 .*2GX/, /MiB/],
     ["0x2000-0x1000\n", /^Line 1 .*is not a range/, /lower one first/],
     ["0x0+0\n", /^Line 1 .*is not a range/, /inclusive/],
     ["0x10000000000000-0x1fffffffffffff\n", /^Line 1 .*above 2\^52/, /below 2\^52/],
-    ["0x0+4K\n0x4000+4K=zz\n", /^Line 2 .*"zz"/, /decimal or 0x/],
+    ["0x0+4K\n0x4000+4K=zz\n", /^Line 2 .*Bad address: zz/, /0x/],
     ['[{"gpa": 0}]', /^Entry 1 .*size_bytes is missing/, /number/],
     ['[{"gpa": -1, "size_bytes": 1}]', /^Entry 1 .*gpa is not an address/, /number/],
     ["[1]", /^Entry 1 \(1\): not an object/, /gpa, size_bytes/],
@@ -154,13 +159,11 @@ Deno.test("no text makes the parser throw anything but its own errors", () => {
   );
 });
 
-Deno.test("a printed range or size reads back as the same number", () => {
+Deno.test("a printed range reads back as the same range", () => {
   fc.assert(
     fc.property(fc.bigInt({ min: 0n, max: IOVA_MAX }), fc.bigInt({ min: 0n, max: IOVA_MAX }), (a, b) => {
       const range = a < b ? { first: a, last: b } : { first: b, last: a };
       assert.deepEqual(parseRange(formatRange(range)), range);
-      const size = a >> 20n << 10n;
-      assert.equal(parseBytes(formatSize(size)), size);
     }),
     { numRuns: 200, seed: 1 },
   );
@@ -170,6 +173,4 @@ Deno.test("a reserved hole has an optional name, and a region's hexadecimal B is
   assert.deepEqual(parseReserved("0xfee00000-0xfeefffff=msi"), { first: 0xfee00000n, last: 0xfeefffffn, tag: "msi" });
   assert.deepEqual(parseReserved("0x0+1M"), { first: 0n, last: 0xfffffn });
   assert.deepEqual(parseRegion("0x1B000+0x1000B"), { gpa: 0x1b000, size: 0x1000b });
-  assert.equal(parseBytes("12B"), 12n);
-  assert.equal(parseBytes(" 3k "), 3072n);
 });

@@ -81,3 +81,25 @@ for (const qemu of ["7.2", "10"] as const) {
     },
   );
 }
+
+await labTest(
+  "a device that does not log what it writes is found out by the workload after a migration",
+  ["qemu-10", "guest"],
+  async ({ folder }) => {
+    const image = await makeImage(folder.join("disk.img"));
+    const [device, socketA, socketB] = [folder.join("device"), folder.join("a.sock"), folder.join("b.sock")];
+    await using _a = await storageDaemon({ version: "10", image, socket: device });
+    await using _proxy = new HideLogProxy(socketA, device, { forgetLog: true });
+    await using _b = await storageDaemon({ version: "10", image, socket: socketB });
+    const uri = `unix:${folder.join("migrate")}`;
+    const common = { qemu: "10", folder: folder.path, run: "workload", workload: { report: 200, mode: "readonly" } } as const;
+    await using source = await startVm({ ...common, name: "a", disk: { socket: socketA } });
+    await using destination = await startVm({ ...common, name: "b", disk: { socket: socketB }, incoming: uri });
+    await source.waitReady();
+    await source.nextHeartbeat();
+    await migrate(source, destination, uri);
+    const result = await destination.finishWorkload();
+    assert.equal(result.ok, false, result.line);
+    assert.ok(result.errorLines.some((line) => line.includes("kind=late-")), result.errorLines.join("\n"));
+  },
+);

@@ -43,6 +43,11 @@ export interface ProxyOptions {
   hideFeatures?: bigint;
   /** Bits of the protocol features; default LOG_SHMFD. */
   hideProtocolFeatures?: bigint;
+  /**
+   * Instead of hiding anything, keeps the log from the device: LOG_ALL is taken out of SET_FEATURES and SET_LOG_BASE is answered
+   * here. To the VMM it is a device that logs, but forgets everything.
+   */
+  forgetLog?: boolean;
 }
 
 interface Message {
@@ -73,6 +78,16 @@ async function readMessage(stream: UnixStream): Promise<Message | undefined> {
   return await readFully(stream, bytes.subarray(HEADER_SIZE), fds) ? { bytes, fds } : undefined;
 }
 
+/** The answer to SET_LOG_BASE: version 1, reply, a u64 of 0. */
+function logBaseReply(): Uint8Array<ArrayBuffer> {
+  const reply = new Uint8Array(HEADER_SIZE + 8);
+  const view = new DataView(reply.buffer);
+  view.setUint32(0, REQUEST.SET_LOG_BASE, true);
+  view.setUint32(4, 1 | FLAG_REPLY, true);
+  view.setUint32(8, 8, true);
+  return reply;
+}
+
 /** The proxy. It takes one front-end after the other, and connects to the back-end for each. */
 export class HideLogProxy implements AsyncDisposable {
   /** Everything that went through, in order. */
@@ -91,7 +106,12 @@ export class HideLogProxy implements AsyncDisposable {
   constructor(socket: string, backend: string, options: ProxyOptions = {}) {
     this.#listener = listenUnix(socket);
     this.#backend = backend;
-    this.#hide = { hideFeatures: options.hideFeatures ?? LOG_ALL, hideProtocolFeatures: options.hideProtocolFeatures ?? LOG_SHMFD };
+    const forgetLog = options.forgetLog === true;
+    this.#hide = {
+      hideFeatures: options.hideFeatures ?? (forgetLog ? 0n : LOG_ALL),
+      hideProtocolFeatures: options.hideProtocolFeatures ?? (forgetLog ? 0n : LOG_SHMFD),
+      forgetLog,
+    };
     this.#serving = this.#serve();
   }
 
@@ -143,8 +163,12 @@ export class HideLogProxy implements AsyncDisposable {
       for (let message = await readMessage(from); message !== undefined; message = await readMessage(from)) {
         const { bytes, fds } = message;
         try {
-          this.#change(bytes, side);
           const view = new DataView(bytes.buffer);
+          if (this.#hide.forgetLog && side === "frontend" && view.getUint32(0, true) === REQUEST.SET_LOG_BASE) {
+            await from.send(logBaseReply());
+            continue;
+          }
+          this.#change(bytes, side);
           this.passed.push({
             from: side,
             connection,
@@ -166,6 +190,9 @@ export class HideLogProxy implements AsyncDisposable {
 
   #change(bytes: Uint8Array<ArrayBuffer>, side: "frontend" | "backend"): void {
     const view = new DataView(bytes.buffer);
+    if (this.#hide.forgetLog && side === "frontend" && view.getUint32(0, true) === REQUEST.SET_FEATURES) {
+      view.setBigUint64(HEADER_SIZE, view.getBigUint64(HEADER_SIZE, true) & ~LOG_ALL, true);
+    }
     if (side !== "backend" || (view.getUint32(4, true) & FLAG_REPLY) === 0 || bytes.length < HEADER_SIZE + 8) return;
     const request = view.getUint32(0, true);
     const hidden = request === REQUEST.GET_FEATURES

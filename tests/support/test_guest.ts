@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { createEventfd, createMemfd, drainEventfd, type OwnedFd, readable, signalEventfd } from "../../src/ffi/mod.ts";
 import { GuestMemory } from "../../src/memory/guest_memory.ts";
 import { bitsOf } from "../../src/uapi/bits.ts";
-import { VIRTIO_F } from "../../src/uapi/virtio.ts";
+import { VIRTIO_FEATURE_BITS } from "../../src/uapi/virtio.ts";
 import type { VhostBackend } from "../../src/vhost/backend.ts";
 import { splitLayout } from "../../src/vring/layout.ts";
 import type { Segment } from "../../src/vring/queue.ts";
@@ -118,7 +118,7 @@ export class TestGuest implements AsyncDisposable {
   }
 
   async start(features?: bigint): Promise<void> {
-    const wanted = features ?? bitsOf([VIRTIO_F.VERSION_1, VIRTIO_F.RING_EVENT_IDX, VIRTIO_F.RING_INDIRECT_DESC]);
+    const wanted = features ?? bitsOf([VIRTIO_FEATURE_BITS.VERSION_1, VIRTIO_FEATURE_BITS.EVENT_IDX, VIRTIO_FEATURE_BITS.INDIRECT_DESC]);
     await this.device.setFeatures(wanted);
     await this.device.setMemTable([this.region]);
     for (const queue of this.queues) {

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { guest, qemuProgram, type QemuVersion } from "../../scripts/lab/host.ts";
+import { guest, qemuProgram, type QemuVersion, testpmdProgram } from "../../scripts/lab/host.ts";
 import { QmpClient } from "../../src/migration/qmp.ts";
 import { type LineLog, Process, type WaitOptions } from "./process.ts";
 import { waitUntil } from "./wait.ts";
@@ -143,6 +143,7 @@ export class Vm implements AsyncDisposable {
   readonly qmp: QmpClient;
   /** Path of a second monitor for whoever else drives this QEMU. */
   readonly qmpSocket: string;
+  #commands = 0;
 
   /** Made by {@linkcode startVm}. */
   constructor(process: Process, qmp: QmpClient, qmpSocket: string) {
@@ -164,6 +165,18 @@ export class Vm implements AsyncDisposable {
   /** Types on the serial line. */
   send(text: string): Promise<void> {
     return this.process.write(text);
+  }
+
+  /** Runs a command in the guest's shell (`run: "shell"`). @returns what it wrote. @throws Error when it fails */
+  async shell(command: string, timeoutMs?: number): Promise<string> {
+    if (this.#commands === 0) await this.waitSerial(/^GUEST up /);
+    const [since, mark] = [this.serial.lines.length, `MARK${++this.#commands}`];
+    await this.send(`echo ${mark}; ${command}; echo ${mark} $?\n`);
+    const [, code] = await this.waitSerial(new RegExp(`^${mark} (\\d+)$`), timeoutMs === undefined ? { since } : { since, timeoutMs });
+    const lines = this.serial.lines.slice(since).map(({ text }) => text);
+    const output = lines.slice(lines.indexOf(mark) + 1, lines.findIndex((line) => line.startsWith(`${mark} `))).join("\n");
+    if (code !== "0") throw new Error(`In the guest, ${command} ended with ${code}:\n${output}`);
+    return output;
   }
 
   /** Waits until the workload has filled the disk and goes on. */
@@ -349,6 +362,28 @@ export async function storageDaemon(options: StorageDaemonOptions): Promise<Proc
         return false;
       }
     });
+    return process;
+  } catch (error) {
+    await process[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** Starts DPDK's testpmd as a vhost-user-net back-end that answers pings, and waits until it listens. */
+export async function startTestpmd(options: { folder: string; socket: string; queues?: number; mode?: string }): Promise<Process> {
+  const program = await testpmdProgram(options.folder);
+  const process = new Process(program.command, {
+    name: "testpmd",
+    env: program.env,
+    // deno-fmt-ignore
+    args: [
+      ...program.args, `--file-prefix=${options.socket.replace(/\W/g, "_")}`,
+      `--vdev=net_vhost0,iface=${options.socket},queues=${options.queues ?? 1}`,
+      "--", "--total-num-mbufs=8192", `--forward-mode=${options.mode ?? "icmpecho"}`, "--auto-start", "--interactive",
+    ],
+  });
+  try {
+    await process.stdout.wait(/testpmd> /, { partial: true });
     return process;
   } catch (error) {
     await process[Symbol.asyncDispose]();

@@ -33,9 +33,18 @@ const runFlags = {
   front: deviceFlag("Where the VMM is met: unix:PATH (listen), connect:PATH or fd:N", { optional: true }),
   socketPath: pathFlag("The same as --front unix:PATH", { optional: true }),
   fd: integerFlag("The same as --front fd:N: a connected vhost-user socket", { optional: true, min: 0 }),
-  printCapabilities: { kind: "boolean", brief: "Print what this back-end can do, as the vhost-user conventions ask, and exit", default: false },
+  printCapabilities: {
+    kind: "boolean",
+    brief: "Print what this back-end can do, as the vhost-user conventions ask, and exit",
+    default: false,
+  },
   device: deviceFlag("The device behind the relay", { optional: true }),
-  mode: { kind: "enum", values: MODES, brief: "auto: passthrough until the VMM turns the dirty log on", default: DEFAULT_RELAY_CONFIG.mode },
+  mode: {
+    kind: "enum",
+    values: MODES,
+    brief: "auto: passthrough until the VMM turns the dirty log on",
+    default: DEFAULT_RELAY_CONFIG.mode,
+  },
   forceShadow: { kind: "boolean", brief: "Stay in shadow mode, whatever the VMM does", default: false },
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
   workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
@@ -54,7 +63,9 @@ function frontOf(flags: RunFlags): FrontAddress {
 }
 
 function deviceOf(flags: RunFlags): DeviceAddress {
-  if (flags.device === undefined) throw usageError("--device is missing", "name the device behind the relay, e.g. --device unix:/run/disk.sock");
+  if (flags.device === undefined) {
+    throw usageError("--device is missing", "name the device behind the relay, e.g. --device unix:/run/disk.sock");
+  }
   return flags.device;
 }
 
@@ -207,8 +218,23 @@ function modeText(relay: RelayStatus): string {
 
 function queueRow(queue: QueueStatus): unknown[] {
   const { drain_us, switch_us, longest_stall_us, count } = queue.switches;
-  const switches = count === 0 ? "-" : `${count} (last ${(drain_us / 1000).toFixed(1)}+${(switch_us / 1000).toFixed(1)} ms, longest ${(longest_stall_us / 1000).toFixed(1)} ms)`;
-  return [queue.index, queue.mode, queue.num, queue.avail_idx, queue.used_idx, queue.inflight, queue.chains, queue.dirty_pages, queue.errors, switches];
+  const switches = count === 0
+    ? "-"
+    : `${count} (last ${(drain_us / 1000).toFixed(1)}+${(switch_us / 1000).toFixed(1)} ms, longest ${
+      (longest_stall_us / 1000).toFixed(1)
+    } ms)`;
+  return [
+    queue.index,
+    queue.mode,
+    queue.num,
+    queue.avail_idx,
+    queue.used_idx,
+    queue.inflight,
+    queue.chains,
+    queue.dirty_pages,
+    queue.errors,
+    switches,
+  ];
 }
 
 function printStatus(context: CliContext, status: RelayStatus): void {
@@ -217,13 +243,18 @@ function printStatus(context: CliContext, status: RelayStatus): void {
     output.line(`${status.name}  process ${status.pid}  ${status.state}  up ${(status.uptime_ms / 1000).toFixed(0)} s`);
     output.line(`  front   ${status.front}`);
     output.line(`  device  ${status.device}`);
-    output.line(`  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`);
+    output.line(
+      `  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`,
+    );
     output.line(`  memory  ${status.maps.guest} guest regions, ${status.maps.shadow} of shadow rings`);
     if (status.masked_features.length > 0) output.line(`  masked  ${status.masked_features.join(", ")}`);
     if (status.error !== null) output.line(`  error   ${status.error.message}`);
     if (status.queues.length === 0) return;
     output.line();
-    output.table(["queue", "mode", "num", "avail", "used", "inflight", "chains", "dirty", "errors", "switches"], status.queues.map(queueRow));
+    output.table(
+      ["queue", "mode", "num", "avail", "used", "inflight", "chains", "dirty", "errors", "switches"],
+      status.queues.map(queueRow),
+    );
     for (const queue of status.queues) if (queue.error !== null) output.line(`queue ${queue.index} failed: ${queue.error.message}`);
   });
 }
@@ -271,4 +302,3 @@ export const command = buildRouteMap({
   routes: { run, start, stop, list, status, set },
   docs: { brief: "Run and steer relays between a VMM and a device" },
 });
-

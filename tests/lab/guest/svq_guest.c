@@ -2,12 +2,17 @@
  * The checked disk workload of the lab's guest; a static program, so it also checks an image on the host.
  *
  *   svq_guest dev=/dev/vda [depth=16] [mode=mixed|readonly|writeonly|verify] [bs=4096] [span=8] [blocks=4096]
- *             [start=0] [reads=50] [flush=256] [ops=0] [seconds=0] [seed=1] [report=1000]
+ *             [start=0] [reads=50] [flush=256] [ops=0] [seconds=0] [seed=1] [report=1000] [hold=1024]
  *
  * Every block holds its own number, the generation of its last write and a stream derived from both. A table in RAM says
  * which generation each block must have. Requests are kernel AIO with O_DIRECT, `depth` in flight, each over 1..span
  * neighbouring blocks that no other request touches. Before a read every sector of the buffer is poisoned, so that a read that
  * completes without its data is seen even where the buffer held the right content before.
+ *
+ * A device's write to guest memory that a migration forgets (it is not in the dirty log) shows only where the page was copied
+ * between the last write of the processor and the device's, and the data is looked at after the switch. So random reads go
+ * through `hold` buffers in turn: a buffer is poisoned half a round before it is read into, and what was read stays untouched
+ * for the other half, then is verified once more ("late").
  *
  * Modes: `mixed`, `readonly` and `writeonly` first write every block once and read everything back, then print `SVQ READY` and
  * run until `ops`, `seconds` or the command `stop`; then everything is verified again. `verify` only reads: each block must be
@@ -43,17 +48,28 @@ struct request {
   enum kind kind;
   uint64_t block, count, started_us;
   int busy;
+  uint64_t *buffer; /* its own */
+  struct held *held; /* of a random read */
+};
+
+/* A buffer of random reads. */
+struct held {
   uint64_t *buffer;
+  uint64_t block, count; /* count 0: poisoned, or being read into */
+  uint32_t *generations;
+  int busy;
 };
 
 static const char *device = "/dev/vda";
 static uint64_t depth = 16, block_size = 4096, span = 8, blocks = 4096, start, reads_percent = 50, flush_every = 256, limit_ops,
-                limit_seconds, seed = 1, report_ms = 1000;
+                limit_seconds, seed = 1, report_ms = 1000, hold = 1024;
 static enum mode mode = MIXED;
 
 static int fd;
 static aio_context_t context;
 static struct request requests[MAX_DEPTH];
+static struct held *pool;
+static uint64_t next_held;
 static uint64_t in_flight;
 static uint32_t *generations;
 static uint8_t *taken;
@@ -106,21 +122,21 @@ static void stamp(uint64_t *words, uint64_t block, uint32_t generation) {
 }
 
 /* Checks a block against the generation it must have; in mode verify against the one it claims. */
-static void check(const uint64_t *words, uint64_t block, uint32_t *expected) {
+static void check(const uint64_t *words, uint64_t block, uint32_t *expected, const char *late) {
   static uint64_t *wanted;
   if (!wanted) wanted = malloc(block_size);
   if (words[0] != MAGIC) {
-    fail("kind=%s block=%llu word=%llx", words[0] == POISON ? "not-read" : "corrupt", (unsigned long long)block,
+    fail("kind=%s%s block=%llu word=%llx", late, words[0] == POISON ? "not-read" : "corrupt", (unsigned long long)block,
          (unsigned long long)words[0]);
     return;
   }
   if (words[1] != block) {
-    fail("kind=misplaced block=%llu holds=%llu", (unsigned long long)block, (unsigned long long)words[1]);
+    fail("kind=%smisplaced block=%llu holds=%llu", late, (unsigned long long)block, (unsigned long long)words[1]);
     return;
   }
   if (mode == VERIFY) *expected = (uint32_t)words[2];
   if (words[2] != *expected) {
-    fail("kind=%s block=%llu want=%u got=%llu", words[2] < *expected ? "lost-write" : "wrong-generation", (unsigned long long)block,
+    fail("kind=%s%s block=%llu want=%u got=%llu", late, words[2] < *expected ? "lost-write" : "wrong-generation", (unsigned long long)block,
          *expected, (unsigned long long)words[2]);
     return;
   }
@@ -128,13 +144,37 @@ static void check(const uint64_t *words, uint64_t block, uint32_t *expected) {
   if (memcmp(wanted, words, block_size) == 0) return;
   for (uint64_t i = 0; i < block_size / 8; i++) {
     if (wanted[i] == words[i]) continue;
-    fail("kind=%s block=%llu generation=%u byte=%llu got=%llx", words[i] == POISON ? "partly-read" : "corrupt",
+    fail("kind=%s%s block=%llu generation=%u byte=%llu got=%llx", late, words[i] == POISON ? "partly-read" : "corrupt",
          (unsigned long long)block, *expected, (unsigned long long)i * 8, (unsigned long long)words[i]);
     return;
   }
 }
 
-static void submit(struct request *r, enum kind kind, uint64_t block, uint64_t count) {
+static void poison(uint64_t *buffer, uint64_t count) {
+  for (uint64_t i = 0; i < count * block_size / 8; i += SECTOR_WORDS) buffer[i] = POISON;
+}
+
+/* Verifies what a held buffer was given long ago, and makes it ready to be read into, long from now. */
+static void recycle(struct held *h) {
+  for (uint64_t i = 0; i < h->count; i++) check(h->buffer + i * block_size / 8, h->block + i, &h->generations[i], "late-");
+  if (h->count) poison(h->buffer, span);
+  h->count = 0;
+}
+
+/* The next buffer for a random read; none while the one that must be verified by now is still being read into. */
+static struct held *take_held(void) {
+  struct held *due = &pool[(next_held + hold / 2) % hold];
+  if (due->busy || pool[next_held].busy) return NULL;
+  recycle(due);
+  struct held *h = &pool[next_held];
+  recycle(h);
+  next_held = (next_held + 1) % hold;
+  return h;
+}
+
+static void submit(struct request *r, enum kind kind, uint64_t block, uint64_t count, struct held *held) {
+  uint64_t *buffer = held ? held->buffer : r->buffer;
+  r->held = held;
   r->kind = kind;
   r->block = block;
   r->count = count;
@@ -142,7 +182,7 @@ static void submit(struct request *r, enum kind kind, uint64_t block, uint64_t c
   memset(&r->iocb, 0, sizeof r->iocb);
   r->iocb.aio_data = (uint64_t)(uintptr_t)r;
   r->iocb.aio_fildes = (uint32_t)fd;
-  r->iocb.aio_buf = (uint64_t)(uintptr_t)r->buffer;
+  r->iocb.aio_buf = (uint64_t)(uintptr_t)buffer;
   r->iocb.aio_nbytes = count * block_size;
   r->iocb.aio_offset = (int64_t)((start + block) * block_size);
   r->iocb.aio_lio_opcode = kind == READ ? IOCB_CMD_PREAD : kind == WRITE ? IOCB_CMD_PWRITE : IOCB_CMD_FDSYNC;
@@ -150,8 +190,10 @@ static void submit(struct request *r, enum kind kind, uint64_t block, uint64_t c
   memset(taken + block, 1, count);
   if (kind == WRITE) {
     for (uint64_t i = 0; i < count; i++) stamp(r->buffer + i * block_size / 8, block + i, generations[block + i] + 1);
+  } else if (held) {
+    held->busy = 1;
   } else if (kind == READ) {
-    for (uint64_t i = 0; i < count * block_size / 8; i += SECTOR_WORDS) r->buffer[i] = POISON;
+    poison(buffer, count);
   }
   r->started_us = now_us();
   struct iocb *list[1] = {&r->iocb};
@@ -177,11 +219,17 @@ static void complete(struct request *r, int64_t result) {
   if (result != want)
     fail("kind=io-error op=%s block=%llu count=%llu result=%lld", r->kind == READ ? "read" : r->kind == WRITE ? "write" : "flush",
          (unsigned long long)r->block, (unsigned long long)r->count, (long long)result);
+  uint64_t *buffer = r->held ? r->held->buffer : r->buffer;
   for (uint64_t i = 0; i < r->count; i++) {
     /* A write counts even when it failed: what it left is then reported by the next read. */
     if (r->kind == WRITE && ++generations[r->block + i] > max_generation) max_generation = generations[r->block + i];
-    if (r->kind == READ && result == want) check(r->buffer + i * block_size / 8, r->block + i, &generations[r->block + i]);
+    if (r->kind == READ && result == want) check(buffer + i * block_size / 8, r->block + i, &generations[r->block + i], "");
   }
+  if (!r->held) return;
+  r->held->busy = 0;
+  r->held->block = r->block;
+  r->held->count = result == want ? r->count : 0;
+  memcpy(r->held->generations, generations + r->block, r->count * sizeof *generations);
 }
 
 static void heartbeat(int force) {
@@ -273,23 +321,27 @@ static void sweep(enum kind kind) {
       continue;
     }
     uint64_t count = blocks - at < span ? blocks - at : span;
-    submit(r, kind, at, count);
+    submit(r, kind, at, count, NULL);
     at += count;
   }
   drain();
 }
 
-static void random_request(struct request *r) {
+/* False when nothing can be started now. */
+static int random_request(struct request *r) {
   static uint64_t issued;
   if (flush_every && mode != READONLY && ++issued % flush_every == 0) {
-    submit(r, FLUSH, 0, 0);
-    return;
+    submit(r, FLUSH, 0, 0, NULL);
+    return 1;
   }
+  int reading = mode == READONLY || (mode == MIXED && pick(100) < reads_percent);
+  struct held *held = NULL;
+  if (reading && !(held = take_held())) return 0;
   for (;;) {
     uint64_t count = 1 + pick(span), block = pick(blocks - count + 1);
     if (memchr(taken + block, 1, count)) continue;
-    submit(r, mode == READONLY || (mode == MIXED && pick(100) < reads_percent) ? READ : WRITE, block, count);
-    return;
+    submit(r, reading ? READ : WRITE, block, count, held);
+    return 1;
   }
 }
 
@@ -303,6 +355,7 @@ static void set(const char *arg) {
   struct { const char *name; uint64_t *value; } numbers[] = {
     {"depth", &depth}, {"bs", &block_size}, {"span", &span}, {"blocks", &blocks}, {"start", &start}, {"reads", &reads_percent},
     {"flush", &flush_every}, {"ops", &limit_ops}, {"seconds", &limit_seconds}, {"seed", &seed}, {"report", &report_ms},
+    {"hold", &hold},
   };
   const char *equals = strchr(arg, '=');
   size_t length = equals ? (size_t)(equals - arg) : strlen(arg);
@@ -330,6 +383,7 @@ int main(int argc, char **argv) {
     printf("SVQ DONE FAILED depth 1..%d, bs a multiple of 512, blocks at least span * (depth + 1)\n", MAX_DEPTH);
     return 2;
   }
+  if (hold < 2) hold = 2;
   fd = open(device, (mode == VERIFY ? O_RDONLY : O_RDWR) | O_DIRECT);
   if (fd < 0 && errno == EINVAL) fd = open(device, mode == VERIFY ? O_RDONLY : O_RDWR);
   if (fd < 0 || syscall(SYS_io_setup, (long)MAX_DEPTH, &context) < 0) {
@@ -348,6 +402,12 @@ int main(int argc, char **argv) {
   if (mode == VERIFY) {
     sweep(READ);
   } else {
+    pool = calloc(hold, sizeof *pool);
+    for (uint64_t i = 0; i < hold; i++) {
+      if (posix_memalign((void **)&pool[i].buffer, 4096, span * block_size)) return 1;
+      pool[i].generations = calloc(span, sizeof *generations);
+      poison(pool[i].buffer, span);
+    }
     printf("SVQ phase=fill\n");
     sweep(WRITE);
     sweep(READ);
@@ -358,12 +418,13 @@ int main(int argc, char **argv) {
       if (limit_ops && reads + writes + flushes - first >= limit_ops) break;
       if (limit_seconds && now_us() - ready_us >= limit_seconds * 1000000) break;
       struct request *r;
-      while (!paused && !stopping && (r = idle())) random_request(r);
+      while (!paused && !stopping && (r = idle()) && random_request(r)) {}
       reap();
     }
     printf("SVQ phase=final\n");
     drain();
-    submit(idle(), FLUSH, 0, 0);
+    for (uint64_t i = 0; i < hold; i++) recycle(&pool[i]);
+    submit(idle(), FLUSH, 0, 0, NULL);
     drain();
     sweep(READ);
   }

@@ -1,0 +1,100 @@
+/**
+ * Schemas of what describes devices, address spaces and rings: probe, iova, vring.
+ *
+ * @module
+ */
+import { choice, count, document, flag, hex, type JsonSchema, list, map, nullable, number, object, optional, text } from "./build.ts";
+
+const reason = object({
+  code: text("Stable name of the reason"),
+  text: text("One sentence"),
+  remedy: text("What to do about it"),
+});
+const verdict = (description: string) => object({ possible: flag(), reasons: list(reason) }, description);
+const range = object({ first: hex(), last: hex("Inclusive") });
+
+const device = object({
+  address: text("Device address as every command takes it"),
+  kind: text("vhost-vdpa, vhost-net, vhost-user or sim"),
+  device_id: optional(nullable(count("Virtio device id, where the device tells it"))),
+  device_name: optional(nullable(text("blk, net, …"))),
+  parent: optional(nullable(text("Management device or driver"))),
+  in_use_by: optional(nullable(object({ pid: count(), name: text() }))),
+  features: optional(nullable(hex("Feature bits that the device offers"))),
+  feature_names: optional(nullable(list(text(), "Kernel names without prefix; unknown ones bit_N"))),
+  backend_features: optional(nullable(hex("Backend features (vhost-vdpa) or protocol features (vhost-user)"))),
+  backend_feature_names: optional(nullable(list(text()))),
+  queues: optional(nullable(count())),
+  vring_num_max: optional(nullable(count("Largest ring size in descriptors"))),
+  iova_range: optional(nullable(range)),
+  groups: optional(nullable(count())),
+  address_spaces: optional(nullable(count())),
+  config: optional(nullable(map(true, "Device configuration space, decoded"))),
+  modes: optional(nullable(object({
+    passthrough: verdict("Relay mode passthrough"),
+    notify: verdict("Relay mode notify"),
+    used: verdict("Relay mode used"),
+    shadow: verdict("Relay mode shadow"),
+  }))),
+  migratable: optional(nullable(verdict("Can be migrated through a relay"))),
+  error: optional(nullable(object({ code: text(), message: text(), hint: optional(text()) }))),
+});
+
+const allocation = object({
+  iova: hex(),
+  size_bytes: count(),
+  asid: count("Address space"),
+  perm: choice(["ro", "wo", "rw"], "What the device may do"),
+  tag: text("What lies there"),
+});
+
+const iova = document("svq.iova/1", "Layout of a device's address space", {
+  range,
+  regions: list(object({ gpa: hex(), iova: hex(), size_bytes: count(), identity: flag("IOVA = GPA") })),
+  allocations: list(allocation),
+  free: list(range),
+  fragmentation: { ...number("0: all free space is one range; towards 1: scattered"), minimum: 0, maximum: 1 },
+});
+
+const chain = object({
+  head: count("Split: head index; packed: buffer id"),
+  length: count("Descriptors"),
+  readable_bytes: count(),
+  writable_bytes: count(),
+  in_flight_ms: optional(nullable(number("Time since the relay took it"))),
+});
+
+const anomaly = object({
+  rule: text("Stable name of the broken rule"),
+  spec: text("Section of the virtio specification"),
+  index: optional(nullable(count("Where in the ring"))),
+  detail: text(),
+});
+
+const ring = object({
+  index: count("Queue"),
+  side: choice(["guest", "device"]),
+  layout: choice(["split", "packed"]),
+  num: count("Ring size in descriptors"),
+  avail_idx: count(),
+  used_idx: count(),
+  last_avail_idx: optional(nullable(count())),
+  flags: optional(nullable(map(true))),
+  wrap_counters: optional(nullable(map(true))),
+  suppression: optional(nullable(map(true))),
+  descriptors: optional(list(map(true))),
+  chains: optional(list(chain)),
+  anomalies: list(anomaly),
+});
+
+/** By document name. */
+export const DEVICE_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
+  "svq.probe/1": document("svq.probe/1", "Devices of this host, or those that were named", { devices: list(device) }),
+  "svq.iova/1": iova,
+  "svq.vring/1": document("svq.vring/1", "State of vrings", {
+    relay: optional(text("Name of the relay")),
+    source: optional(text("Image file or device")),
+    consistent: flag("False: the rings moved while they were read"),
+    queues: list(ring),
+  }),
+};

@@ -1,0 +1,100 @@
+/**
+ * Schemas of what relays, drivers and migrations report: demo, relay, drive, migrate, bench.
+ *
+ * @module
+ */
+import { choice, count, document, flag, type JsonSchema, list, map, nullable, number, object, optional, text } from "./build.ts";
+
+const requests = {
+  completed: count(),
+  lost: count("Never answered"),
+  duplicated: count("Answered more than once"),
+  corrupted: count("Wrong data or checksum"),
+};
+const modes = ["passthrough", "notify", "used", "shadow"];
+const layouts = ["split", "packed"];
+const round = object({ dirty_pages: count(), bytes: count(), ms: number() });
+
+const queue = object({
+  index: count(),
+  mode: text("passthrough, notify, used, shadow, or what goes on in between"),
+  core: nullable(text("wasm or js; null where nothing is relayed")),
+  guest_ring: choice(layouts),
+  device_ring: choice(layouts),
+  num: count(),
+  avail_idx: nullable(count("What the relay has taken of the guest's ring")),
+  used_idx: nullable(count("What it has given back")),
+  inflight: count(),
+  kicks: count(),
+  calls: count(),
+  chains: count(),
+  bytes: count(),
+  dirty_pages: count(),
+  errors: count(),
+});
+
+const relay = {
+  name: text(),
+  pid: count(),
+  state: text("connecting, running, failed, …"),
+  mode: choice(["auto", ...modes]),
+  front: text("Where the VMM connects"),
+  device: text("Device address"),
+  uptime_ms: count(),
+  maps: object({ guest: count(), shadow: count() }, "Memory maps made at the device"),
+  queues: list(queue),
+};
+
+const gap = object({
+  total: number(),
+  stop: optional(nullable(number())),
+  last_round: optional(nullable(number())),
+  state: optional(nullable(number())),
+  resume: optional(nullable(number())),
+});
+
+/** By document name. */
+export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
+  "svq.demo/1": document("svq.demo/1", "The main job on embedded parts", {
+    outcome: text("ok, or what failed"),
+    requests: object(requests),
+    rounds: list(round),
+    switch_us: number("Longest mode switch"),
+    downtime_us: number(),
+    memory_identical: flag(),
+  }),
+  "svq.relay/1": document("svq.relay/1", "State of a running relay", relay),
+  "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", { relays: list(object(relay)) }),
+  "svq.relay-stop/1": document("svq.relay-stop/1", "Relays that were stopped", { stopped: list(text()) }),
+  "svq.drive/1": document("svq.drive/1", "Result of a checked workload", {
+    device: text(),
+    duration_ms: number(),
+    requests: object({ ...requests, out_of_order: count("Reordered where the device promised order") }),
+    iops: number(),
+    latency_us: object({ p50: nullable(number()), p99: nullable(number()), p999: nullable(number()), max: nullable(number()) }),
+  }),
+  "svq.migrate/1": document("svq.migrate/1", "Result of a migration", {
+    outcome: text("completed, cancelled, aborted or failed"),
+    phase: text("The phase that it ended in"),
+    rounds: list(round),
+    bytes: count(),
+    downtime_us: nullable(gap),
+    requests: optional(nullable(object(requests))),
+    memory_identical: optional(nullable(flag())),
+    error: optional(nullable(object({ code: text(), message: text(), hint: optional(text()) }))),
+  }),
+  "svq.bench.ring/1": document("svq.bench.ring/1", "Cost per chain of the relay cores", {
+    machine: map(true, "CPU, kernel, runtime"),
+    results: list(object({
+      core: choice(["wasm", "js", "c", "bound"]),
+      mode: text(),
+      guest_ring: choice(layouts),
+      device_ring: choice(layouts),
+      workload: choice(["tx1", "2desc", "rx1"]),
+      batch: count(),
+      ns_per_chain: number("Median"),
+      min: number(),
+      max: number(),
+    })),
+  }),
+};

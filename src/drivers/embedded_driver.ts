@@ -1,0 +1,374 @@
+/**
+ * A guest without a guest: RAM, a driver and a checked workload on any {@linkcode VhostBackend}.
+ *
+ * The main thread plays the VMM (it brings the device up, stops and starts its rings); a worker plays the guest's
+ * processor. Paused, the worker touches nothing; then the rings can be stopped and the state saved, and another
+ * EmbeddedDriver goes on with it, here or elsewhere, as a migrated guest does.
+ *
+ * @module
+ */
+import { EXIT, SvqError } from "../errors.ts";
+import { createEventfd, createMemfd, drainEventfd, mapFd, type Mapping, type OwnedFd, WorkerLink } from "../ffi/mod.ts";
+import type { MemoryRegion } from "../memory/region.ts";
+import { bitsOf, hasBit } from "../uapi/bits.ts";
+import { featureNames, VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
+import { decodeBlkConfig, VIRTIO_BLK_FEATURE_BITS } from "../uapi/virtio_blk.ts";
+import type { LogRegion, VhostBackend } from "../vhost/backend.ts";
+import { RamLayout, type RamOptions } from "./layout.ts";
+import type { FinishedEvent, OpenCommand, RunCommand, WorkerState, WorkloadOptions } from "./messages.ts";
+import type { DriverReport } from "./report.ts";
+import { checkDriverState, type DriverState } from "./state.ts";
+
+/** How a driver is made. */
+export interface DriverOptions {
+  /** Default: blk where the device says so or has a configuration space, else loopback. */
+  workload?: "blk" | "loopback";
+  /** Queues to use; default 1. */
+  queues?: number;
+  /** Ring size in descriptors; default 256. */
+  num?: number;
+  /** Requests in flight in each queue; default 32. */
+  depth?: number;
+  /** Share of reads among the requests that move data; default 50. */
+  readPercent?: number;
+  /** Random numbers follow from it; default 1. */
+  seed?: number;
+  /** Bytes of guest RAM, a multiple of 128 KiB; default 64 MiB. */
+  ramSize?: number;
+  /** blk: bytes at the disk's beginning that are used; default 32 MiB, or the disk where it is smaller. They are overwritten. */
+  regionSize?: number;
+  /** Take RING_PACKED where it is offered; default no. */
+  packed?: boolean;
+  /** Take EVENT_IDX where it is offered; default yes. */
+  eventIdx?: boolean;
+  /** Take INDIRECT_DESC where it is offered; default yes. */
+  indirect?: boolean;
+}
+
+/** When a run ends. Without a limit it goes on until `stop`. */
+export interface RunOptions {
+  /** After so many requests in all since the workload began. */
+  requests?: number;
+  /** After so many milliseconds of running. */
+  durationMs?: number;
+  /** How long the last answers may take then before they count as lost, milliseconds; default 30000. */
+  drainMs?: number;
+}
+
+/** Bytes of guest RAM by default. */
+export const DEFAULT_RAM_SIZE: number = 64 << 20;
+const DEFAULT_REGION_SIZE = 32 << 20;
+const DEFAULT_DRAIN_MS = 30_000;
+const STATUS_UP = VIRTIO_STATUS.ACKNOWLEDGE | VIRTIO_STATUS.DRIVER;
+
+interface QueueFds {
+  kick: OwnedFd;
+  call: OwnedFd;
+  err: OwnedFd;
+}
+
+interface Shape {
+  ram: RamOptions;
+  features: bigint;
+  workload: WorkloadOptions;
+}
+
+/** The driver. It does not own the device: close that after it. */
+export class EmbeddedDriver implements AsyncDisposable {
+  /** The guest's RAM. */
+  readonly ram: OwnedFd;
+  /** Where things lie in it. */
+  readonly layout: RamLayout;
+  readonly #backend: VhostBackend;
+  readonly #shape: Shape;
+  readonly #mapping: Mapping;
+  readonly #fds: QueueFds[];
+  readonly #link: WorkerLink;
+  #log: Mapping | undefined;
+  #bases: number[] | undefined;
+  #run: PromiseWithResolvers<DriverReport> | undefined;
+  #closing: Promise<void> | undefined;
+
+  private constructor(backend: VhostBackend, shape: Shape, ram: OwnedFd) {
+    this.layout = new RamLayout(shape.ram);
+    this.ram = ram;
+    this.#backend = backend;
+    this.#shape = shape;
+    this.#mapping = mapFd(ram.fd, { length: shape.ram.ramSize, what: "guest RAM" });
+    this.#fds = Array.from({ length: shape.ram.queues }, () => ({ kick: createEventfd(), call: createEventfd(), err: createEventfd() }));
+    this.#link = new WorkerLink(new Worker(new URL("./worker.ts", import.meta.url), { type: "module", name: "guest" }));
+    this.#link.onEvent = (event) => this.#run?.resolve((event as FinishedEvent).finished);
+    this.#link.onFailure = (error) => this.#run?.reject(error);
+  }
+
+  /**
+   * Brings a device up that nobody drives yet; the workload starts with {@linkcode run}.
+   *
+   * @throws SvqError MISSING_FEATURE (exit code 5), TOO_FEW_QUEUES, RAM_TOO_SMALL, and what the device fails with
+   */
+  static async open(backend: VhostBackend, options: DriverOptions = {}): Promise<EmbeddedDriver> {
+    const shape = await negotiate(backend, options);
+    const ram = createMemfd("guest-ram", shape.ram.ramSize);
+    return EmbeddedDriver.#start(backend, shape, ram, undefined);
+  }
+
+  /**
+   * Goes on where a driver was saved, on another device over the same backing. A run that was going on goes on.
+   *
+   * @param ram the RAM with the contents of the saved one; taken over, also when this fails
+   * @throws SvqError STATE_INVALID, MISSING_FEATURE (exit code 5), and what the device fails with
+   */
+  static async resume(backend: VhostBackend, ram: OwnedFd, state: DriverState): Promise<EmbeddedDriver> {
+    try {
+      checkDriverState(state);
+      const features = BigInt(state.features);
+      const missing = features & ~await backend.getFeatures();
+      if (missing !== 0n) throw missingFeature(backend, missing);
+      const shape = { ram: state.ram, features, workload: state.workload };
+      const driver = await EmbeddedDriver.#start(backend, shape, ram, state);
+      await driver.unpause();
+      return driver;
+    } catch (error) {
+      ram.close();
+      throw error;
+    }
+  }
+
+  static async #start(backend: VhostBackend, shape: Shape, ram: OwnedFd, state: DriverState | undefined): Promise<EmbeddedDriver> {
+    const driver = new EmbeddedDriver(backend, shape, ram);
+    try {
+      await driver.#open(state?.worker);
+      await driver.#bringUp(state?.bases);
+      return driver;
+    } catch (error) {
+      await driver.close();
+      throw error;
+    }
+  }
+
+  async #open(state: WorkerState | undefined): Promise<void> {
+    const command: OpenCommand = {
+      ...this.#shape,
+      address: this.#mapping.address,
+      queues: this.#fds.map(({ kick, call }) => ({ kick: kick.fd, call: call.fd })),
+      state,
+    };
+    await this.#link.call("open", command);
+  }
+
+  async #bringUp(bases: readonly number[] | undefined): Promise<void> {
+    const backend = this.#backend;
+    await backend.setStatus(STATUS_UP);
+    await backend.setFeatures(this.#shape.features);
+    await backend.setStatus(STATUS_UP | VIRTIO_STATUS.FEATURES_OK);
+    await backend.setMemTable(this.regions);
+    await this.#startRings(bases ?? this.#fds.map(() => this.#firstBase));
+    await backend.setStatus(STATUS_UP | VIRTIO_STATUS.FEATURES_OK | VIRTIO_STATUS.DRIVER_OK);
+    await this.#link.call("kick");
+  }
+
+  // A packed ring starts with both wrap counters at 1.
+  get #firstBase(): number {
+    return this.#shape.ram.packed ? 0x8000_8000 : 0;
+  }
+
+  async #startRings(bases: readonly number[]): Promise<void> {
+    const backend = this.#backend;
+    for (const [index, { kick, call, err }] of this.#fds.entries()) {
+      await backend.setVringNum(index, this.#shape.ram.num);
+      await backend.setVringBase(index, bases[index]!);
+      await backend.setVringAddresses(index, this.layout.addresses(index));
+      await backend.setVringCall(index, call.fd);
+      await backend.setVringErr(index, err.fd);
+      await backend.setVringKick(index, kick.fd);
+      await backend.setVringEnable(index, true);
+    }
+    this.#bases = undefined;
+  }
+
+  /** The memory table, as the device has it. */
+  get regions(): MemoryRegion[] {
+    return this.layout.regions(this.ram.fd);
+  }
+
+  /** The negotiated features. */
+  get features(): bigint {
+    return this.#shape.features;
+  }
+
+  /** What the driver does. */
+  get workload(): WorkloadOptions {
+    return this.#shape.workload;
+  }
+
+  /** Where the RAM lies in this process, bytes: valid until `close`. */
+  get address(): number {
+    return this.#mapping.address;
+  }
+
+  /** Starts the workload, or goes on with it. @returns how it went, when it ended by its limits or by `stop` */
+  async run(options: RunOptions = {}): Promise<DriverReport> {
+    this.#run = Promise.withResolvers<DriverReport>();
+    const command: RunCommand = { drainMs: DEFAULT_DRAIN_MS, ...options };
+    const { promise } = this.#run;
+    promise.catch(() => {});
+    await this.#link.call("run", command);
+    await this.unpause();
+    return this.#withDeviceErrors(await promise);
+  }
+
+  /** How the run ends that was going on when the state was saved which this driver resumed. */
+  async finished(): Promise<DriverReport> {
+    this.#run ??= Promise.withResolvers<DriverReport>();
+    return this.#withDeviceErrors(await this.#run.promise);
+  }
+
+  #withDeviceErrors(report: DriverReport): DriverReport {
+    const broken = this.#fds.flatMap(({ err }, index) => drainEventfd(err.fd) > 0 ? [`queue ${index}: the device signalled an error`] : []);
+    return { ...report, faults: [...report.faults, ...broken] };
+  }
+
+  /** Stops the guest's processor where it is; requests stay out. Resolves when it touches nothing any more. */
+  pause(): Promise<void> {
+    return this.#link.call("pause");
+  }
+
+  /** Lets it go on, and has it look at its rings. */
+  async unpause(): Promise<void> {
+    if (this.#bases !== undefined) {
+      throw new SvqError("RINGS_STOPPED", "The device's rings are stopped: start them before the driver goes on");
+    }
+    await this.#link.call("unpause");
+    await this.#link.call("kick");
+  }
+
+  /** How it goes. `lost` is 0 until the end of a run. */
+  report(): Promise<DriverReport> {
+    return this.#link.call<DriverReport>("report");
+  }
+
+  /** Ends a run: makes no new requests and waits for those that are out. What is not back then is lost. */
+  async stop(drainMs = DEFAULT_DRAIN_MS): Promise<DriverReport> {
+    await this.unpause();
+    return this.#withDeviceErrors(await this.#link.call<DriverReport>("drain", drainMs));
+  }
+
+  /**
+   * Records the pages that the driver itself writes, as a VMM's log of its processors does (the device's writes are the
+   * relay's or the device's business). Nothing ends it.
+   */
+  async setDirtyLog(log: LogRegion | undefined): Promise<void> {
+    const mapping = log === undefined ? undefined : mapFd(log.fd, { offset: log.offset, length: log.size, what: "dirty log" });
+    await this.#link.call("log", mapping === undefined ? undefined : { address: mapping.address, size: mapping.length });
+    this.#log?.close();
+    this.#log = mapping;
+  }
+
+  /** Stops the device's rings; it drains what is out. @returns the base of each queue */
+  async stopRings(): Promise<number[]> {
+    if (this.#bases !== undefined) return this.#bases;
+    const bases: number[] = [];
+    for (const index of this.#fds.keys()) bases.push(await this.#backend.getVringBase(index));
+    return this.#bases = bases;
+  }
+
+  /** Pauses, stops the rings and saves all that another driver needs besides the RAM's contents, which are final now. */
+  async exportState(): Promise<DriverState> {
+    await this.pause();
+    const bases = await this.stopRings();
+    const worker = await this.#link.call<WorkerState>("save");
+    const { ram, features, workload } = this.#shape;
+    return { version: 1, ram, features: `0x${features.toString(16)}`, bases, workload, worker };
+  }
+
+  /** Goes on here after {@linkcode exportState}: nobody took the state over. */
+  async continueHere(): Promise<void> {
+    if (this.#bases !== undefined) await this.#startRings(this.#bases);
+    await this.unpause();
+  }
+
+  /** Stops the guest's processor for good, and lets go of its RAM. The device's rings are stopped first where it still answers. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
+    await this.#link.close();
+    try {
+      await this.#backend.reset();
+    } catch { /* The device is gone: nothing of it uses the RAM any more. */ }
+    this.#run?.reject(new SvqError("CLOSED", "The driver was closed while it ran"));
+    for (const { kick, call, err } of this.#fds) {
+      for (const fd of [kick, call, err]) fd.close();
+    }
+    this.#log?.close();
+    this.#mapping.close();
+    this.ram.close();
+  }
+
+  /** The same as {@linkcode close}. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+}
+
+function missingFeature(backend: VhostBackend, missing: bigint): SvqError {
+  const names = featureNames(backend.info.deviceId ?? 0, missing).join(", ");
+  return new SvqError("MISSING_FEATURE", `${backend.info.address} lacks ${names}`, { exitCode: EXIT.missingFeature });
+}
+
+async function negotiate(backend: VhostBackend, options: DriverOptions): Promise<Shape> {
+  const { info } = backend;
+  const offered = await backend.getFeatures();
+  const { VERSION_1, ACCESS_PLATFORM, RING_PACKED, EVENT_IDX, INDIRECT_DESC } = VIRTIO_FEATURE_BITS;
+  if (!hasBit(offered, VERSION_1)) throw missingFeature(backend, bitsOf([VERSION_1]));
+  if (options.packed === true && !hasBit(offered, RING_PACKED)) throw missingFeature(backend, bitsOf([RING_PACKED]));
+  const kind = options.workload ??
+    (info.deviceId === VIRTIO_ID.blk || (info.deviceId === undefined && info.hasConfig) ? "blk" : "loopback");
+  const wanted: number[] = [VERSION_1, ACCESS_PLATFORM];
+  if (options.packed === true) wanted.push(RING_PACKED);
+  if (options.eventIdx !== false) wanted.push(EVENT_IDX);
+  if (options.indirect !== false) wanted.push(INDIRECT_DESC);
+  if (kind === "blk") {
+    const { SEG_MAX, RO, BLK_SIZE, FLUSH, MQ, WRITE_ZEROES } = VIRTIO_BLK_FEATURE_BITS;
+    wanted.push(SEG_MAX, RO, BLK_SIZE, FLUSH, MQ, WRITE_ZEROES);
+  }
+  const features = offered & bitsOf(wanted);
+  const queues = options.queues ?? 1;
+  if (queues > info.queueNum) {
+    throw new SvqError("TOO_FEW_QUEUES", `${info.address} has ${info.queueNum} queues: ${queues} cannot be driven`, {
+      exitCode: EXIT.missingFeature,
+    });
+  }
+  const ram: RamOptions = {
+    ramSize: options.ramSize ?? DEFAULT_RAM_SIZE,
+    queues,
+    num: options.num ?? 256,
+    depth: options.depth ?? 32,
+    packed: hasBit(features, RING_PACKED),
+  };
+  const seed = options.seed ?? 1;
+  const workload: WorkloadOptions = kind === "blk"
+    ? { kind, options: await blkOptions(backend, features, options, seed) }
+    : { kind, options: { seed } };
+  return { ram, features, workload };
+}
+
+async function blkOptions(backend: VhostBackend, features: bigint, options: DriverOptions, seed: number) {
+  const has = (bit: keyof typeof VIRTIO_BLK_FEATURE_BITS) => hasBit(features, VIRTIO_BLK_FEATURE_BITS[bit]);
+  const config = decodeBlkConfig(await backend.getConfig(0, 36));
+  const unit = has("BLK_SIZE") ? Math.max(1, config.blkSize / 512) : 1;
+  const wanted = Math.floor((options.regionSize ?? DEFAULT_REGION_SIZE) / 512);
+  const sectors = Math.floor(Math.min(wanted, config.capacity) / unit) * unit;
+  if (sectors < unit) throw new SvqError("DISK_TOO_SMALL", `${backend.info.address} has ${config.capacity} sectors: nothing to drive`);
+  return {
+    sectors,
+    unit,
+    segMax: has("SEG_MAX") ? Math.max(1, config.segMax) : 1,
+    readPercent: has("RO") ? 100 : options.readPercent ?? 50,
+    flush: has("FLUSH"),
+    writeZeroes: has("WRITE_ZEROES"),
+    seed,
+  };
+}

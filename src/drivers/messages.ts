@@ -1,0 +1,71 @@
+/**
+ * What the main thread and the worker of an embedded driver tell each other. Plain data.
+ *
+ * Commands: `open` OpenCommand; `run` RunCommand; `pause` (answered when the worker touches nothing any more); `unpause`;
+ * `kick` (kicks every queue and looks at it once); `drain` answered with the report when all is back or the deadline has
+ * passed; `report`; `log` LogCommand; `save` answered with WorkerState, while paused; `close`.
+ *
+ * @module
+ */
+import type { DriverQueueState } from "../vring/queue.ts";
+import type { BlkWorkloadOptions } from "./blk_workload.ts";
+import type { RamOptions } from "./layout.ts";
+import type { LoopbackWorkloadOptions } from "./loopback_workload.ts";
+import type { DriverCounters, DriverReport } from "./report.ts";
+import type { WorkloadState } from "./workload.ts";
+
+/** What a workload is made from. */
+export type WorkloadOptions = { kind: "blk"; options: BlkWorkloadOptions } | { kind: "loopback"; options: LoopbackWorkloadOptions };
+
+/** The first command. */
+export interface OpenCommand {
+  /** Shape of the RAM. */
+  ram: RamOptions;
+  /** Where the RAM lies in this process, bytes. */
+  address: number;
+  /** Negotiated features. */
+  features: bigint;
+  /** Eventfds of each queue. */
+  queues: { kick: number; call: number }[];
+  /** What to do. */
+  workload: WorkloadOptions;
+  /** A state to go on from. */
+  state: WorkerState | undefined;
+}
+
+/** Starts making requests. Both limits are optional: without one it goes on until it is told to drain. */
+export interface RunCommand {
+  /** Stop after so many, counted since the workload began. */
+  requests?: number;
+  /** Stop after so many milliseconds from now. */
+  durationMs?: number;
+  /** How long to wait for the last answers then, milliseconds. */
+  drainMs: number;
+}
+
+/** Where the driver's own writes are recorded; nothing ends it. */
+export type LogCommand = { address: number; size: number } | undefined;
+
+/** All that a driver's worker knows. */
+export interface WorkerState {
+  /** Per queue: the ring. */
+  rings: DriverQueueState[];
+  /** Per queue: which slot each chain that is out belongs to: pairs of id and slot. */
+  owners: [id: number, slot: number][][];
+  /** The workload. */
+  workload: WorkloadState;
+  /** The counts. */
+  counters: DriverCounters;
+  /** The latencies. */
+  latency: { counts: number[]; max: number };
+  /** Faults in words. */
+  faults: string[];
+  /** The run that was going on, with the time that it has left. */
+  run: RunCommand | undefined;
+}
+
+/** The worker reports: the run that was asked for is over. */
+export interface FinishedEvent {
+  /** How it went, with what was lost. */
+  finished: DriverReport;
+}

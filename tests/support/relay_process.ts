@@ -1,0 +1,90 @@
+/**
+ * Relays as their users run them: `svq relay run` in a process of its own.
+ *
+ * @module
+ */
+import { ControlClient } from "../../src/relay/control.ts";
+import type { RelayMode } from "../../src/relay/relay.ts";
+import type { RelayStatus } from "../../src/relay/status.ts";
+import { Process } from "./process.ts";
+import { waitUntil } from "./wait.ts";
+
+/** What a relay is started with. */
+export interface RelayProcessOptions {
+  /** Folder for its sockets and log. */
+  folder: string;
+  /** Default `relay`. */
+  name?: string;
+  /** Device address. */
+  device: string;
+  /** More words for `svq relay run`. */
+  args?: string[];
+}
+
+const MAIN = new URL("../../src/cli/main.ts", import.meta.url).pathname;
+
+/** A running relay; disposing it kills it if it has not ended. */
+export class RelayProcess implements AsyncDisposable {
+  /** Where VMMs connect. */
+  readonly front: string;
+
+  private constructor(readonly process: Process, readonly name: string, readonly folder: string) {
+    this.front = `${folder}/${name}.front`;
+  }
+
+  /** Starts a relay and waits until it is ready. */
+  static async start(options: RelayProcessOptions): Promise<RelayProcess> {
+    const name = options.name ?? "relay";
+    const process = new Process(Deno.execPath(), {
+      name: `svq relay ${name}`,
+      env: { SVQ_RUNTIME_DIR: options.folder, NO_COLOR: "1" },
+      args: [
+        ...["run", "-A", "--quiet", MAIN, "relay", "run", "--name", name, "--front", `unix:${options.folder}/${name}.front`],
+        ...["--device", options.device, ...(options.args ?? [])],
+      ],
+    });
+    const relay = new RelayProcess(process, name, options.folder);
+    try {
+      await process.stderr.wait(/: ready$/);
+      return relay;
+    } catch (error) {
+      await process[Symbol.asyncDispose]();
+      throw error;
+    }
+  }
+
+  /** Calls a method of the control socket. */
+  async call<T>(method: string, params: Record<string, unknown> = {}): Promise<T> {
+    using client = ControlClient.connect(this.name, `${this.folder}/${this.name}.sock`);
+    return await client.call(method, params) as T;
+  }
+
+  /** The document `svq.relay/1`. */
+  status(): Promise<RelayStatus> {
+    return this.call("status");
+  }
+
+  /** Changes the mode and waits until every queue is in it. */
+  setMode(mode: RelayMode): Promise<RelayStatus> {
+    return this.call("set", { mode });
+  }
+
+  /** Waits until the status satisfies a condition. */
+  async waitStatus(what: string, condition: (status: RelayStatus) => boolean, timeoutMs?: number): Promise<RelayStatus> {
+    return await waitUntil(`relay ${this.name}: ${what}`, async () => {
+      const status = await this.status();
+      return condition(status) ? status : undefined;
+    }, timeoutMs);
+  }
+
+  /** Ends the relay as an operator does. @throws Error unless it ends with exit code 0 */
+  async stop(): Promise<void> {
+    this.process.kill("SIGTERM");
+    await this.process.expectExit(0);
+  }
+
+  /** Kills it. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.process[Symbol.asyncDispose]();
+  }
+}

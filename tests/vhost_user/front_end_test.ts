@@ -131,11 +131,11 @@ Deno.test("features go out with bit 30 where the device has it, so that rings ar
   await end(pair);
 });
 
-Deno.test("answers to SET_LOG_BASE of 0, 8 and 16 bytes are accepted, other sizes and an error are not", async () => {
+Deno.test("answers to SET_LOG_BASE of 0, 8 and 16 bytes are accepted, whatever is in them; other sizes are not", async () => {
   using log = createMemfd("log", 4096);
-  for (const [answer, outcome] of [[0, "ok"], [8, "ok"], [16, "ok"], [4, "VHOST_USER_PROTOCOL"], [-1, "DEVICE_REFUSED"]] as const) {
+  for (const [answer, outcome] of [[0, "ok"], [8, "ok"], [16, "ok"], [4, "VHOST_USER_PROTOCOL"]] as const) {
     const pair = await connect(WITH_PF, bitsOf([PF.LOG_SHMFD]), {
-      [REQUEST.SET_LOG_BASE]: () => answer < 0 ? encodeU64(1n) : new Uint8Array(answer),
+      [REQUEST.SET_LOG_BASE]: () => new Uint8Array(answer).fill(0x20),
     });
     const set = pair.frontEnd.setLogBase({ fd: log.fd, offset: 0, size: 4096 }).then(() => "ok", (error) => error.code);
     assert.equal(await set, outcome, `answer of ${answer} bytes`);

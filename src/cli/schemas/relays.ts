@@ -69,8 +69,17 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   "svq.drive/1": document("svq.drive/1", "Result of a checked workload", {
     device: text(),
     duration_ms: number(),
-    requests: object({ ...requests, out_of_order: count("Reordered where the device promised order") }),
+    requests: object({
+      ...requests,
+      out_of_order: count("Reordered where the device promised order"),
+      submitted: optional(count("Requests made")),
+    }),
+    missed_calls: optional(count("Answers that no call announced")),
     iops: number(),
+    bytes: optional(count("Payload read and written")),
+    verified: optional(count("Pieces of data that were compared: sectors, or words of a loopback")),
+    longest_stall_ms: optional(number("Longest time with requests out and no answer, without pauses")),
+    faults: optional(list(text(), "The first few faults")),
     latency_us: object({ p50: nullable(number()), p99: nullable(number()), p999: nullable(number()), max: nullable(number()) }),
   }),
   "svq.migrate/1": document("svq.migrate/1", "Result of a migration", {

@@ -107,7 +107,7 @@ export class VhostVdpa implements VhostBackend {
       this.backendFeatures = hasBit(offered, BACKEND_FEATURE.IOTLB_ASID) ? offered : offered & ~bit(BACKEND_FEATURE.DESC_ASID);
       if (this.backendFeatures !== 0n) node.setBackendFeatures(this.backendFeatures);
       const deviceId = node.deviceId();
-      const isNet = deviceId === VIRTIO_ID.NET;
+      const isNet = deviceId === VIRTIO_ID.net;
       this.vqsCount = node.vqsCount() ?? (isNet ? 2 : 1);
       this.vringNumMax = node.vringNumMax();
       this.#configSize = node.configSize();

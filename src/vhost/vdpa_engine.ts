@@ -7,9 +7,9 @@
  */
 import { EXIT, SvqError } from "../errors.ts";
 import { ERRNO, SysError } from "../ffi/errno.ts";
-import { bit, hasBit } from "../uapi/bits.ts";
+import { hasBit } from "../uapi/bits.ts";
 import { BACKEND_FEATURE } from "../uapi/vhost.ts";
-import { VIRTIO_F, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
+import { VIRTIO_F_ACCESS_PLATFORM, VIRTIO_F_RING_PACKED, VIRTIO_F_VERSION_1, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
 import type { RingStop, VringStop } from "./backend.ts";
 import type { VdpaMaps } from "./vdpa_maps.ts";
 import type { VdpaNode } from "./vdpa_node.ts";
@@ -90,7 +90,7 @@ export class VdpaEngine {
    */
   setFeatures(features: bigint): void {
     const offered = this.node.features();
-    const all = features | (offered & (bit(VIRTIO_F.ACCESS_PLATFORM) | bit(VIRTIO_F.VERSION_1)));
+    const all = features | (offered & (VIRTIO_F_ACCESS_PLATFORM | VIRTIO_F_VERSION_1));
     if ((all & ~offered) !== 0n) {
       throw new SvqError("FEATURES_NOT_OFFERED", `${this.facts.address} does not offer features 0x${(all & ~offered).toString(16)}`);
     }
@@ -277,7 +277,7 @@ export class VdpaEngine {
   async #stopAtRest(stops: readonly VringStop[], rings: readonly VdpaRing[]): Promise<void> {
     const recorded = new Set(stops.filter((stop) => stop.recorded).map((stop) => stop.index));
     const last = this.inState("running").every((ring) => rings.includes(ring));
-    const isNet = this.facts.deviceId === VIRTIO_ID.NET;
+    const isNet = this.facts.deviceId === VIRTIO_ID.net;
     const bases = new Map<VdpaRing, number | undefined>();
     for (const ring of rings) {
       // Frames come back in order, so what a reset leaves behind are the last entries; and receive buffers never come to rest.
@@ -297,7 +297,7 @@ export class VdpaEngine {
   }
 
   get #packed(): boolean {
-    return hasBit(this.features ?? 0n, VIRTIO_F.RING_PACKED);
+    return ((this.features ?? 0n) & VIRTIO_F_RING_PACKED) !== 0n;
   }
 
   // The driver says, or it is the start of the ring: the caller has recorded what was in flight.

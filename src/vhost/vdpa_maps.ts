@@ -10,8 +10,9 @@
 import { SvqError } from "../errors.ts";
 import { ERRNO, SysError } from "../ffi/errno.ts";
 import { mapFd, type Mapping } from "../ffi/mapping.ts";
-import { formatRange, formatSize, type IovaRange, IovaSpace } from "../iova/mod.ts";
+import { formatRange, type IovaRange, IovaSpace } from "../iova/mod.ts";
 import type { MemoryRegion } from "../memory/region.ts";
+import { formatSizeExact } from "../units.ts";
 import type { MemlockStatus } from "./memlock.ts";
 import type { VdpaNode } from "./vdpa_node.ts";
 
@@ -253,8 +254,8 @@ function memlockError(
   const kib = Math.ceil((pinned + wanted) / 1024);
   return new SvqError(
     "MEMLOCK",
-    `The device pins memory: ${formatSize(wanted)} more on top of ${formatSize(pinned)} exceed the limit of ${
-      formatSize(limit)
+    `The device pins memory: ${formatSizeExact(wanted)} more on top of ${formatSizeExact(pinned)} exceed the limit of ${
+      formatSizeExact(limit)
     } (RLIMIT_MEMLOCK)`,
     {
       ...details,

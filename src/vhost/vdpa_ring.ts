@@ -4,8 +4,7 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
-import { dupFd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
-import type { VringAddresses } from "./backend.ts";
+import { KickedRing } from "./kicked_ring.ts";
 import type { VdpaNode } from "./vdpa_node.ts";
 
 /**
@@ -17,44 +16,20 @@ import type { VdpaNode } from "./vdpa_node.ts";
 export type RingState = "idle" | "prepared" | "running" | "parked";
 
 /** One ring. */
-export class VdpaRing {
-  /** Descriptors; 0 before it is set. */
-  num = 0;
-  /** Where it starts, and where it was left. */
-  base = 0;
-  /** IOVAs. */
-  addresses: VringAddresses | undefined;
-  /** The front-end lets it run. */
-  enabled = false;
-  /** What the device does with it. */
-  state: RingState = "idle";
-  #kick: OwnedFd | undefined;
-  #call: OwnedFd | undefined;
-  #err: OwnedFd | undefined;
+export class VdpaRing extends KickedRing {
+  #state: RingState = "idle";
   // What the device was told.
   #toldAs = "";
 
-  /** Nothing is set yet. */
-  constructor(readonly index: number) {}
-
-  /** Size and place are known. */
-  get placed(): boolean {
-    return this.num > 0 && this.addresses !== undefined;
+  /** What the device does with it. */
+  get state(): RingState {
+    return this.#state;
   }
 
-  /** The front-end has set everything. */
-  get complete(): boolean {
-    return this.placed && this.#kick !== undefined;
-  }
-
-  /** ... and wants it to run. */
-  get ready(): boolean {
-    return this.complete && this.enabled;
-  }
-
-  /** The front-end has begun with it, so it will want to run. */
-  get touched(): boolean {
-    return this.num > 0 || this.addresses !== undefined || this.enabled || this.#kick !== undefined;
+  /** Set by whoever told the device. */
+  set state(state: RingState) {
+    this.#state = state;
+    this.running = state === "running";
   }
 
   #signature(): string {
@@ -79,21 +54,6 @@ export class VdpaRing {
     return this.state === "parked" && this.told;
   }
 
-  /** Remembers the driver's kick eventfd. @param fd null: none */
-  setKick(fd: number | null): void {
-    this.#kick = exchange(this.#kick, fd);
-  }
-
-  /** Remembers the driver's call eventfd. @param fd null: none */
-  setCall(fd: number | null): void {
-    this.#call = exchange(this.#call, fd);
-  }
-
-  /** Remembers the eventfd for errors. @param fd null: none */
-  setErr(fd: number | null): void {
-    this.#err = exchange(this.#err, fd);
-  }
-
   /** Tells the device size, base, addresses and eventfds; enabled is told apart. */
   configure(node: VdpaNode): void {
     if (this.addresses === undefined) throw new SvqError("RING_INCOMPLETE", `Ring ${this.index} has no addresses yet`);
@@ -108,45 +68,22 @@ export class VdpaRing {
 
   /** Tells the device the kick eventfd. */
   tellKick(node: VdpaNode): void {
-    node.setVringKick(this.index, this.#kick?.fd ?? -1);
+    node.setVringKick(this.index, this.kickFd);
   }
 
   /** Tells the device the call eventfd. */
   tellCall(node: VdpaNode): void {
-    node.setVringCall(this.index, this.#call?.fd ?? -1);
+    node.setVringCall(this.index, this.callFd);
   }
 
   /** Tells the device the eventfd for errors. */
   tellErr(node: VdpaNode): void {
-    node.setVringErr(this.index, this.#err?.fd ?? -1);
-  }
-
-  /** Kicks the device and calls the driver once: what either signalled while the ring changed hands may be lost. */
-  wake(): void {
-    if (this.#kick !== undefined) signalEventfd(this.#kick.fd);
-    if (this.#call !== undefined) signalEventfd(this.#call.fd);
-  }
-
-  /** Kicks the device. */
-  kick(): void {
-    if (this.#kick !== undefined) signalEventfd(this.#kick.fd);
+    node.setVringErr(this.index, this.errFd);
   }
 
   /** Back to how it was made. */
-  forget(): void {
-    this.setKick(null);
-    this.setCall(null);
-    this.setErr(null);
-    this.num = 0;
-    this.base = 0;
-    this.addresses = undefined;
-    this.enabled = false;
+  override forget(): void {
+    super.forget();
     this.state = "idle";
   }
-}
-
-function exchange(old: OwnedFd | undefined, fd: number | null): OwnedFd | undefined {
-  const next = fd === null ? undefined : dupFd(fd);
-  old?.close();
-  return next;
 }

@@ -18,6 +18,8 @@ export class KickedRing {
   enabled = false;
   /** The device works on it. */
   running = false;
+  /** It ran before, and the front-end has stopped it. */
+  stopped = false;
   #kick: OwnedFd | undefined;
   #call: OwnedFd | undefined;
   #err: OwnedFd | undefined;
@@ -63,6 +65,7 @@ export class KickedRing {
   /** Remembers the driver's kick eventfd (a duplicate). @param fd null: none */
   setKick(fd: number | null): void {
     this.#kick = exchange(this.#kick, fd);
+    if (fd !== null) this.stopped = false;
   }
 
   /** Remembers the driver's call eventfd (a duplicate). @param fd null: none */
@@ -96,6 +99,7 @@ export class KickedRing {
     this.addresses = undefined;
     this.enabled = false;
     this.running = false;
+    this.stopped = false;
   }
 }
 

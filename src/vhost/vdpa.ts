@@ -36,13 +36,15 @@ import { VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
 import type { BackendInfo, Doorbell, LogRegion, VhostBackend, VringAddresses, VringStart, VringStop } from "./backend.ts";
 import { type KernelDevice, openKernelDevice } from "./kernel_device.ts";
 import { memlockStatus } from "./memlock.ts";
-import { driverFacts, pinsMemory } from "./vdpa_drivers.ts";
+import { pinsMemory, ringStopOf } from "./vdpa_drivers.ts";
 import { VdpaEngine } from "./vdpa_engine.ts";
 import { VdpaMaps } from "./vdpa_maps.ts";
 import { VdpaNode } from "./vdpa_node.ts";
 import type { VdpaRing } from "./vdpa_ring.ts";
 
 const PAGE = 4096;
+/** What a front-end reads while the device is reset and set up again behind its back. */
+const STATUS_DRIVER_OK = VIRTIO_STATUS.ACKNOWLEDGE | VIRTIO_STATUS.DRIVER | VIRTIO_STATUS.FEATURES_OK | VIRTIO_STATUS.DRIVER_OK;
 /** IOTLB entries that kernels from 7.2 on allow in an address space. */
 const MAX_MAPS = 2048;
 
@@ -113,7 +115,6 @@ export class VhostVdpa implements VhostBackend {
       this.#configSize = node.configSize();
       const range = node.iovaRange();
       const canSuspend = this.#has(BACKEND_FEATURE.SUSPEND);
-      const { readdressUnderSuspend } = driverFacts(options.driver);
       this.info = {
         kind: "vhost-vdpa",
         address: options.address ?? device.path,
@@ -124,7 +125,7 @@ export class VhostVdpa implements VhostBackend {
         canSuspend,
         hasConfig: this.#configSize > 0,
         iovaRange: range,
-        ringStop: !canSuspend ? "at-rest" : readdressUnderSuspend && this.#has(BACKEND_FEATURE.RESUME) ? "each" : "together",
+        ringStop: ringStopOf(this.backendFeatures, options.driver),
       };
       this.maps = new VdpaMaps(node, {
         range,
@@ -200,7 +201,7 @@ export class VhostVdpa implements VhostBackend {
   /** See {@linkcode VhostBackend.getStatus}. Whoever asks is expected to write DRIVER_OK itself. */
   getStatus(): Promise<number> {
     this.#engine.explicit = true;
-    return this.#serial(() => this.node.status());
+    return this.#serial(() => this.node.status() | (this.#engine.frontDriverOk ? STATUS_DRIVER_OK : 0));
   }
 
   /** See {@linkcode VhostBackend.setStatus}. Bits are only ever added; 0 resets the device. */
@@ -209,11 +210,10 @@ export class VhostVdpa implements VhostBackend {
     return this.#serial(() => {
       if (status === 0) return this.#resetAll();
       const before = this.node.status();
-      if ((status & VIRTIO_STATUS.DRIVER_OK) !== 0 && !this.#engine.hasDriverOk) {
-        return this.#engine.go();
-      }
+      if ((status & VIRTIO_STATUS.DRIVER_OK) !== 0 && !this.#engine.frontDriverOk) return this.#engine.go();
       // Written again, DRIVER_OK would wake some drivers from SUSPEND.
-      if ((status & ~before) !== 0) this.node.setStatus(before | status);
+      const fresh = status & ~before & ~(this.#engine.frontDriverOk ? STATUS_DRIVER_OK : 0);
+      if (fresh !== 0) this.node.setStatus(before | status);
     });
   }
 
@@ -366,6 +366,7 @@ export class VhostVdpa implements VhostBackend {
 
   #resetAll(): void {
     this.#engine.resetDevice();
+    this.#engine.frontDriverOk = false;
     for (const ring of this.#engine.rings.values()) ring.forget();
   }
 

@@ -5,6 +5,10 @@
  * @module
  */
 
+import { hasBit } from "../uapi/bits.ts";
+import { BACKEND_FEATURE } from "../uapi/vhost.ts";
+import type { RingStop } from "./backend.ts";
+
 /** Facts about a parent driver. */
 export interface VdpaDriverFacts {
   /**
@@ -29,6 +33,12 @@ const FACTS: Readonly<Record<string, VdpaDriverFacts>> = {
 export function driverFacts(driver: string | undefined): VdpaDriverFacts {
   const known = driver !== undefined && Object.hasOwn(FACTS, driver) ? FACTS[driver] : undefined;
   return known ?? { readdressUnderSuspend: false, pins: undefined };
+}
+
+/** How a device's rings stop, by its backend features and its driver. */
+export function ringStopOf(backendFeatures: bigint, driver: string | undefined): RingStop {
+  if (!hasBit(backendFeatures, BACKEND_FEATURE.SUSPEND)) return "at-rest";
+  return driverFacts(driver).readdressUnderSuspend && hasBit(backendFeatures, BACKEND_FEATURE.RESUME) ? "each" : "together";
 }
 
 /** Does the driver pin pages? Undefined where nobody knows. @param sysfs where sysfs is mounted */

@@ -49,6 +49,8 @@ export class VdpaEngine {
   features: bigint | undefined;
   /** The front-end writes the status itself. */
   explicit = false;
+  /** The front-end has written DRIVER_OK, or it was written for it. It stays so over a reset that is our own doing. */
+  frontDriverOk = false;
   /** Suspended by the front-end, not in passing. */
   held = false;
 
@@ -131,7 +133,7 @@ export class VdpaEngine {
 
   /** DRIVER_OK is the front-end's business, and it has not written it yet. */
   get waitsForDriverOk(): boolean {
-    return this.explicit && (this.phase === "reset" || this.phase === "featured");
+    return this.explicit && !this.frontDriverOk;
   }
 
   /** To be called when something of a ring was set: starts it, or the whole device, when it is time. */
@@ -144,7 +146,7 @@ export class VdpaEngine {
     const rings = [...this.rings.values()];
     // Where rings can be enabled late, one that is only disabled need not be waited for.
     const late = this.#has(BACKEND_FEATURE.ENABLE_AFTER_DRIVER_OK);
-    const halfDone = (other: VdpaRing) => other.touched && !other.ready && !(late && other.complete);
+    const halfDone = (other: VdpaRing) => other.touched && !other.ready && !(late && other.complete) && !(other.stopped && !other.enabled);
     if (rings.some((one) => one.ready) && !rings.some(halfDone)) this.go();
   }
 
@@ -164,6 +166,7 @@ export class VdpaEngine {
         });
       }
       this.phase = "running";
+      this.frontDriverOk = true;
       for (const ring of rings) ring.state = ring.ready ? "running" : "prepared";
       // What was kicked before DRIVER_OK is forgotten by the device.
       for (const ring of this.inState("running")) ring.kick();

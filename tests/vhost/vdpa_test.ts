@@ -248,6 +248,19 @@ Deno.test("maps survive a reset where IOTLB_PERSIST is agreed on, and are made a
   }
 });
 
+Deno.test("rings that were stopped start again without a new DRIVER_OK, also where stopping them took a reset", async () => {
+  for (const driver of ["sim", "other", "vp"] as const) {
+    await using b = await running({ driver }, 2);
+    await b.device.getStatus();
+    for (const index of [0, 1]) await b.device.getVringBase(index);
+    assert.deepEqual(b.fake.active, {});
+    assert.equal(await b.device.getStatus(), 0xf, "nothing of this is the front-end's business");
+    await b.setUp(0, 5);
+    await b.setUp(1, 6);
+    assert.deepEqual(b.fake.active, { 0: 5 * MIB, 1: 6 * MIB }, driver);
+  }
+});
+
 Deno.test("suspend holds all rings, also those that start meanwhile, until resume", async () => {
   await using b = await running({ driver: "sim" }, 1);
   await b.device.suspend();

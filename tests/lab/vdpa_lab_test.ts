@@ -4,11 +4,12 @@
 import assert from "node:assert/strict";
 import { EmbeddedDriver } from "../../src/drivers/embedded_driver.ts";
 import type { SvqError } from "../../src/errors.ts";
-import { createMemfd } from "../../src/ffi/mod.ts";
+import { createMemfd, mapFd } from "../../src/ffi/mod.ts";
 import { openDevice } from "../../src/devices/open.ts";
 import { VhostVdpa } from "../../src/vhost/vdpa.ts";
 import { HandMemory, HandRing } from "../support/hand_ring.ts";
 import { vdpaNode, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
+import { assertMatchesSchema } from "../support/schema.ts";
 import { waitUntil } from "../support/wait.ts";
 
 const MIB = 1 << 20;
@@ -70,16 +71,17 @@ vmTest("a VDUSE device does a checked workload, and goes on after its rings were
 vmTest("suspended under load, a device keeps its position and every request", plain, async () => {
   await using device = await openVdpa("blk0");
   await using driver = await EmbeddedDriver.open(device, { ramSize: 4 * MIB, depth: 16, num: 128, regionSize: 4 * MIB });
-  const run = driver.run({ durationMs: 1500 });
+  const run = driver.run();
   for (let round = 0; round < 5; round++) {
     const before = (await driver.report()).completed;
-    await waitUntil("requests to complete", async () => (await driver.report()).completed > before + 5, 10_000);
+    await waitUntil("requests to complete", async () => (await driver.report()).completed > before + 5, 20_000);
     await device.suspend();
     const base = device.node.vringBase(0);
     await new Promise((resolve) => setTimeout(resolve, 20));
     assert.equal(device.node.vringBase(0), base, "a suspended device takes nothing");
     await device.resume();
   }
+  await driver.stop();
   const report = await run;
   assert.deepEqual([report.lost, report.duplicated, report.corrupted, report.faults], [0, 0, 0, []]);
 });
@@ -197,20 +199,92 @@ vmTest("memory that is no shared file is refused, with the QEMU option that make
   await assert.rejects(device.setMemTable([anonymous]), withCode("MEMORY_NOT_SHARED", /share=on/));
 });
 
-vmTest("the kernel's bare EFAULT is translated where no check could foresee it", plain, async () => {
+vmTest("the kernel's bare EFAULT becomes a sentence where no check could foresee it", plain, async () => {
   await using device = await openVdpa("blk0");
-  using fd = createMemfd("ram", MIB);
+  using ram = createMemfd("ram", MIB);
+  using other = mapFd(ram.fd, { length: 4096 });
   // Behind the book's back.
-  device.node.map({ iova: 0, size: 4096, address: 0x10000 }, 0);
-  await assert.rejects(
-    device.setMemTable([{ gpa: 0, size: MIB, uaddr: 0, fd: fd.fd, fdOffset: 0 }]).then(() => {
-      throw new Error("the map was taken");
-    }),
-    (error: Error) => {
-      assert.match(error.message, /refused to map it at 0x0-0xfffff|the map was taken/);
-      return true;
-    },
-  );
+  device.node.map({ iova: 0, size: 4096, address: other.address }, 0);
+  const region = { gpa: 0, size: MIB, uaddr: 0, fd: ram.fd, fdOffset: 0 };
+  await assert.rejects(device.setMemTable([region]), withCode("IOTLB_REFUSED", /refused to map it at 0x0-0xfffff/));
+});
+
+/** svq in the VM. */
+async function svq(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
+  const main = new URL("../../src/cli/main.ts", import.meta.url).pathname;
+  const options = { args: ["run", "-A", "--cached-only", "--no-check", "--no-lock", main, ...args] };
+  const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), options).output();
+  return { code, stdout: new TextDecoder().decode(stdout), stderr: new TextDecoder().decode(stderr) };
+}
+
+const everywhere = { first: "0x0", last: "0xffffffffffffffff" };
+
+/** What a probe must say of each device of this VM. */
+const TABLE = {
+  net0: {
+    ...{ device_id: 1, features: "0x308830028", backend_features: "0x17e", vring_num_max: 256, iova_range: everywhere },
+    ...{ config_size: 24, queues: 3, groups: 2, vring_groups: [0, 0, 1], address_spaces: 2, suspend: true, resume: true },
+    ...{ driver: "vdpasim_net", ring_stop: "each", doorbell: false },
+  },
+  blk0: {
+    ...{ device_id: 2, features: "0x308007646", backend_features: "0x17e", vring_num_max: 256, iova_range: everywhere },
+    ...{ config_size: 96, queues: 1, groups: 1, vring_groups: [0], address_spaces: 1, suspend: true, resume: true },
+    ...{ driver: "vdpasim_blk", ring_stop: "each", doorbell: false },
+  },
+  user0: {
+    ...{ device_id: 2, features: "0x331007644", backend_features: "0xe", vring_num_max: 256, iova_range: everywhere },
+    ...{ config_size: 96, queues: 2, groups: 1, address_spaces: 1, suspend: false, resume: false },
+    ...{ driver: "vduse", ring_stop: "at-rest", doorbell: false },
+  },
+};
+
+vmTest("svq probe lists the devices and who has them, and opens none", plain, async () => {
+  await using _device = await openVdpa("blk0");
+  const { code, stdout, stderr } = await svq("probe", "-j");
+  assert.equal(code, 0, stderr);
+  assertMatchesSchema("probe", stdout);
+  const devices = JSON.parse(stdout).devices as Record<string, unknown>[];
+  assert.deepEqual(devices.map((device) => [device.name ?? device.address, device.driver ?? null, device.opened]), [
+    ["blk0", "vdpasim_blk", false],
+    ["net0", "vdpasim_net", false],
+    ["user0", "vduse", false],
+    ["/dev/vhost-net", null, false],
+  ]);
+  assert.equal((devices[0]!.in_use_by as { pid: number }).pid, Deno.pid);
+});
+
+vmTest("svq probe --open says of each device what its driver is known to have, and one in use hides no other", plain, async () => {
+  const { code, stdout, stderr } = await svq("probe", "-j", "--open");
+  assert.equal(code, 0, stderr);
+  assertMatchesSchema("probe", stdout);
+  const devices = JSON.parse(stdout).devices as Record<string, unknown>[];
+  for (const [name, expected] of Object.entries(TABLE)) {
+    const found = devices.find((device) => device.name === name)!;
+    assert.deepEqual(Object.fromEntries(Object.keys(expected).map((key) => [key, found[key]])), expected);
+  }
+  assert.equal(devices.at(-1)!.features, "0x1033d008000");
+  const blk = devices.find((device) => device.name === "blk0")!;
+  assert.equal((blk.config as { capacity: number }).capacity, 262144);
+  await using _device = await openVdpa("blk0");
+  const again = JSON.parse((await svq("probe", "-j", "--open")).stdout).devices as Record<string, unknown>[];
+  assert.equal((again[0]!.error as { code: string }).code, "DEVICE_IN_USE");
+  assert.equal(again[1]!.opened, true);
+  const named = await svq("probe", "vdpa:blk0");
+  assert.equal(named.code, 1);
+  assert.match(named.stderr, new RegExp(`in use by ${Deno.pid} `));
+});
+
+vmTest("a user without rights is told so, with exit code 4", plain, async () => {
+  const main = new URL("../../src/cli/main.ts", import.meta.url).pathname;
+  const run = [Deno.execPath(), "run", "-A", "--cached-only", "--no-check", "--no-lock", main, "probe", vdpaNode("blk0")];
+  const env = { DENO_DIR: "/tmp/nobody" };
+  await new Deno.Command("cp", { args: ["-r", Deno.env.get("DENO_DIR")!, env.DENO_DIR] }).output();
+  await new Deno.Command("chown", { args: ["-R", "65534", env.DENO_DIR] }).output();
+  const args = ["--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", ...run];
+  const { code, stderr } = await new Deno.Command("setpriv", { args, env }).output();
+  const text = new TextDecoder().decode(stderr);
+  assert.match(text, /permission denied/);
+  assert.equal(code, 4, text);
 });
 
 const pinning: VmTestOptions = {

@@ -6,6 +6,7 @@
  * @module
  */
 import { SvqError } from "../../src/errors.ts";
+import { exists, locked } from "./cache.ts";
 import type { LabVm } from "./vm_build.ts";
 
 /** virtio PCI devices behind an emulated IOMMU, for vp_vdpa: `lab-vp 05 NAME` (blk) and `lab-vp 06 NAME` (net) make them vDPA
@@ -95,7 +96,7 @@ export async function runMachine(vm: LabVm, machine: Machine, shares: Shares, de
 }
 
 /**
- * The directory of the saved machine, made now when it is not there. Two callers may make the same: the last one stays.
+ * The directory of the saved machine, made now when it is not there. One caller makes it, the others wait.
  *
  * @throws SvqError `LAB_BOOT` when the machine does not get to its waiting point in `bootMs`
  */
@@ -104,30 +105,37 @@ export async function savedMachine(vm: LabVm, machine: Machine, bootMs: number):
   const key = new TextEncoder().encode(JSON.stringify([machine, machineArguments(vm, machine, shares)]));
   const name = new Uint8Array(await crypto.subtle.digest("SHA-256", key)).slice(0, 8).toHex();
   const directory = `${vm.folder}/saved/${name}`;
-  if (await Deno.stat(directory).then(() => true, () => false)) return directory;
+  if (exists(directory)) return directory;
+  return await locked("vm-saved", async () => {
+    if (!exists(directory)) await makeSaved(vm, machine, directory, bootMs);
+    return directory;
+  });
+}
+
+async function makeSaved(vm: LabVm, machine: Machine, directory: string, bootMs: number): Promise<void> {
+  const temporary = `${vm.folder}/saving`;
+  // Whoever left one behind is gone: the lock is ours.
+  if (exists(temporary)) await Deno.remove(temporary, { recursive: true });
+  await Deno.mkdir(temporary);
   await Deno.mkdir(`${vm.folder}/saved`, { recursive: true });
-  const temporary = await Deno.makeTempDir({ dir: `${vm.folder}/saved`, prefix: "saving-" });
-  try {
-    if (machine.vp?.blk) await makeDisk(temporary);
-    using listener = listen(temporary);
-    const memory = [...memoryArguments(machine, temporary, true), ...monitorArguments(temporary)];
-    using qemu = new Qemu(vm, [...machineArguments(vm, machine, { ...shares, lab: temporary }), ...memory]);
-    qemu.deadline(bootMs);
-    let saved = false;
-    for await (const text of qemu.output()) {
-      if (saved || !text.includes(READY)) continue;
-      saved = true;
-      await save(listener, `${temporary}/state`);
-    }
-    const console = await qemu.end();
-    if (!saved || qemu.killed) throw new SvqError("LAB_BOOT", `The lab VM did not boot: ${console.slice(-2000)}`);
-    await Deno.rename(temporary, directory).catch(async (error) => {
-      if (!(await Deno.stat(directory).then(() => true, () => false))) throw error;
-    });
-  } finally {
-    await Deno.remove(temporary, { recursive: true }).catch(() => {});
+  if (machine.vp?.blk) await makeDisk(temporary);
+  using listener = listen(temporary);
+  const shares: Shares = { lab: temporary, checkout: vm.folder, denohome: vm.folder, denodir: vm.folder };
+  using qemu = new Qemu(vm, [
+    ...machineArguments(vm, machine, shares),
+    ...memoryArguments(machine, temporary, true),
+    ...monitorArguments(temporary),
+  ]);
+  qemu.deadline(bootMs);
+  let saved = false;
+  for await (const text of qemu.output()) {
+    if (saved || !text.includes(READY)) continue;
+    saved = true;
+    await save(listener, `${temporary}/state`);
   }
-  return directory;
+  const console = await qemu.end();
+  if (!saved || qemu.killed) throw new SvqError("LAB_BOOT", `The lab VM did not boot: ${console.slice(-2000)}`);
+  await Deno.rename(temporary, directory);
 }
 
 /** Lets a QEMU that was started with memory in a file skip that memory when it is saved or loaded. */

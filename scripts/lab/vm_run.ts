@@ -27,7 +27,7 @@ export interface VmOptions {
   vp?: VpDevices;
   /** From the end of the boot to the end of the command (default 60 s); the VM is killed then. */
   timeoutMs?: number;
-  /** For the boot (default 40 s); a boot that takes longer or dies is tried a second time. */
+  /** For the boot (default 120 s: other work on the host slows emulation down); a boot that takes longer or dies is tried a second time. */
   bootTimeoutMs?: number;
   /** Memory of the VM (default 2048). */
   memoryMiB?: number;
@@ -106,7 +106,7 @@ async function start(vm: LabVm, directory: string, options: VmOptions): Promise<
   const machine: Machine = { memoryMiB: options.memoryMiB ?? 2048, vp: options.vp };
   const denohome = Deno.realPathSync(Deno.execPath()).replace(/\/[^/]*$/, "");
   const shares = { lab: directory, checkout: checkoutOf(options), denohome, denodir: denoDirectory() };
-  const deadlines = { bootMs: options.bootTimeoutMs ?? 40_000, commandMs: commandTimeout(options) };
+  const deadlines = { bootMs: options.bootTimeoutMs ?? 120_000, commandMs: commandTimeout(options) };
   const saved = await savedMachine(vm, machine, deadlines.bootMs).catch((error) => {
     if (error instanceof SvqError && error.code === "LAB_BOOT") return null;
     throw error;

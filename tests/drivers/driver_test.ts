@@ -47,12 +47,17 @@ Deno.test("20000 requests on a memory disk come back right", async () => {
   assert.ok(report.latencyUs.p50 > 0 && report.latencyUs.p50 <= report.latencyUs.p99 && report.latencyUs.p99 <= report.latencyUs.max);
 });
 
-for (const features of [{}, { eventIdx: false }, { indirect: false }, { eventIdx: false, indirect: false }]) {
-  const name = Object.keys(features).join(" and ") || "all features";
-  Deno.test(`Requests come back right whatever is negotiated: without ${name}`, async () => {
-    assertClean(await drive({ kind: "blk", queues: 2 }, { ...features, queues: 2, depth: 16, num: 64 }, 3000), 3000);
-    assertClean(await drive({ kind: "loopback", queues: 2 }, { ...features, queues: 2, depth: 16, num: 32 }, 3000), 3000);
-  });
+const FORMATS = [["split", false], ["packed", true]] as const;
+
+for (const [format, packed] of FORMATS) {
+  for (const features of [{}, { eventIdx: false }, { indirect: false }, { eventIdx: false, indirect: false }]) {
+    const name = Object.keys(features).join(" and ") || "nothing";
+    Deno.test(`Requests come back right through ${format} rings that lack ${name}`, async () => {
+      const options = { ...features, packed, queues: 2, depth: 16 };
+      assertClean(await drive({ kind: "blk", queues: 2, packed }, { ...options, num: 64 }, 2000), 2000);
+      assertClean(await drive({ kind: "loopback", queues: 2, packed }, { ...options, num: 32 }, 2000), 2000);
+    });
+  }
 }
 
 Deno.test("Requests that overtake each other come back right, also through a ring that is often full", async () => {
@@ -134,27 +139,29 @@ Deno.test("Paused, the guest makes no requests; a pause is neither stall nor run
   assert.ok(report.longestStallMs < 300, `stall ${report.longestStallMs}`);
 });
 
-Deno.test("A driver that was saved in the middle goes on elsewhere, on another device over the same file", async () => {
-  const path = await Deno.makeTempFile();
-  try {
-    const sim: SimOptions = { kind: "blk", file: path, size: 16 << 20, latencyUs: 1000, jitterUs: 3000, queues: 2 };
-    await using source = await SimDevice.open(sim);
-    const driver = await EmbeddedDriver.open(source, { queues: 2 });
-    driver.run({ requests: 4000 }).catch(() => {});
-    await completed(driver, 500);
-    const state = await driver.exportState();
-    assert.ok(state.worker.owners.flat().length > 0, "requests were out");
-    const ram = copyRam(driver);
-    await driver.close();
-    await using destination = await SimDevice.open(sim);
-    await using moved = await EmbeddedDriver.resume(destination, ram, decodeDriverState(encodeDriverState(state)));
-    const report = await moved.finished();
-    assertClean(report, 4000);
-    assert.ok(report.verified > 0);
-  } finally {
-    await Deno.remove(path);
-  }
-});
+for (const [format, packed] of FORMATS) {
+  Deno.test(`A driver that was saved in the middle goes on elsewhere, on another device over the same file (${format})`, async () => {
+    const path = await Deno.makeTempFile();
+    try {
+      const sim: SimOptions = { kind: "blk", file: path, size: 16 << 20, latencyUs: 1000, jitterUs: 3000, queues: 2, packed };
+      await using source = await SimDevice.open(sim);
+      const driver = await EmbeddedDriver.open(source, { queues: 2, packed });
+      driver.run({ requests: 4000 }).catch(() => {});
+      await completed(driver, 500);
+      const state = await driver.exportState();
+      assert.ok(state.worker.owners.flat().length > 0, "requests were out");
+      const ram = copyRam(driver);
+      await driver.close();
+      await using destination = await SimDevice.open(sim);
+      await using moved = await EmbeddedDriver.resume(destination, ram, decodeDriverState(encodeDriverState(state)));
+      const report = await moved.finished();
+      assertClean(report, 4000);
+      assert.ok(report.verified > 0);
+    } finally {
+      await Deno.remove(path);
+    }
+  });
+}
 
 Deno.test("A driver that was saved and that nobody took over goes on where it is", async () => {
   await using device = await SimDevice.open({ kind: "blk", latencyUs: 500 });

@@ -54,8 +54,15 @@ export class VdpaEngine {
   /** Suspended by the front-end, not in passing. */
   held = false;
 
-  /** @param node borrowed, as `maps` is */
-  constructor(readonly node: VdpaNode, readonly maps: VdpaMaps, readonly facts: VdpaFacts) {}
+  /** A device after its reset. */
+  constructor(
+    /** Borrowed. */
+    readonly node: VdpaNode,
+    /** Borrowed. */
+    readonly maps: VdpaMaps,
+    /** What does not change. */
+    readonly facts: VdpaFacts,
+  ) {}
 
   #has(feature: number): boolean {
     return hasBit(this.facts.backendFeatures, feature);

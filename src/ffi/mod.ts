@@ -13,5 +13,6 @@ export * from "./reactor.ts";
 export * from "./ioctl.ts";
 export * from "./iovec.ts";
 export * from "./unix_socket.ts";
+export * from "./tcp_socket.ts";
 export * from "./thread.ts";
 export * from "./worker_link.ts";

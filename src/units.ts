@@ -37,7 +37,7 @@ export function parseSize(text: string): number {
   const match = /^(\d+(?:\.\d+)?)\s*([A-Za-z]*)$/.exec(text);
   if (match === null) throw bad(`Bad size: ${quote(text)}`, SIZE_HINT);
   const suffix = match[2]!;
-  const unit = SIZE_UNITS[suffix] ?? SIZE_UNITS[suffix.toUpperCase()];
+  const unit = SIZE_UNITS[suffix] ?? (suffix.length === 1 ? SIZE_UNITS[suffix.toUpperCase()] : undefined);
   if (unit === undefined) throw bad(`Bad size: ${quote(text)} (unit ${suffix})`, SIZE_HINT);
   return exact(Number(match[1]) * unit, text);
 }

@@ -61,24 +61,45 @@ async function suiteFolder(suite: Suite): Promise<string> {
   });
 }
 
-/** Unpacks one package file over `root`; the merged /usr links of the root are kept. */
-async function unpack(file: string, root: string): Promise<void> {
-  const packed = new Deno.Command("dpkg-deb", { args: ["--fsys-tarfile", file], stdout: "piped", stderr: "null" }).spawn();
-  const args = ["-x", "--keep-directory-symlink", "--no-same-owner", "-C", root, "-f", "-"];
-  const tar = new Deno.Command("tar", { args, stdin: "piped", stdout: "null", stderr: "piped" }).spawn();
-  const [, result, source] = await Promise.all([packed.stdout.pipeTo(tar.stdin), tar.output(), packed.status]);
-  if (!result.success || !source.success) {
-    throw new LabUnavailable(`${file} cannot be unpacked: ${new TextDecoder().decode(result.stderr).trim()}`);
-  }
+/**
+ * Unpacks one package file over `root`; the merged /usr links of the root are kept.
+ *
+ * @param exclude patterns of paths to leave out, as tar's --exclude has them (`./usr/share/doc/*`)
+ */
+export async function unpack(file: string, root: string, exclude: readonly string[] = []): Promise<void> {
+  const script = `set -o pipefail; dpkg-deb --fsys-tarfile "$1" | tar -x --keep-directory-symlink --no-same-owner -C "$2" "\${@:3}"`;
+  await runTool("bash", ["-c", script, "unpack", file, root, ...exclude.map((pattern) => `--exclude=${pattern}`)]);
 }
 
-async function unpackAll(folder: string, root: string): Promise<void> {
-  await Deno.mkdir(`${root}/usr`, { recursive: true });
+/** The folders and links of a merged /usr, which packages expect to be there before them. */
+export async function mergedUsr(root: string): Promise<void> {
   for (const name of ["bin", "sbin", "lib", "lib64"]) {
     await Deno.mkdir(`${root}/usr/${name}`, { recursive: true });
     await Deno.symlink(`usr/${name}`, `${root}/${name}`);
   }
+}
+
+async function unpackAll(folder: string, root: string): Promise<void> {
+  await mergedUsr(root);
   for (const entry of Deno.readDirSync(folder)) if (entry.name.endsWith(".deb")) await unpack(`${folder}/${entry.name}`, root);
+}
+
+/**
+ * Downloads `packages` of `suite` and everything they depend on, and removes the files when `use` has ended.
+ *
+ * @param use is given the folder of the .deb files
+ * @throws LabUnavailable where apt or the mirror cannot be used
+ */
+export async function withPackages(suite: Suite, packages: readonly string[], use: (folder: string) => Promise<void>): Promise<void> {
+  requireAmd64();
+  const archives = await archivesFolder();
+  try {
+    const options = privateOptions(await suiteFolder(suite), archives);
+    await runTool("apt-get", [...options, "-qq", "-y", "--no-install-recommends", "--download-only", "install", ...packages]);
+    await use(archives);
+  } finally {
+    await Deno.remove(archives, { recursive: true });
+  }
 }
 
 /**
@@ -89,17 +110,7 @@ async function unpackAll(folder: string, root: string): Promise<void> {
  */
 export async function unpackedRoot(name: string, suite: Suite, packages: string[]): Promise<string> {
   const hash = await recipeHash("root 1", suite, ...packages);
-  return await ensureBuilt(name, hash, async (root) => {
-    requireAmd64();
-    const archives = await archivesFolder();
-    try {
-      const options = privateOptions(await suiteFolder(suite), archives);
-      await runTool("apt-get", [...options, "-qq", "-y", "--no-install-recommends", "--download-only", "install", ...packages]);
-      await unpackAll(archives, root);
-    } finally {
-      await Deno.remove(archives, { recursive: true });
-    }
-  });
+  return await ensureBuilt(name, hash, (root) => withPackages(suite, packages, (folder) => unpackAll(folder, root)));
 }
 
 /** Like {@linkcode unpackedRoot}, without dependencies; a meta package (`linux-image-*`) gives the package it stands for. */

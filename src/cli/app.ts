@@ -7,13 +7,13 @@
  * file is loaded only when its command is named, so it may import what it needs at the top.
  *
  * ```ts ignore
- * import { buildCommand } from "@stricli/core";
+ * import { buildCommand, type Command } from "@stricli/core";
  * import type { CliContext } from "../context.ts";
  * import { deviceArgument, durationFlag } from "../parameters.ts";
  *
  * interface Flags { readonly duration: number; readonly depth?: number }
  *
- * export const command = buildCommand({
+ * export const command: Command<CliContext> = buildCommand({
  *   docs: { brief: "Run a checked workload", fullDescription: "Longer text.\n\nExample:\n  svq drive sim:blk --duration 8s" },
  *   parameters: {
  *     flags: { duration: durationFlag("How long", { default: "8s" }), depth: integerFlag("Requests in flight", { optional: true }) },

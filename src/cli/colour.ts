@@ -22,7 +22,7 @@ export interface Paint {
   cyan(text: string): string;
 }
 
-/** @param enabled false gives functions that change nothing */
+/** Colours, or functions of the same names that change nothing. @param enabled false gives functions that change nothing */
 export function painter(enabled: boolean): Paint {
   const wrap = (on: number, off: number) => (text: string) => enabled && text !== "" ? `\x1b[${on}m${text}\x1b[${off}m` : text;
   return {

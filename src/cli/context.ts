@@ -25,7 +25,7 @@ export class CliContext implements CommandContext {
   /** For @stricli/core; commands use `output`. */
   readonly process: CommandContext["process"];
 
-  /** @param host where to print @param flags the global flags of this run */
+  /** The context of one run. @param host where to print @param flags the global flags of this run */
   constructor(readonly host: Host, readonly flags: GlobalFlags) {
     this.output = new Output(host.stdout, host.stderr, { ...flags, env: host.env });
     this.process = { stdout: host.stdout, stderr: host.stderr };

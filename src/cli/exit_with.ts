@@ -10,7 +10,7 @@ export class ExitWith extends Error {
   /** Always `ExitWith`. */
   override readonly name = "ExitWith";
 
-  /** @param exitCode what the program ends with */
+  /** Ends the program without a message. @param exitCode what the program ends with */
   constructor(readonly exitCode: ExitCode) {
     super(`exit ${exitCode}`);
   }

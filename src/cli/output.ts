@@ -69,7 +69,7 @@ export class Output {
   onClosed: (() => void) | undefined;
   #closed = false;
 
-  /** @param stdout for the result @param stderr for everything else */
+  /** A printer for one run. @param stdout for the result @param stderr for everything else */
   constructor(readonly stdout: Sink, readonly stderr: Sink, readonly options: OutputOptions) {
     this.json = options.json || options.pretty;
     const colour = (sink: Sink) => options.color === "always" || (options.color === "auto" && sink.isTerminal && wantsColour(options.env));

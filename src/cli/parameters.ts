@@ -6,7 +6,6 @@
 import { ADDRESS_OPTIONS, type DeviceAddress, parseDeviceAddress } from "../vhost/address.ts";
 import { type IntegerBounds, parseAddress, parseDuration, parseInteger, parseNumberList, parseRate, parseSize } from "../units.ts";
 import type { CliContext } from "./context.ts";
-import { relayNames } from "./runtime_directory.ts";
 
 /** How a flag may be left out: optional, with a default, or not at all. */
 export interface FlagOptions {
@@ -79,7 +78,7 @@ export interface ParsedArgument<T> {
   /** Upper case. */
   readonly placeholder: string;
   /** Values for a partial word. */
-  readonly proposeCompletions: (this: CliContext, partial: string) => readonly string[];
+  readonly proposeCompletions: (this: CliContext, partial: string) => readonly string[] | Promise<readonly string[]>;
 }
 
 /** The argument DEVICE; `SVQ_DEVICE` can hold a default. */
@@ -93,8 +92,9 @@ export function relayArgument(brief = "Name of a running relay"): ParsedArgument
     parse: String,
     brief,
     placeholder: "NAME",
-    proposeCompletions(this: CliContext, partial) {
-      return relayNames(this.host.env).filter((name) => name.startsWith(partial));
+    async proposeCompletions(partial) {
+      const { relayNames } = await import("../relay/runtime_dir.ts");
+      return relayNames().filter((name) => name.startsWith(partial));
     },
   };
 }

@@ -53,7 +53,7 @@ function checkInteger(name: string, value: number | undefined, low: number, high
   }
 }
 
-/** @throws SvqError BAD_DEVICE_OPTION (exit code 2) for values that no device could have */
+/** Checks options. @throws SvqError BAD_DEVICE_OPTION (exit code 2) for values that no device could have */
 export function checkSimOptions(options: SimOptions): void {
   if (options.kind !== "blk" && options.kind !== "loopback") {
     throw bad(`There is no embedded device ${options.kind}: blk and loopback are there`);

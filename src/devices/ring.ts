@@ -6,7 +6,8 @@
 import type { RangeTable } from "../memory/range_table.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
-import { type RingLayout, splitLayout } from "../vring/layout.ts";
+import { packedLayout, type RingLayout, splitLayout } from "../vring/layout.ts";
+import { completePackedBase, PackedDevice } from "../vring/packed.ts";
 import type { DeviceQueue, RingMemory } from "../vring/queue.ts";
 import { SplitDevice } from "../vring/split.ts";
 import type { VringAddresses } from "../vhost/backend.ts";
@@ -43,7 +44,7 @@ export interface RingPlace {
 }
 
 function layoutOf(place: RingPlace): RingLayout {
-  return splitLayout(place.num);
+  return hasBit(place.features, VIRTIO_FEATURE_BITS.RING_PACKED) ? packedLayout(place.num) : splitLayout(place.num);
 }
 
 /** Where the three parts of a ring are in this process. @throws SvqError OUTSIDE_MEMORY */
@@ -66,9 +67,8 @@ export function locateRing(place: RingPlace, table: RangeTable): number[] {
 export function openRing(place: RingPlace, memory: CurrentMemory, base: number): DeviceQueue {
   const { num, addresses, features } = place;
   const { desc, avail, used } = layoutOf(place);
-  return new SplitDevice({
+  const options = {
     num,
-    base,
     memory,
     desc: { buffer: memory.buffer(addresses.desc, desc.size) },
     avail: { buffer: memory.buffer(addresses.avail, avail.size) },
@@ -76,5 +76,7 @@ export function openRing(place: RingPlace, memory: CurrentMemory, base: number):
     eventIdx: hasBit(features, VIRTIO_FEATURE_BITS.EVENT_IDX),
     indirect: hasBit(features, VIRTIO_FEATURE_BITS.INDIRECT_DESC),
     inOrder: hasBit(features, VIRTIO_FEATURE_BITS.IN_ORDER),
-  });
+  };
+  if (hasBit(features, VIRTIO_FEATURE_BITS.RING_PACKED)) return new PackedDevice({ ...options, base: completePackedBase(base, num) });
+  return new SplitDevice({ ...options, base });
 }

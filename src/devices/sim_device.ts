@@ -200,7 +200,7 @@ export class SimDevice implements VhostBackend {
     throw new SvqError("NO_DIRTY_LOG", `${this.info.address} cannot log what it writes`);
   }
 
-  /** @throws SvqError BAD_RING_SIZE above the device's maximum */
+  /** Sets the ring's size. @throws SvqError BAD_RING_SIZE above the device's maximum */
   async setVringNum(index: number, num: number): Promise<void> {
     const queue = this.#stopped(index, "The size");
     if (!(Number.isInteger(num) && num >= 1 && num <= this.#numMax)) {
@@ -319,12 +319,12 @@ export class SimDevice implements VhostBackend {
     this.errors.length = 0;
   }
 
-  /** @throws SvqError NO_SUSPEND always */
+  /** Rings are stopped one by one instead. @throws SvqError NO_SUSPEND always */
   async suspend(): Promise<void> {
     throw new SvqError("NO_SUSPEND", `${this.info.address} cannot be suspended`);
   }
 
-  /** @throws SvqError NO_SUSPEND always */
+  /** See {@linkcode suspend}. @throws SvqError NO_SUSPEND always */
   async resume(): Promise<void> {
     throw new SvqError("NO_SUSPEND", `${this.info.address} cannot be suspended`);
   }

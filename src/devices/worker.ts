@@ -104,8 +104,10 @@ class SimWorker {
       case "stop": {
         const queue = this.#queues[command.data as number]!;
         queue.drain(() => {
-          this.#port.reply(command, queue.stop());
+          // Before the answer: it lets the main thread close the kick, and a closed descriptor whose file lives on
+          // (the driver has it too) would stay registered for ever.
           this.#unwatch(queue);
+          this.#port.reply(command, queue.stop());
         });
         return LATER;
       }
@@ -117,6 +119,7 @@ class SimWorker {
       }
       case "fds": {
         const { queue, fds } = command.data as FdsCommand;
+        if (!this.#queues[queue]!.started) return undefined;
         this.#watch(queue, fds);
         this.#queues[queue]!.kicked = true;
         return undefined;

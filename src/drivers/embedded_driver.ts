@@ -14,6 +14,7 @@ import { bitsOf, hasBit } from "../uapi/bits.ts";
 import { featureNames, VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
 import { decodeBlkConfig, VIRTIO_BLK_FEATURE_BITS } from "../uapi/virtio_blk.ts";
 import type { LogRegion, VhostBackend } from "../vhost/backend.ts";
+import { PACKED_BASE_START } from "../vring/packed.ts";
 import { RamLayout, type RamOptions } from "./layout.ts";
 import type { FinishedEvent, OpenCommand, RunCommand, WorkerState, WorkloadOptions } from "./messages.ts";
 import type { DriverReport } from "./report.ts";
@@ -223,9 +224,8 @@ export class EmbeddedDriver implements AsyncDisposable {
     await backend.setMemTable(this.regions);
   }
 
-  // A packed ring starts with both wrap counters at 1.
   get #firstBase(): number {
-    return this.#shape.ram.packed ? 0x8000_8000 : 0;
+    return this.#shape.ram.packed ? PACKED_BASE_START : 0;
   }
 
   async #setRings(bases: readonly number[]): Promise<void> {

@@ -8,6 +8,7 @@ import { signalEventfd } from "../ffi/mod.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import { Chain, type DriverQueue, type DriverQueueState } from "../vring/queue.ts";
+import { PackedDriver } from "../vring/packed.ts";
 import { SplitDriver } from "../vring/split.ts";
 import { INDIRECT_ENTRIES } from "./layout.ts";
 import { type GuestRam, logWrite, type Workload } from "./workload.ts";
@@ -18,7 +19,7 @@ function openRing(ram: GuestRam, index: number, features: bigint): DriverQueue {
   const { desc, avail, used } = layout.ring;
   const indirect = hasBit(features, VIRTIO_FEATURE_BITS.INDIRECT_DESC);
   const area = { buffer: bytes.buffer, byteOffset: layout.indirectOffset(index), address: layout.gpa(layout.indirectOffset(index)) };
-  return new SplitDriver({
+  const options = {
     num: layout.options.num,
     desc: { buffer: bytes.buffer, byteOffset: start + desc.offset },
     avail: { buffer: bytes.buffer, byteOffset: start + avail.offset },
@@ -26,7 +27,8 @@ function openRing(ram: GuestRam, index: number, features: bigint): DriverQueue {
     eventIdx: hasBit(features, VIRTIO_FEATURE_BITS.EVENT_IDX),
     inOrder: hasBit(features, VIRTIO_FEATURE_BITS.IN_ORDER),
     ...(indirect ? { indirect: { ...area, entries: INDIRECT_ENTRIES } } : {}),
-  });
+  };
+  return layout.options.packed ? new PackedDriver(options) : new SplitDriver(options);
 }
 
 /** What a queue's owner does with each answer. */

@@ -56,7 +56,7 @@ export class RamLayout {
   /** Data blocks. */
   readonly blocks: number;
 
-  /** @throws SvqError RAM_TOO_SMALL (exit code 2) when there are fewer blocks than slots */
+  /** Lays everything out. @throws SvqError RAM_TOO_SMALL (exit code 2) when there are fewer blocks than slots */
   constructor(readonly options: RamOptions) {
     const { ramSize, queues, num, depth, packed } = options;
     this.#ring = packed ? packedLayout(num) : splitLayout(num);

@@ -38,6 +38,9 @@ export class LoopbackWorkload implements Workload {
   readonly #out: boolean[];
   #blocks: BlockPool;
   #sequence = 1;
+  readonly #stamp = new Int32Array(HALF_WORDS);
+  // Sequence number of the request that the stamp is of; 0 for none.
+  #stamped = 0;
 
   /** A workload at its beginning. */
   constructor(ram: GuestRam, options: LoopbackWorkloadOptions, tally: Tally) {
@@ -85,9 +88,6 @@ export class LoopbackWorkload implements Workload {
     return true;
   }
 
-  readonly #stamp = new Int32Array(HALF_WORDS);
-  #stamped = 0;
-
   // The stream of one request is one long stamp, made once and read word by word.
   #word(request: Request, index: number): number {
     if (this.#stamped !== request.sequence) {
@@ -100,6 +100,8 @@ export class LoopbackWorkload implements Workload {
   /** Takes a request back that never went out. */
   cancel(slot: number): void {
     this.#sequence = this.#requests[slot]!.sequence;
+    // The number will be used again, for another request.
+    this.#stamped = 0;
     this.#release(slot);
   }
 

@@ -6,7 +6,8 @@
 import type { DirtyBitmap } from "../dirty/bitmap.ts";
 import { bufferAt, signalEventfd } from "../ffi/mod.ts";
 import type { RangeTable } from "../memory/range_table.ts";
-import { DESC_BYTES, splitLayout } from "../vring/layout.ts";
+import { DESC_BYTES, packedLayout, splitLayout } from "../vring/layout.ts";
+import { PackedDevice, PackedDriver } from "../vring/packed.ts";
 import type { DeviceQueue, DriverQueue, RingMemory } from "../vring/queue.ts";
 import { SplitDevice, SplitDriver } from "../vring/split.ts";
 import { COUNTER } from "./counters.ts";
@@ -25,8 +26,8 @@ export interface DataPath {
 const ROUNDS = 8;
 
 function guestQueue(start: QueueStart, path: DataPath, maxChain: number): DeviceQueue {
-  const { num, eventIdx, indirect, desc, avail, used } = start.guest;
-  const layout = splitLayout(num);
+  const { num, packed, eventIdx, indirect, desc, avail, used } = start.guest;
+  const layout = packed ? packedLayout(num) : splitLayout(num);
   const part = (gpa: number, size: number) => ({ buffer: path.memory.buffer(gpa, size) });
   // Looked up through the path at each use: memory may be plugged while the queue runs.
   const memory: RingMemory = {
@@ -44,12 +45,12 @@ function guestQueue(start: QueueStart, path: DataPath, maxChain: number): Device
     maxChain,
     base: start.guestBase,
   };
-  return new SplitDevice(options);
+  return packed ? new PackedDevice(options) : new SplitDevice(options);
 }
 
 function shadowQueue(start: QueueStart): DriverQueue {
-  const { num, eventIdx, indirect, desc, avail, used, tables } = start.device;
-  const layout = splitLayout(num);
+  const { num, packed, eventIdx, indirect, desc, avail, used, tables } = start.device;
+  const layout = packed ? packedLayout(num) : splitLayout(num);
   const part = (address: number, size: number) => ({ buffer: bufferAt(address, size) });
   const area = indirect && tables !== undefined && tables.entries > 1
     ? { ...part(tables.address, num * tables.entries * DESC_BYTES), address: tables.iova, entries: tables.entries }
@@ -62,7 +63,7 @@ function shadowQueue(start: QueueStart): DriverQueue {
     eventIdx,
     ...(area === undefined ? {} : { indirect: area }),
   };
-  return new SplitDriver(options);
+  return packed ? new PackedDriver(options) : new SplitDriver(options);
 }
 
 /** A queue in shadow mode. */

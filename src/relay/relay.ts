@@ -5,9 +5,12 @@
  *
  * @module
  */
-import { type ErrorRecord, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
+import { type ErrorRecord, EXIT, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
 import { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
+import { hasBit } from "../uapi/bits.ts";
+import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
+import { VIRTIO_STATUS } from "../uapi/virtio.ts";
 import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import { Arena } from "./arena.ts";
 import { Counters } from "./counters.ts";
@@ -27,10 +30,24 @@ export interface RelayConfig {
   switchTimeoutMs: number;
   /** Worker threads. */
   workers: number;
+  /** Ring format that the guest is offered: the device's, or one of them whatever the device has. */
+  guestRing: RingChoice;
+  /** Ring format of the device: the guest's, or one of them whatever the guest has. */
+  deviceRing: RingChoice;
 }
 
+/** How a ring format is chosen. */
+export type RingChoice = "auto" | "split" | "packed";
+
 /** The defaults of {@linkcode RelayConfig}. */
-export const DEFAULT_RELAY_CONFIG: RelayConfig = { mode: "auto", forceShadow: false, switchTimeoutMs: 500, workers: 1 };
+export const DEFAULT_RELAY_CONFIG: RelayConfig = {
+  mode: "auto",
+  forceShadow: false,
+  switchTimeoutMs: 500,
+  workers: 1,
+  guestRing: "auto",
+  deviceRing: "auto",
+};
 
 const VHOST_F_LOG_ALL = 1n << 26n;
 
@@ -41,7 +58,7 @@ const RING_RESET = 1n << 40n;
 const ACCESS_PLATFORM = 1n << 33n;
 const RING_PACKED = 1n << 34n;
 /** Feature bits that the relay hides from the guest. */
-export const MASKED_FEATURES: bigint = IN_ORDER | NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | RING_PACKED | VHOST_F_LOG_ALL;
+export const MASKED_FEATURES: bigint = IN_ORDER | NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | VHOST_F_LOG_ALL;
 
 /** uaddr = IOVA + this, towards a vhost-user device: an address that is none of ours and none of the VMM's. */
 const DEVICE_UADDR_OFFSET = 2 ** 47;
@@ -50,6 +67,8 @@ const ARENA_END = 2 ** 46;
 /** While a device that nobody follows writes guest memory, all of it is marked dirty this often, ms. */
 const MARK_ALL_INTERVAL_MS = 50;
 const MAX_QUEUES = 256;
+const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK } = VIRTIO_STATUS;
+const RUNNING_STATUS = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 
 /** What a relay reports to its owner. */
 export interface RelayEvents {
@@ -89,8 +108,11 @@ export class Relay implements VhostBackend {
   #arenaAtDevice = false;
   #features = 0n;
   #featuresSet = false;
+  #devicePacked = false;
   #logging = false;
   #markingAll = 0;
+  #statusByGuest = false;
+  #driverOk = false;
   #closed = false;
   #deviceError: Error | undefined;
 
@@ -143,6 +165,11 @@ export class Relay implements VhostBackend {
     return this.#features;
   }
 
+  /** Does the device have packed rings? */
+  get devicePacked(): boolean {
+    return this.#devicePacked;
+  }
+
   /** Why the device is gone, if it is. */
   get deviceError(): Error | undefined {
     return this.#deviceError;
@@ -164,6 +191,7 @@ export class Relay implements VhostBackend {
         memory: this.memory,
         arena: () => this.#arena!,
         features: () => this.#features,
+        devicePacked: () => this.#devicePacked,
         log: (message) => this.#events.log(message),
       });
       this.#queues.set(index, queue);
@@ -174,14 +202,18 @@ export class Relay implements VhostBackend {
   /** The mode that a queue should be in now. */
   get wantedMode(): RunningMode {
     const { mode, forceShadow } = this.#config;
-    return this.#logging || forceShadow || mode === "shadow" ? "shadow" : "passthrough";
+    const translated = this.#devicePacked !== ((this.#features & RING_PACKED) !== 0n);
+    return this.#logging || forceShadow || translated || mode === "shadow" ? "shadow" : "passthrough";
   }
 
   // ---- features and the dirty log
 
   /** See {@linkcode VhostBackend.getFeatures}. */
   async getFeatures(): Promise<bigint> {
-    return await this.#device.getFeatures() & ~MASKED_FEATURES;
+    const offered = await this.#device.getFeatures() & ~MASKED_FEATURES;
+    const { guestRing } = this.#config;
+    if (guestRing === "auto") return offered;
+    return guestRing === "packed" ? offered | RING_PACKED : offered & ~RING_PACKED;
   }
 
   /**
@@ -191,12 +223,13 @@ export class Relay implements VhostBackend {
   async setFeatures(features: bigint): Promise<void> {
     const logging = (features & VHOST_F_LOG_ALL) !== 0n;
     const rest = features & ~VHOST_F_LOG_ALL;
-    const offered = await this.#device.getFeatures();
+    const offered = await this.getFeatures();
     if ((rest & ~offered) !== 0n) {
       throw new SvqError("FEATURES_NOT_OFFERED", `Features 0x${(rest & ~offered).toString(16)} were set that the device does not offer`);
     }
     if (!this.#featuresSet || rest !== this.#features) {
-      await this.#device.setFeatures(rest);
+      this.#devicePacked = await this.#chooseDeviceRing((rest & RING_PACKED) !== 0n);
+      await this.#device.setFeatures(this.#devicePacked ? rest | RING_PACKED : rest & ~RING_PACKED);
       this.#features = rest;
       this.#featuresSet = true;
     }
@@ -208,6 +241,18 @@ export class Relay implements VhostBackend {
     const switched = this.applyMode();
     if (logging) await this.#orMarkAll(switched);
     else switched.then(() => this.#logging ? undefined : this.dirty.stop()).catch((error) => this.#report(error));
+  }
+
+  async #chooseDeviceRing(guestPacked: boolean): Promise<boolean> {
+    const has = (await this.#device.getFeatures() & RING_PACKED) !== 0n;
+    const { deviceRing } = this.#config;
+    if (deviceRing === "packed" && !has) {
+      throw new SvqError("MISSING_FEATURE", `${this.#device.info.address} has no packed rings`, {
+        exitCode: EXIT.missingFeature,
+        hint: "Leave --device-ring out, or set it to split",
+      });
+    }
+    return deviceRing === "auto" ? guestPacked && has : deviceRing === "packed";
   }
 
   async #orMarkAll(switched: Promise<void>): Promise<void> {
@@ -355,8 +400,9 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.setVringNum}. */
   async setVringNum(index: number, num: number): Promise<void> {
     const queue = this.#stoppedQueue(index, "its size");
-    if (!(num >= 1 && num <= 32768 && (num & (num - 1)) === 0)) {
-      throw new SvqError("BAD_RING_SIZE", `Queue ${index}: a split ring cannot have ${num} descriptors (a power of two up to 32768)`);
+    const packed = (this.#features & RING_PACKED) !== 0n;
+    if (!(num >= 1 && num <= 32768 && (packed || (num & (num - 1)) === 0))) {
+      throw new SvqError("BAD_RING_SIZE", `Queue ${index}: a ${packed ? "packed" : "split"} ring cannot have ${num} descriptors`);
     }
     queue.num = num;
   }
@@ -398,13 +444,19 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.setVringKick}. */
   async setVringKick(index: number, fd: number | null): Promise<void> {
     const queue = this.#queue(index);
-    queue.setKick(fd);
-    await queue.lane.run(() => this.#startIfReady(queue, true));
+    await queue.lane.run(async () => {
+      // A new kick eventfd for a ring that runs: the ring changes hands once.
+      const mode = queue.running ? queue.state as RunningMode : undefined;
+      await queue.leave();
+      queue.setKick(fd);
+      if (mode === undefined) await this.#startIfReady(queue);
+      else await queue.enter(mode);
+    });
   }
 
   /** See {@linkcode VhostBackend.setVringCall}. */
   async setVringCall(index: number, fd: number | null): Promise<void> {
-    await this.#queue(index).setCall(fd);
+    this.#queue(index).setCall(fd);
   }
 
   /** See {@linkcode VhostBackend.setVringErr}. */
@@ -418,28 +470,27 @@ export class Relay implements VhostBackend {
     queue.enabled = enabled;
     await queue.lane.run(async () => {
       if (queue.running) await queue.applyEnabled();
-      else await this.#startIfReady(queue, false);
+      else await this.#startIfReady(queue);
     });
   }
 
-  async #startIfReady(queue: RelayQueue, newKick: boolean): Promise<void> {
-    if (queue.running) {
-      // A new kick eventfd for a ring that runs: the ring changes hands once.
-      if (newKick) {
-        const mode = queue.state as RunningMode;
-        await queue.leave();
-        await queue.enter(mode);
-      }
-      return;
-    }
+  async #startIfReady(queue: RelayQueue): Promise<void> {
     if (queue.state !== "stopped" || !queue.ready) return;
     try {
       this.#checkRing(queue);
+      await this.#ensureDriverOk();
       await queue.enter(this.wantedMode);
     } catch (error) {
       queue.fail(error);
       throw error;
     }
+  }
+
+  // A front-end without STATUS never says DRIVER_OK, and a device with it may wait for that before it touches a ring.
+  async #ensureDriverOk(): Promise<void> {
+    if (this.#statusByGuest || this.#driverOk || !hasBit(this.#device.info.protocolFeatures, PROTOCOL_FEATURE.STATUS)) return;
+    this.#driverOk = true;
+    await this.#device.setStatus(RUNNING_STATUS);
   }
 
   #checkRing(queue: RelayQueue): void {
@@ -509,16 +560,31 @@ export class Relay implements VhostBackend {
     return this.#device.getStatus();
   }
 
-  /** See {@linkcode VhostBackend.setStatus}. Status 0 stops all rings first. */
+  /**
+   * See {@linkcode VhostBackend.setStatus}. Status 0 stops all rings first. Their bases stay: QEMU 7.2 clears the status
+   * and only then asks for them.
+   */
   async setStatus(status: number): Promise<void> {
-    if (status === 0) await this.#stopAll();
+    if (status === 0) await this.#stopRings();
+    this.#statusByGuest = status !== 0;
+    this.#driverOk = false;
     await this.#device.setStatus(status);
   }
 
   /** See {@linkcode VhostBackend.reset}. */
   async reset(): Promise<void> {
-    await this.#stopAll();
+    await this.#stopRings();
+    this.#driverOk = false;
     await this.#device.reset();
+  }
+
+  async #stopRings(): Promise<void> {
+    for (const queue of this.queues) {
+      await queue.lane.run(async () => {
+        if (this.#deviceError === undefined) await queue.leave();
+        queue.unkick();
+      });
+    }
   }
 
   /** See {@linkcode VhostBackend.suspend}. Stops every ring. */
@@ -528,7 +594,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.resume}. Starts what {@linkcode suspend} stopped. */
   async resume(): Promise<void> {
-    await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#startIfReady(queue, false))));
+    await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#startIfReady(queue))));
   }
 
   async #stopAll(): Promise<void> {

@@ -11,6 +11,7 @@ import { type ErrorRecord, toErrorRecord } from "../errors.ts";
 import { createEventfd, dupFd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
 import { Lane } from "./lane.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
@@ -27,8 +28,10 @@ export interface QueueContext {
   memory: GuestMemory;
   /** Shadow rings; made before the first ring starts. */
   arena: () => Arena;
-  /** Negotiated features. */
+  /** Features negotiated with the guest. */
   features: () => bigint;
+  /** Does the device have packed rings, whatever the guest has? */
+  devicePacked: () => boolean;
   /** Something happened that a log reader wants to know. */
   log: (message: string) => void;
 }
@@ -100,7 +103,7 @@ export class RelayQueue {
     return this.state === "passthrough" || this.state === "shadow";
   }
 
-  /** The front-end's kick eventfd was set (null: none, the ring is polled). */
+  /** The front-end's kick eventfd was set (null: none, the ring is polled). A step: the ring must be stopped. */
   setKick(fd: number | null): void {
     const old = this.#kick;
     this.#kick = fd === null ? undefined : dupFd(fd);
@@ -108,24 +111,27 @@ export class RelayQueue {
     old?.close();
   }
 
-  /** The front-end's call eventfd was set; passed on at once where the ring runs. */
-  async setCall(fd: number | null): Promise<void> {
+  /**
+   * The front-end's call eventfd was set. It is handed on in the lane, since a step may be using the old one, and nobody
+   * waits for that: a step can take as long as the device's slowest request.
+   */
+  setCall(fd: number | null): void {
     const old = this.#call;
     this.#call = fd === null ? undefined : dupFd(fd);
-    try {
-      if (this.state === "passthrough") await this.context.device.setVringCall(this.index, fd);
-      else if (this.state === "shadow") await this.worker.send({ type: "call", index: this.index, fd: this.#call?.fd ?? -1 });
-    } finally {
-      old?.close();
-    }
-    // A call between the two eventfds may have gone to the one that nobody reads any more.
-    if (this.running) this.#signalGuest();
+    this.lane.run(async () => {
+      const now = this.#call?.fd;
+      if (this.state === "passthrough") await this.context.device.setVringCall(this.index, now ?? null);
+      else if (this.state === "shadow") await this.worker.send({ type: "call", index: this.index, fd: now ?? -1 });
+      // A call between the two eventfds may have gone to the one that nobody reads any more.
+      if (this.running) this.#signalGuest();
+    }).catch((error) => this.context.log(`queue ${this.index}: ${toErrorRecord(error).message}`)).finally(() => old?.close());
   }
 
-  /** The front-end's error eventfd was set. */
+  /** The front-end's error eventfd was set. Handed to the device when the ring changes hands the next time. */
   setErr(fd: number | null): void {
-    this.#err?.close();
+    const old = this.#err;
     this.#err = fd === null ? undefined : dupFd(fd);
+    this.lane.run(async () => old?.close());
   }
 
   #signalGuest(): void {
@@ -226,14 +232,18 @@ export class RelayQueue {
 
   async #leavePassthrough(): Promise<void> {
     const { memory, device } = this.context;
-    const used = new Uint16Array(memory.buffer(this.addresses!.used, 6 + 8 * this.num));
+    const { packed } = this.#guestRing();
+    const used = packed ? undefined : new Uint16Array(memory.buffer(this.addresses!.used, 6 + 8 * this.num));
     for (;;) {
       // Kicks go to an eventfd that nobody signals: the device finishes what it has seen.
       await device.setVringKick(this.index, this.#silentKick.fd);
       await this.#settle(used);
       const base = await this.#stopDevice();
-      if (await this.#until(async () => Atomics.load(used, 1) === (base & 0xffff))) {
-        this.base = base;
+      const drained = used === undefined
+        ? async () => completePackedBase(base, this.num) >>> 16 === (base & 0xffff)
+        : async () => Atomics.load(used, 1) === (base & 0xffff);
+      if (await this.#until(drained)) {
+        this.base = packed ? completePackedBase(base, this.num) : base;
         return;
       }
       // It left with requests in hand. Give it the ring back, so that it can return them, and try again.
@@ -249,7 +259,8 @@ export class RelayQueue {
    * it has read (avail_event); otherwise, and where it does not keep that word, a time without progress has to do. Only the
    * base that the device gives afterwards proves it; this keeps devices out of their rarely used paths.
    */
-  async #settle(used: Uint16Array): Promise<void> {
+  async #settle(used: Uint16Array | undefined): Promise<void> {
+    if (used === undefined) return await pause(QUIET_MS);
     const eventIdx = (this.context.features() & VIRTIO_RING_F_EVENT_IDX) !== 0n;
     let last = Atomics.load(used, 1);
     let since = performance.now();
@@ -271,16 +282,24 @@ export class RelayQueue {
   // qemu-storage-daemon drops the connection over that. Another one follows right behind the stop, before the answer.
   async #stopDevice(): Promise<number> {
     const { device } = this.context;
+    if (device.info.kind !== "vhost-user") return await device.getVringBase(this.index);
     const [base] = await Promise.all([device.getVringBase(this.index), device.setVringCall(this.index, this.#deviceCall.fd)]);
     return base;
+  }
+
+  // A split ring needs a power of two; a packed ring may have any size.
+  #deviceNum(packed: boolean): number {
+    return packed ? this.num : 2 ** Math.ceil(Math.log2(this.num));
   }
 
   async #enterShadow(): Promise<void> {
     const guest = this.#guestRing();
     const logGpa = this.addresses!.logGpa;
-    const place = this.context.arena().place(this.index, this.num);
-    const shadow: RingPlace = { ...guest, ...place.local };
-    const deviceBase = shadow.packed ? 0x8000_8000 : 0;
+    const packed = this.context.devicePacked();
+    const num = this.#deviceNum(packed);
+    const place = this.context.arena().place(this.index, num);
+    const shadow: RingPlace = { ...guest, num, packed, ...place.local };
+    const deviceBase = packed ? PACKED_BASE_START : 0;
     // The worker runs first: what the device returns must find somebody.
     await this.worker.send({
       type: "start",
@@ -300,7 +319,7 @@ export class RelayQueue {
       },
     });
     try {
-      await this.#giveToDevice(this.num, deviceBase, place.iova, this.#deviceKick.fd, this.#deviceCall.fd);
+      await this.#giveToDevice(num, deviceBase, place.iova, this.#deviceKick.fd, this.#deviceCall.fd);
     } catch (error) {
       this.base = (await this.worker.progress({ type: "stop", index: this.index })).guestBase;
       throw error;
@@ -311,7 +330,9 @@ export class RelayQueue {
   async #leaveShadow(): Promise<void> {
     const { arena } = this.context;
     await this.worker.send({ type: "pause", index: this.index, paused: true });
-    const used = new Uint16Array(arena().usedRing(this.index, this.num));
+    const packed = this.context.devicePacked();
+    const num = this.#deviceNum(packed);
+    const used = packed ? undefined : new Uint16Array(arena().usedRing(this.index, num));
     for (;;) {
       const { inflight } = await this.worker.progress({ type: "poll", index: this.index });
       if (inflight > 0) await this.#settle(used);
@@ -319,11 +340,11 @@ export class RelayQueue {
       let progress: QueueProgress | undefined;
       const back = await this.#until(async () => {
         progress = await this.worker.progress({ type: "poll", index: this.index });
-        return progress.deviceBase === base;
+        return progress.deviceBase === (packed ? completePackedBase(base, num) : base);
       });
       if (back) break;
-      const place = arena().peek(this.index, this.num);
-      await this.#giveToDevice(this.num, base, place, this.#deviceKick.fd, this.#deviceCall.fd);
+      const place = arena().peek(this.index, num);
+      await this.#giveToDevice(num, base, place, this.#deviceKick.fd, this.#deviceCall.fd);
       signalEventfd(this.#deviceKick.fd);
       await pause(20);
     }

@@ -7,15 +7,22 @@ import { EXIT, SvqError } from "../errors.ts";
 import { effectiveUid } from "../ffi/mod.ts";
 
 /**
- * The directory of this user's control sockets: `$SVQ_RUNTIME_DIR`, or `svq` in `$XDG_RUNTIME_DIR`, in /run for root, or a
- * directory of this user's own in /tmp. Made with mode 0700 if it is not there.
+ * Path of the directory of this user's control sockets: `$SVQ_RUNTIME_DIR`, or `svq` in `$XDG_RUNTIME_DIR`, in /run for root,
+ * or a directory of this user's own in /tmp. It may not exist yet.
+ */
+export function runtimeDirPath(): string {
+  const uid = effectiveUid();
+  const xdg = Deno.env.get("XDG_RUNTIME_DIR");
+  return Deno.env.get("SVQ_RUNTIME_DIR") || (xdg ? `${xdg}/svq` : uid === 0 ? "/run/svq" : `/tmp/svq-${uid}`);
+}
+
+/**
+ * {@linkcode runtimeDirPath}, made with mode 0700 if it is not there.
  *
  * @throws SvqError RUNTIME_DIR_UNSAFE where it belongs to somebody else or is a symbolic link
  */
 export function runtimeDir(): string {
-  const uid = effectiveUid();
-  const xdg = Deno.env.get("XDG_RUNTIME_DIR");
-  const path = Deno.env.get("SVQ_RUNTIME_DIR") || (xdg ? `${xdg}/svq` : uid === 0 ? "/run/svq" : `/tmp/svq-${uid}`);
+  const path = runtimeDirPath();
   try {
     Deno.mkdirSync(path, { mode: 0o700, recursive: true });
   } catch (cause) {
@@ -26,7 +33,7 @@ export function runtimeDir(): string {
     });
   }
   const info = Deno.lstatSync(path);
-  if (!info.isDirectory || info.uid !== uid) {
+  if (!info.isDirectory || info.uid !== effectiveUid()) {
     throw new SvqError("RUNTIME_DIR_UNSAFE", `${path} is not a directory of this user`, {
       exitCode: EXIT.permission,
       hint: "Remove it, or set SVQ_RUNTIME_DIR to a directory of yours",
@@ -49,7 +56,14 @@ export function controlPath(name: string): string {
 
 /** Names of relays with a control socket, running or not, sorted. */
 export function relayNames(): string[] {
-  const names: string[] = [];
-  for (const entry of Deno.readDirSync(runtimeDir())) if (entry.name.endsWith(".sock")) names.push(entry.name.slice(0, -5));
-  return names.sort();
+  try {
+    return [...Deno.readDirSync(runtimeDirPath())]
+      .filter((entry) => entry.name.endsWith(".sock"))
+      .map((entry) => entry.name.slice(0, -".sock".length))
+      .sort();
+  } catch (error) {
+    // No relay was ever started here.
+    if (error instanceof Deno.errors.NotFound) return [];
+    throw error;
+  }
 }

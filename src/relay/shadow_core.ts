@@ -87,10 +87,8 @@ export class ShadowCore {
   readonly #bytes: Float64Array;
   /** Chains that came back; the device's ring started at 0. */
   #returned = 0;
-  #logUsedGpa = -1;
-  #logUsedSize = 0;
-  #logHeaderSize = 0;
-  #ringTouched = false;
+  /** Address and length of what is logged when the guest's ring is written. */
+  readonly #logged: number[] = [];
 
   /**
    * @param guest the guest's ring
@@ -111,12 +109,11 @@ export class ShadowCore {
     this.#bytes = new Float64Array(device.num);
   }
 
-  /** Where writes to the guest's used ring (packed: the whole descriptor ring) are logged; -1: nowhere. */
+  /** Where writes to the guest's used ring are logged; -1: nowhere. A packed ring is logged by its own addresses. */
   setLogUsed(gpa: number, ring: RingPlace): void {
-    this.#logUsedGpa = gpa;
-    this.#logUsedSize = ring.packed ? 16 * ring.num : 6 + 8 * ring.num;
-    this.#logHeaderSize = ring.packed ? 4 : 0;
-    this.#ringTouched = true;
+    this.#logged.length = 0;
+    if (gpa >= 0 && ring.packed) this.#logged.push(ring.desc, 16 * ring.num, ring.used, 4);
+    else if (gpa >= 0) this.#logged.push(gpa, 6 + 8 * ring.num);
   }
 
   /** Offers what the guest has made available to the device. @returns chains moved */
@@ -165,7 +162,6 @@ export class ShadowCore {
       this.#returned += moved;
       this.#counters[COUNTER.chains]! += moved;
       this.callWanted = guest.flush();
-      this.#ringTouched = true;
       // The used ring's own pages are marked after it was written: the reader clears a bit first and copies then.
       this.logRing();
     }
@@ -191,18 +187,11 @@ export class ShadowCore {
     this.#counters[COUNTER.dirtyPages]! += pages;
   }
 
-  /** Marks the guest's used ring dirty, if it was written since the last time and the VMM asked for it. */
+  /** Marks the guest's used ring dirty, where the VMM asked for it: after it was written. */
   logRing(): void {
     const dirty = this.#path.dirty;
-    if (dirty === undefined || this.#logUsedGpa < 0) return;
-    if (!this.#ringTouched && this.#logHeaderSize === 0) {
-      // Suppression words were written: split has them at both ends of the used ring.
-      dirty.markRange(this.#logUsedGpa, 4);
-      dirty.markRange(this.#logUsedGpa + this.#logUsedSize - 2, 2);
-      return;
-    }
-    this.#ringTouched = false;
-    dirty.markRange(this.#logUsedGpa, this.#logUsedSize);
+    if (dirty === undefined) return;
+    for (let i = 0; i < this.#logged.length; i += 2) dirty.markRange(this.#logged[i]!, this.#logged[i + 1]!);
   }
 
   /** How many chains at the device touch `[gpa, gpa + size)`. */

@@ -113,7 +113,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     mode: queue.state,
     core: queue.state === "shadow" ? "js" : null,
     guest_ring: format,
-    device_ring: format,
+    device_ring: relay.devicePacked ? "packed" : "split",
     num: queue.num,
     avail_idx: avail,
     used_idx: used,

@@ -62,6 +62,8 @@ export class DeviceMemory implements Disposable {
   #table = new RegionTable<StoredRegion>();
 
   /**
+   * An empty table.
+   *
    * @param send sends a message to the device
    * @param slots has CONFIGURE_MEM_SLOTS been negotiated?
    * @param limit regions that the device takes

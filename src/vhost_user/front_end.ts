@@ -237,9 +237,8 @@ export class VhostUserFrontEnd implements VhostBackend {
 
   async setLogBase(log: LogRegion): Promise<void> {
     this.#require(PROTOCOL_FEATURE.LOG_SHMFD, "dirty log in shared memory");
-    // Devices answer with nothing, a u64, or the request's 16 bytes.
+    // Devices answer with nothing, the request's first 8 bytes or all 16; none of them tells success from failure.
     const answer = await this.#call(REQUEST.SET_LOG_BASE, encodeLog(log), { fds: [log.fd] });
-    if (answer.length === 8 && decodeU64(answer) !== 0n) throw new SvqError("DEVICE_REFUSED", `${this.info.address} refused the dirty log`);
     if (![0, 8, 16].includes(answer.length)) throw protocolError(`Answer to SET_LOG_BASE of ${answer.length} bytes`);
   }
 
@@ -332,7 +331,7 @@ export class VhostUserFrontEnd implements VhostBackend {
     return Promise.reject(new SvqError("UNSUPPORTED", "A vhost-user device is suspended by stopping its rings"));
   }
 
-  /** @throws SvqError UNSUPPORTED */
+  /** vhost-user has no such request either. @throws SvqError UNSUPPORTED */
   resume(): Promise<void> {
     return Promise.reject(new SvqError("UNSUPPORTED", "A vhost-user device is resumed by starting its rings"));
   }
@@ -344,6 +343,7 @@ export class VhostUserFrontEnd implements VhostBackend {
     return Promise.resolve();
   }
 
+  /** The same as {@linkcode close}. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }

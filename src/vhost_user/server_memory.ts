@@ -42,7 +42,7 @@ export class ServerMemory implements Disposable {
   readonly #backend: VhostBackend;
   #table = new RegionTable<OwnedRegion>();
 
-  /** @param backend whose memory table follows the front-end's */
+  /** An empty table. @param backend whose memory table follows the front-end's */
   constructor(backend: VhostBackend) {
     this.#backend = backend;
   }

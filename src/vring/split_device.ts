@@ -5,6 +5,8 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
+import { appendBuffer, beginChain, bufferAddress, endChain } from "./chain_builder.ts";
+import { IndirectReader } from "./indirect.ts";
 import {
   checkSplitNum,
   DESC_BYTES,
@@ -13,14 +15,12 @@ import {
   VRING_AVAIL_F_NO_INTERRUPT,
   VRING_DESC_F_INDIRECT,
   VRING_DESC_F_NEXT,
-  VRING_DESC_F_WRITE,
   VRING_USED_F_NO_NOTIFY,
   words16,
   words32,
 } from "./layout.ts";
 import type { Chain, DeviceQueue, DeviceQueueState, RingMemory } from "./queue.ts";
 import { VringError, type VringRule } from "./rules.ts";
-import { IndirectReader } from "./indirect.ts";
 import { readDeviceState } from "./state.ts";
 
 /** Where a split ring lies and what was negotiated, for {@linkcode SplitDevice}. */
@@ -168,67 +168,37 @@ export class SplitDevice implements DeviceQueue {
 
   #walk(head: number, chain: Chain): void {
     const limit = Math.min(this.#maxChain, chain.capacity);
-    const addresses = chain.addresses;
-    const lengths = chain.lengths;
     let table = this.#desc;
     let size = this.num;
     let index = head;
     let steps = 0;
     let slots = 0;
-    let count = 0;
-    let readableCount = 0;
-    let readable = 0;
-    let writable = 0;
-    chain.indirectAddress = -1;
-    chain.indirectLength = 0;
+    beginChain(chain);
     for (;;) {
       const word = index << 2;
-      const low = table[word]!;
-      const high = table[word + 1]!;
       const length = table[word + 2]!;
       const last = table[word + 3]!;
-      const flags = last & 0xffff;
       if (++steps > size) fail("CHAIN_LOOP", head, `The chain at ${head} has more descriptors than its table`);
-      if (high >= 0x10_0000) fail("ADDRESS_LIMIT", index, `Descriptor ${index} of chain ${head} lies above 2^52`);
-      const address = high * 0x1_0000_0000 + low;
-      if (address + length > 0x10_0000_0000_0000) fail("ADDRESS_LIMIT", index, `Descriptor ${index} of chain ${head} ends above 2^52`);
-      if ((flags & VRING_DESC_F_INDIRECT) !== 0) {
+      const address = bufferAddress(head, index, table[word]!, table[word + 1]!, length);
+      if ((last & VRING_DESC_F_INDIRECT) !== 0) {
         if (!this.#indirect) fail("INDIRECT_NOT_NEGOTIATED", index, `Descriptor ${index} of chain ${head} is indirect`);
         if (chain.indirectAddress >= 0) fail("INDIRECT_NESTED", index, `Entry ${index} in the table of chain ${head} is indirect`);
-        if ((flags & VRING_DESC_F_NEXT) !== 0) fail("INDIRECT_WITH_NEXT", index, `Indirect descriptor ${index} of chain ${head} goes on`);
-        slots = steps;
+        if ((last & VRING_DESC_F_NEXT) !== 0) fail("INDIRECT_WITH_NEXT", index, `Indirect descriptor ${index} of chain ${head} goes on`);
         size = this.#tables.read(head, address, length, limit);
         table = this.#tables.words;
         chain.indirectAddress = address;
         chain.indirectLength = length;
+        slots = steps;
         steps = 0;
         index = 0;
         continue;
       }
-      if (length === 0) fail("DESCRIPTOR_EMPTY", index, `Descriptor ${index} of chain ${head} has no bytes`);
-      if (count >= limit) fail("CHAIN_TOO_LONG", head, `The chain at ${head} has more than ${limit} segments`);
-      if (this.#memory !== undefined && !this.#memory.contains(address, length)) {
-        fail("OUTSIDE_MEMORY", index, `Descriptor ${index} of chain ${head}, 0x${address.toString(16)}+${length}, is not in memory`);
-      }
-      if ((flags & VRING_DESC_F_WRITE) !== 0) {
-        writable += length;
-      } else {
-        if (writable !== 0) fail("READABLE_AFTER_WRITABLE", index, `Descriptor ${index} of chain ${head} is readable after a writable one`);
-        readable += length;
-        readableCount++;
-      }
-      addresses[count] = address;
-      lengths[count] = length;
-      count++;
-      if ((flags & VRING_DESC_F_NEXT) === 0) break;
+      appendBuffer(chain, this.#memory, limit, head, index, address, length, last);
+      if ((last & VRING_DESC_F_NEXT) === 0) break;
       index = last >>> 16;
       if (index >= size) fail("NEXT_OUT_OF_RANGE", index, `The chain at ${head} goes on at ${index} in a table of ${size}`);
     }
-    if (readable + writable > 0x1_0000_0000) fail("CHAIN_BYTES", head, `The chain at ${head} has ${readable + writable} bytes`);
-    chain.count = count;
-    chain.readableCount = readableCount;
-    chain.readableBytes = readable;
-    chain.writableBytes = writable;
+    endChain(chain, head);
     chain.slots = chain.indirectAddress < 0 ? steps : slots;
   }
 

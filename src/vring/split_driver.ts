@@ -89,9 +89,9 @@ export class SplitDriver implements DriverQueue {
   readonly #tail: Uint16Array;
   readonly #writable: Float64Array;
   readonly #headAt: Uint16Array;
-  readonly #positionOf: Uint16Array;
-  /** Chains added since the beginning, and per head that number when it was added. */
+  /** Chains added and published since the beginning, and per head the number when it was added. */
   #total = 0;
+  #published = 0;
   readonly #addedAt: Float64Array;
 
   /**
@@ -120,7 +120,6 @@ export class SplitDriver implements DriverQueue {
     this.#tail = new Uint16Array(num);
     this.#writable = new Float64Array(num);
     this.#headAt = new Uint16Array(num);
-    this.#positionOf = new Uint16Array(num);
     this.#addedAt = new Float64Array(num);
     const base = (options.base ?? 0) & 0xffff;
     this.#availNext =
@@ -192,7 +191,6 @@ export class SplitDriver implements DriverQueue {
     this.#writable[head] = chain.writableBytes;
     const position = this.#availNext;
     this.#headAt[position & this.#mask] = head;
-    this.#positionOf[head] = position;
     this.#addedAt[head] = this.#total++;
     this.#avail[2 + (position & this.#mask)] = head;
     this.#availNext = (position + 1) & 0xffff;
@@ -216,6 +214,7 @@ export class SplitDriver implements DriverQueue {
     if (now === old) return false;
     Atomics.store(this.#avail, 1, now);
     this.#availPublished = now;
+    this.#published = this.#total;
     const wanted = this.#eventIdx
       ? eventPassed(Atomics.load(this.#usedIdx, 2 + 4 * this.num), now, old)
       : (Atomics.load(this.#usedIdx, 0) & VRING_USED_F_NO_NOTIFY) === 0;
@@ -240,16 +239,9 @@ export class SplitDriver implements DriverQueue {
     if (id >= this.num) {
       throw new VringError("USED_ID_OUT_OF_RANGE", position, `Used entry ${position} holds ${id} in a queue of ${this.num}`);
     }
-    if (this.#slots[id] === IDLE || this.#isUnpublished(id)) {
+    if (this.#slots[id] === IDLE || this.#addedAt[id]! >= this.#published) {
       throw new VringError("USED_NOT_IN_FLIGHT", id, `Used entry ${position} holds ${id}, which the device does not have`);
     }
-  }
-
-  #isUnpublished(id: number): boolean {
-    const position = this.#positionOf[id]!;
-    const added = (this.#availNext - this.#availPublished) & 0xffff;
-    // A chain that is out for more than 2^16 others has an old position; the slot then names another one.
-    return ((position - this.#availPublished) & 0xffff) < added && this.#headAt[position & this.#mask] === id;
   }
 
   #takeInOrder(position: number): number {
@@ -260,7 +252,8 @@ export class SplitDriver implements DriverQueue {
       const length = this.#usedRing[word + 1]!;
       this.#checkId(id, position);
       // The batch ends with this chain; it must be all published as used.
-      if (((this.#positionOf[id]! - position) & 0xffff) >= ((this.#usedSeen - position) & 0xffff)) {
+      const rank = this.#addedAt[id]! - (this.#total - this.inflight);
+      if (rank >= ((this.#usedSeen - position) & 0xffff)) {
         throw new VringError("IN_ORDER", id, `Used entry ${position} ends a batch at chain ${id}, beyond used index ${this.#usedSeen}`);
       }
       this.#batchId = id;
@@ -335,12 +328,11 @@ export class SplitDriver implements DriverQueue {
     this.#slots.fill(IDLE);
     const taken = new Uint8Array(this.num);
     for (const [rank, { id, descriptors, writable_bytes }] of saved.inflight.entries()) {
-      // With chains used out of order the old positions are gone; any within the queue serves to tell that it is published.
+      // Only IN_ORDER looks a position up, and then it is this one.
       const position = (saved.avail - saved.inflight.length + rank) & 0xffff;
       this.#slots[id] = descriptors.length;
       this.#tail[id] = descriptors.at(-1)!;
       this.#writable[id] = writable_bytes;
-      this.#positionOf[id] = position;
       this.#headAt[position & this.#mask] = id;
       this.#addedAt[id] = this.#total++;
       for (const [at, index] of descriptors.entries()) {
@@ -349,6 +341,7 @@ export class SplitDriver implements DriverQueue {
       }
     }
     this.#linkFree(taken, saved.inflight.at(-1)?.descriptors.at(-1));
+    this.#published = this.#total;
     this.#availNext = this.#availPublished = saved.avail;
     this.#lastUsed = this.#usedSeen = saved.used;
     this.#batchId = -1;

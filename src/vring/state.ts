@@ -4,6 +4,7 @@
  * @module
  */
 import type { DeviceQueueState, DriverQueueState, InflightRecord, OutstandingRecord, RingFormat } from "./queue.ts";
+import { packedDistance } from "./packed_event.ts";
 import { VringError } from "./rules.ts";
 
 function bad(what: string): never {
@@ -37,17 +38,6 @@ function header(state: unknown, format: RingFormat, side: "device" | "driver", n
   return fields;
 }
 
-/** A packed position `slot | wrap << 15` as a count of slots modulo twice the queue size. */
-export function packedLinear(position: number, num: number): number {
-  return (position & 0x7fff) + ((position & 0x8000) !== 0 ? 0 : num);
-}
-
-/** Slots from `from` to `to`, both `slot | wrap << 15`; -1 when they are further apart than the queue is long. */
-export function packedDistance(from: number, to: number, num: number): number {
-  const distance = (packedLinear(to, num) - packedLinear(from, num) + 2 * num) % (2 * num);
-  return distance > num ? -1 : distance;
-}
-
 /**
  * Checks the saved state of a device's side.
  *
@@ -78,9 +68,10 @@ export function readDeviceState(state: unknown, format: RingFormat, num: number,
     }
     if (ids.has(id)) bad(`chain ${id} is in flight twice`);
     if (chain.slots < 1) bad(`chain ${id} has no descriptors`);
-    if (age > youngest - (packed ? chain.slots : 1) || age < (packed ? chain.slots : 1)) bad(`the age of chain ${id} does not fit`);
+    const span = packed ? chain.slots : 1;
+    if (age > youngest || age < span) bad(`the age of chain ${id} does not fit`);
     ids.add(id);
-    youngest = packed ? age - chain.slots + 1 : age;
+    youngest = age - span;
     slots += chain.slots;
     return chain;
   });
@@ -126,8 +117,8 @@ export function readDriverState(state: unknown, format: RingFormat, num: number,
     if (!packed && descriptors[0] !== id) bad(`chain ${id} does not start at its head`);
     for (const [at, index] of descriptors.entries()) {
       if (taken.has(index) && !packed) bad(`descriptor ${index} belongs to two chains`);
-      const sequential = packed ? at > 0 : inOrder;
-      if (sequential && next >= 0 && index !== next) bad(`chain ${id} does not lie in ring order`);
+      const sequential = packed ? at > 0 : inOrder && next >= 0;
+      if (sequential && index !== next) bad(`chain ${id} does not lie in ring order`);
       taken.add(index);
       next = (index + 1) % num;
     }

@@ -1,12 +1,14 @@
 import assert from "node:assert/strict";
 import { SvqError } from "../../src/errors.ts";
-import { signalEventfd } from "../../src/ffi/mod.ts";
+import { createMemfd, drainEventfd, mapFd, signalEventfd } from "../../src/ffi/mod.ts";
+import { BlkModel } from "../../src/devices/blk.ts";
+import { RangeTable } from "../../src/memory/range_table.ts";
 import { SimDevice } from "../../src/devices/sim_device.ts";
 import type { SimOptions } from "../../src/devices/options.ts";
 import { decodeBlkConfig, VIRTIO_BLK_FEATURE_BITS, VIRTIO_BLK_S, VIRTIO_BLK_T } from "../../src/uapi/virtio_blk.ts";
 import { VIRTIO_FEATURE_BITS } from "../../src/uapi/virtio.ts";
 import { bitsOf, hasBit } from "../../src/uapi/bits.ts";
-import type { Segment } from "../../src/vring/queue.ts";
+import { Chain, type Segment } from "../../src/vring/queue.ts";
 import { blkHeader, blkRange, pattern, TestGuest } from "../support/test_guest.ts";
 
 async function openGuest(options: Partial<SimOptions> = {}, queues = 1): Promise<TestGuest> {
@@ -65,6 +67,32 @@ Deno.test("Requests beyond the disk, of odd length or unknown type fail with the
   assert.equal((await request(guest, blkHeader(77))).status, VIRTIO_BLK_S.UNSUPP);
   assert.equal((await request(guest, blkHeader(VIRTIO_BLK_T.FLUSH))).status, VIRTIO_BLK_S.OK);
   assert.equal((await request(guest, blkHeader(VIRTIO_BLK_T.IN, last - 1), [], [512])).status, VIRTIO_BLK_S.OK);
+});
+
+Deno.test("A request of more segments than one system call takes is whole", async () => {
+  await using guest = await openGuest();
+  using disk = createMemfd("disk", 1 << 20);
+  const model = new BlkModel({ fd: disk.fd, capacity: 2048, readOnly: false, volatile: true, id: "" });
+  const memory = new RangeTable(guest.memory.ranges());
+  const bytes = pattern(1020 * 512, 4);
+  const chain = new Chain(1024);
+  for (const type of [VIRTIO_BLK_T.OUT, VIRTIO_BLK_T.IN]) {
+    const header = guest.buffer(blkHeader(type, 1));
+    const data = guest.buffer(type === VIRTIO_BLK_T.OUT ? bytes : bytes.length);
+    const status = guest.buffer(1);
+    chain.clear();
+    chain.addReadable(header.address, 16);
+    for (let at = 0; at < bytes.length; at += 512) {
+      if (type === VIRTIO_BLK_T.OUT) chain.addReadable(data.address + at, 512);
+      else chain.addWritable(data.address + at, 512);
+    }
+    chain.addWritable(status.address, 1);
+    model.execute(chain, memory);
+    assert.equal(guest.read(status)[0], VIRTIO_BLK_S.OK);
+    assert.ok(guest.read(data).every((byte, i) => byte === bytes[i]));
+  }
+  using map = mapFd(disk.fd, { length: 1 << 20 });
+  assert.ok(new Uint8Array(map.buffer(512, bytes.length)).every((byte, i) => byte === bytes[i]));
 });
 
 Deno.test("The id is NUL padded and cut to the room there is", async () => {
@@ -172,7 +200,9 @@ Deno.test("With a latency many requests are in flight, and stopping the ring wai
     q.add([guest.buffer(blkHeader(VIRTIO_BLK_T.OUT, i)), guest.buffer(pattern(512, i))], [status]);
   }
   q.publish();
-  assert.equal(await guest.device.getVringBase(0), 20);
+  const device = guest.device as SimDevice;
+  while ((await device.counters())[0]!.taken < 20) await new Promise((resolve) => setTimeout(resolve, 1));
+  assert.equal(await device.getVringBase(0), 20);
   assert.ok(performance.now() - start >= 199, "the requests took their time");
   assert.deepEqual(statuses.map((status) => guest.read(status)[0]), Array(20).fill(VIRTIO_BLK_S.OK));
   assert.equal((await q.take(20)).length, 20);
@@ -213,6 +243,12 @@ Deno.test("A malformed request or ring stops its queue with an error; the other 
   const breakers: [string, (guest: TestGuest) => void][] = [
     ["MALFORMED_REQUEST", (guest) => guest.queues[0]!.add([guest.buffer(15)], [guest.buffer(1)])],
     ["MALFORMED_REQUEST", (guest) => guest.queues[0]!.add([guest.buffer(blkHeader(VIRTIO_BLK_T.FLUSH))], [])],
+    ["HEAD_OUT_OF_RANGE", (guest) => {
+      const { avail } = guest.queues[0]!.addresses;
+      new Uint16Array(guest.memory.buffer(avail, 6))[2] = 64;
+      new Uint16Array(guest.memory.buffer(avail, 6))[1] = 1;
+      signalEventfd(guest.queues[0]!.kick.fd);
+    }],
     ["OUTSIDE_MEMORY", (guest) => guest.queues[0]!.add([{ address: 0x1000, length: 16 }], [guest.buffer(1)])],
   ];
   for (const [code, add] of breakers) {
@@ -224,6 +260,7 @@ Deno.test("A malformed request or ring stops its queue with an error; the other 
     await told;
     assert.equal(device.errors[0]?.code, code);
     assert.equal(await device.getStatus() & 64, 64);
+    assert.equal(drainEventfd(guest.queues[0]!.err.fd), 1);
     assert.equal((await request(guest, blkHeader(VIRTIO_BLK_T.FLUSH), [], [], 1)).status, VIRTIO_BLK_S.OK);
     await device.getVringBase(0);
   }

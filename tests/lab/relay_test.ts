@@ -44,7 +44,9 @@ for (const qemu of ["7.2", "10"] as const) {
         }
         const status = await relay.status();
         assert.ok(status.queues[0]!.switches.count >= 40);
-        console.log(`  QEMU ${qemu}: ${status.queues[0]!.switches.count} switches, longest stall ${status.queues[0]!.switches.longest_stall_us} us`);
+        console.log(
+          `  QEMU ${qemu}: ${status.queues[0]!.switches.count} switches, longest stall ${status.queues[0]!.switches.longest_stall_us} us`,
+        );
       });
 
       const result = await vm.finishWorkload();

@@ -1,11 +1,11 @@
 /** `svq __complete`: what the completion scripts ask. @module */
-import { buildCommand } from "@stricli/core";
+import { buildCommand, type Command } from "@stricli/core";
 import { propose } from "../complete.ts";
 import type { CliContext } from "../context.ts";
 import { printable } from "../output.ts";
 
 /** Prints proposals for a command line, one per line: word, tab, brief. */
-export const command = buildCommand({
+export const command: Command<CliContext> = buildCommand({
   docs: { brief: "Propose words for a command line" },
   parameters: {
     positional: {

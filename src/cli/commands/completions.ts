@@ -1,5 +1,5 @@
 /** `svq completions`. @module */
-import { buildCommand } from "@stricli/core";
+import { buildCommand, type Command } from "@stricli/core";
 import { COMPLETE_FILES } from "../complete.ts";
 import type { CliContext } from "../context.ts";
 import { suggestionHint } from "../../suggest.ts";
@@ -73,7 +73,7 @@ const SCRIPTS: Readonly<Record<string, string>> = { bash: BASH, zsh: ZSH, fish: 
 const SHELLS = Object.keys(SCRIPTS);
 
 /** Prints the completion script of a shell. */
-export const command = buildCommand({
+export const command: Command<CliContext> = buildCommand({
   docs: {
     brief: "Print the completion script of a shell",
     fullDescription: "Print the completion script of a shell: commands, flags, choices, device addresses and relay names.\n\n" +

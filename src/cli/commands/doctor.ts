@@ -1,18 +1,18 @@
 /** `svq doctor`. @module */
-import { buildCommand } from "@stricli/core";
+import { buildCommand, type Command } from "@stricli/core";
 import { EXIT } from "../../errors.ts";
 import { createMemfd, effectiveUid, memlockLimit } from "../../ffi/mod.ts";
+import { runtimeDirPath } from "../../relay/runtime_dir.ts";
 import type { CliContext } from "../context.ts";
 import { type Check, diagnose, type DoctorHost, type Purpose, PURPOSES } from "../doctor.ts";
 import { ExitWith } from "../exit_with.ts";
-import { runtimeDirectory } from "../runtime_directory.ts";
 
 interface Flags {
   readonly for: readonly Purpose[];
 }
 
 /** Checks the host. */
-export const command = buildCommand({
+export const command: Command<CliContext> = buildCommand({
   docs: {
     brief: "Check whether this host is ready, and say what to do",
     fullDescription: "Check whether this host is ready, and say what to do about each thing that is missing. " +
@@ -94,7 +94,7 @@ function thisHost(env: (name: string) => string | undefined): DoctorHost {
     os: Deno.build.os,
     arch: Deno.build.arch,
     cpus: navigator.hardwareConcurrency,
-    runtimeDirectory: runtimeDirectory(env),
+    runtimeDirectory: attempt(runtimeDirPath) ?? "/run/svq",
     path: env("PATH") ?? "",
   };
 }

@@ -1,5 +1,5 @@
 /** `svq man`. @module */
-import { buildCommand } from "@stricli/core";
+import { buildCommand, type Command } from "@stricli/core";
 import { COMMANDS } from "../commands.ts";
 import type { CliContext } from "../context.ts";
 import { commandPage, mainPage } from "../man.ts";
@@ -11,7 +11,7 @@ function names(): string[] {
 }
 
 /** Prints the manual page of svq or of one command, in roff. */
-export const command = buildCommand({
+export const command: Command<CliContext> = buildCommand({
   docs: {
     brief: "Print a manual page",
     fullDescription: "Print the manual page of svq, or of one of its commands, in roff.\n\n" +

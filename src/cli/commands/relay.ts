@@ -3,7 +3,7 @@ import { buildCommand, buildRouteMap } from "@stricli/core";
 import { SvqError } from "../../errors.ts";
 import { openDevice } from "../../devices/open.ts";
 import { ControlClient } from "../../relay/control.ts";
-import { DEFAULT_RELAY_CONFIG, type RelayMode } from "../../relay/relay.ts";
+import { DEFAULT_RELAY_CONFIG, type RelayMode, type RingChoice } from "../../relay/relay.ts";
 import { controlPath, relayNames } from "../../relay/runtime_dir.ts";
 import { type FrontAddress, RelayService } from "../../relay/service.ts";
 import type { QueueStatus, RelayStatus } from "../../relay/status.ts";
@@ -14,6 +14,7 @@ import { aborted } from "../signals.ts";
 import { deviceFlag, durationFlag, integerFlag, pathFlag, relayArgument, textFlag } from "../parameters.ts";
 import { usageError } from "../usage.ts";
 
+const RINGS = ["auto", "split", "packed"] as const satisfies readonly RingChoice[];
 const MODES = ["auto", "passthrough", "shadow"] as const satisfies readonly RelayMode[];
 
 interface RunFlags {
@@ -26,6 +27,8 @@ interface RunFlags {
   readonly forceShadow: boolean;
   readonly switchTimeout: number;
   readonly workers: number;
+  readonly guestRing: RingChoice;
+  readonly deviceRing: RingChoice;
   readonly name?: string;
 }
 
@@ -48,6 +51,8 @@ const runFlags = {
   forceShadow: { kind: "boolean", brief: "Stay in shadow mode, whatever the VMM does", default: false },
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
   workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
+  guestRing: { kind: "enum", values: RINGS, brief: "Ring format offered to the guest; auto is the device's", default: "auto" },
+  deviceRing: { kind: "enum", values: RINGS, brief: "Ring format used with the device; auto is the guest's", default: "auto" },
   name: textFlag("Name for status, set and stop (default: relay-PID)", { optional: true }),
 } as const;
 
@@ -95,6 +100,8 @@ const run = buildCommand({
         forceShadow: flags.forceShadow,
         switchTimeoutMs: flags.switchTimeout / 1e6,
         workers: flags.workers,
+        guestRing: flags.guestRing,
+        deviceRing: flags.deviceRing,
       },
       log: (level, message) => this.output.log(level, `${name}: ${message}`),
     });
@@ -126,6 +133,7 @@ const start = buildCommand({
       ...["relay", "run", "--name", name, "--device", device, "--mode", flags.mode],
       ...["--front", `${front.kind === "connect" ? "connect" : "unix"}:${front.path}`],
       ...["--switch-timeout", `${flags.switchTimeout}ns`, "--workers", String(flags.workers)],
+      ...["--guest-ring", flags.guestRing, "--device-ring", flags.deviceRing],
       ...(flags.forceShadow ? ["--force-shadow"] : []),
     ];
     const child = spawnDetached(words, log);

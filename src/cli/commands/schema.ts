@@ -1,5 +1,5 @@
 /** `svq schema`. @module */
-import { buildCommand } from "@stricli/core";
+import { buildCommand, type Command } from "@stricli/core";
 import { suggestionHint } from "../../suggest.ts";
 import type { CliContext } from "../context.ts";
 import { findSchema, SCHEMAS } from "../schemas/mod.ts";
@@ -11,7 +11,7 @@ function shortName(name: string): string {
 }
 
 /** Prints a document's JSON schema, or lists the documents. */
-export const command = buildCommand({
+export const command: Command<CliContext> = buildCommand({
   docs: {
     brief: "Print the JSON schema of a document",
     fullDescription: "Print the JSON schema (draft 2020-12) of a document that -j prints. Without NAME, list the documents.\n\n" +

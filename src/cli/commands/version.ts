@@ -1,10 +1,10 @@
 /** `svq version`. @module */
-import { buildCommand } from "@stricli/core";
+import { buildCommand, type Command } from "@stricli/core";
 import { VERSION } from "../../version.ts";
 import type { CliContext } from "../context.ts";
 
 /** Prints the version of svq and of the runtime under it. */
-export const command = buildCommand({
+export const command: Command<CliContext> = buildCommand({
   docs: { brief: "Print the version" },
   parameters: {},
   func(this: CliContext): void {

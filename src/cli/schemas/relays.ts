@@ -17,7 +17,7 @@ const round = object({ dirty_pages: count(), bytes: count(), ms: number() });
 
 const queue = object({
   index: count(),
-  mode: choice(modes),
+  mode: text("passthrough, notify, used, shadow, or what goes on in between"),
   core: nullable(text("wasm or js; null where nothing is relayed")),
   guest_ring: choice(layouts),
   device_ring: choice(layouts),
@@ -64,14 +64,22 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     memory_identical: flag(),
   }),
   "svq.relay/1": document("svq.relay/1", "State of a running relay", relay),
-  "svq.relay.list/1": document("svq.relay.list/1", "Running relays of this user", {
-    relays: list(object({ name: text(), pid: optional(nullable(count())), state: text() })),
-  }),
+  "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", { relays: list(object(relay)) }),
+  "svq.relay-stop/1": document("svq.relay-stop/1", "Relays that were stopped", { stopped: list(text()) }),
   "svq.drive/1": document("svq.drive/1", "Result of a checked workload", {
     device: text(),
     duration_ms: number(),
-    requests: object({ ...requests, out_of_order: count("Reordered where the device promised order") }),
+    requests: object({
+      ...requests,
+      out_of_order: count("Reordered where the device promised order"),
+      submitted: optional(count("Requests made")),
+    }),
+    missed_calls: optional(count("Answers that no call announced")),
     iops: number(),
+    bytes: optional(count("Payload read and written")),
+    verified: optional(count("Pieces of data that were compared: sectors, or words of a loopback")),
+    longest_stall_ms: optional(number("Longest time with requests out and no answer, without pauses")),
+    faults: optional(list(text(), "The first few faults")),
     latency_us: object({ p50: nullable(number()), p99: nullable(number()), p999: nullable(number()), max: nullable(number()) }),
   }),
   "svq.migrate/1": document("svq.migrate/1", "Result of a migration", {

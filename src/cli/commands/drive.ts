@@ -1,0 +1,153 @@
+/** `svq drive`. @module */
+import { buildCommand } from "@stricli/core";
+import { openDevice } from "../../devices/open.ts";
+import { DEFAULT_RAM_SIZE, EmbeddedDriver } from "../../drivers/embedded_driver.ts";
+import type { DriverReport } from "../../drivers/report.ts";
+import { EXIT } from "../../errors.ts";
+import { formatCount, formatDuration, formatSize, formatSizeExact } from "../../units.ts";
+import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
+import type { VhostBackend } from "../../vhost/backend.ts";
+import type { CliContext } from "../context.ts";
+import { ExitWith } from "../exit_with.ts";
+import type { Document } from "../output.ts";
+import { deviceArgument, durationFlag, integerFlag, sizeFlag } from "../parameters.ts";
+import { Progress } from "../progress.ts";
+import { formatFacts } from "../table.ts";
+
+const DEFAULT_DURATION_NS = 8e9;
+const REPORT_INTERVAL_MS = 200;
+
+interface Flags {
+  readonly duration?: number;
+  readonly requests?: number;
+  readonly depth: number;
+  readonly queues: number;
+  readonly num: number;
+  readonly readPercent: number;
+  readonly seed: number;
+  readonly workload?: "blk" | "loopback";
+  readonly packed: boolean;
+  readonly eventIdx: boolean;
+  readonly indirect: boolean;
+  readonly ram: number;
+  readonly region?: number;
+  readonly drainTimeout: number;
+}
+
+/** Runs a checked workload on a device. */
+export const command = buildCommand({
+  docs: {
+    brief: "Run a checked workload on a device: a guest without a guest",
+    fullDescription:
+      "Drives a device as a guest's driver would, and checks every answer: what was written must be read back, each request must come back once. " +
+      "Exit 1 when anything was lost, duplicated or corrupted.\n\n" +
+      "A disk's first 32 MiB (--region) are overwritten.\n\n" +
+      "Examples:\n  svq drive sim:blk,latency=100us --duration 8s\n  svq drive unix:/run/disk.sock --requests 100000 --depth 64 --queues 2",
+  },
+  parameters: {
+    flags: {
+      duration: durationFlag("How long; default 8s unless --requests is given", { optional: true }),
+      requests: integerFlag("How many requests", { optional: true, min: 1 }),
+      depth: integerFlag("Requests in flight in each queue", { default: "32", min: 1, max: 1024 }),
+      queues: integerFlag("Queues to use", { default: "1", min: 1, max: 64 }),
+      num: integerFlag("Ring size in descriptors", { default: "256", min: 2, max: 32768 }),
+      readPercent: integerFlag("Share of reads among reads and writes", { default: "50", max: 100 }),
+      seed: integerFlag("Random numbers follow from it", { default: "1", max: 2 ** 32 - 1 }),
+      workload: {
+        kind: "enum",
+        values: ["blk", "loopback"],
+        brief: "What to do with a device that does not say what it is",
+        optional: true,
+      },
+      packed: { kind: "boolean", brief: "Use packed rings", default: false },
+      eventIdx: { kind: "boolean", brief: "Use EVENT_IDX where it is offered", default: true },
+      indirect: { kind: "boolean", brief: "Use INDIRECT_DESC where it is offered", default: true },
+      ram: sizeFlag("Size of the guest's RAM", { default: formatSizeExact(DEFAULT_RAM_SIZE) }),
+      region: sizeFlag("How much of the disk to use (and overwrite); default 32MiB", { optional: true }),
+      drainTimeout: durationFlag("How long the last answers may take before they count as lost", { default: "30s" }),
+    },
+    positional: { kind: "tuple", parameters: [deviceArgument()] },
+  },
+  async func(this: CliContext, flags: Flags, address: DeviceAddress): Promise<void> {
+    await using device = await openDevice(address);
+    const report = await drive(this, flags, device);
+    const document = toDocument(formatDeviceAddress(address), report);
+    this.output.document(document, () => describe(report));
+    if (this.signal.aborted) throw this.signal.reason;
+    if (report.lost + report.duplicated + report.corrupted + report.outOfOrder + report.missedCalls > 0) throw new ExitWith(EXIT.failed);
+  },
+});
+
+async function drive(context: CliContext, flags: Flags, device: VhostBackend): Promise<DriverReport> {
+  const { depth, queues, num, readPercent, seed, packed, eventIdx, indirect, workload, ram, region, drainTimeout } = flags;
+  await using driver = await EmbeddedDriver.open(device, {
+    ...{ depth, queues, num, readPercent, seed, packed, eventIdx, indirect, ramSize: ram },
+    ...(workload === undefined ? {} : { workload }),
+    ...(region === undefined ? {} : { regionSize: region }),
+  });
+  const duration = flags.duration ?? (flags.requests === undefined ? DEFAULT_DURATION_NS : undefined);
+  const drainMs = drainTimeout / 1e6;
+  const run = driver.run({
+    drainMs,
+    ...(duration === undefined ? {} : { durationMs: duration / 1e6 }),
+    ...(flags.requests === undefined ? {} : { requests: flags.requests }),
+  });
+  const stop = () => driver.stop(Math.min(drainMs, 2000)).catch(() => {});
+  context.signal.addEventListener("abort", stop, { once: true });
+  device.onFailure = () => driver.stop(0).catch(() => {});
+  using progress = new Progress(context.output, "driving");
+  const timer = setInterval(() => showProgress(driver, progress, flags, duration), REPORT_INTERVAL_MS);
+  try {
+    return await run;
+  } finally {
+    clearInterval(timer);
+    context.signal.removeEventListener("abort", stop);
+  }
+}
+
+async function showProgress(driver: EmbeddedDriver, progress: Progress, flags: Flags, durationNs: number | undefined): Promise<void> {
+  try {
+    const report = await driver.report();
+    const byCount = flags.requests === undefined ? 0 : report.completed / flags.requests;
+    const byTime = durationNs === undefined ? 0 : report.durationMs * 1e6 / durationNs;
+    progress.update(Math.max(byCount, byTime), `${formatCount(report.completed)} requests, ${formatCount(report.iops)} per second`);
+  } catch { /* The driver has just ended. */ }
+}
+
+function toDocument(device: string, report: DriverReport): Document {
+  const { completed, lost, duplicated, corrupted, outOfOrder, missedCalls, submitted, verified, latencyUs } = report;
+  return {
+    schema: "svq.drive/1",
+    device,
+    duration_ms: Math.round(report.durationMs),
+    requests: { completed, lost, duplicated, corrupted, out_of_order: outOfOrder, submitted },
+    missed_calls: missedCalls,
+    iops: report.iops,
+    bytes: report.bytes,
+    verified,
+    latency_us: { p50: latencyUs.p50, p99: latencyUs.p99, p999: latencyUs.p999, max: latencyUs.max },
+    longest_stall_ms: Math.round(report.longestStallMs * 1000) / 1000,
+    faults: report.faults,
+  };
+}
+
+function describe(report: DriverReport): string {
+  const { completed, lost, duplicated, corrupted, outOfOrder, missedCalls, latencyUs } = report;
+  const us = (value: number) => formatDuration(value * 1000);
+  const wrong = [
+    [lost, "lost"],
+    [duplicated, "duplicated"],
+    [corrupted, "corrupted"],
+    [outOfOrder, "out of order"],
+    [missedCalls, "not announced"],
+  ].filter(([count]) => count !== 0).map(([count, what]) => `${formatCount(count as number)} ${what}`);
+  const facts: [string, string][] = [
+    ["requests", `${formatCount(completed)} completed, ${wrong.length === 0 ? "none lost, duplicated or corrupted" : wrong.join(", ")}`],
+    ["checked", `${formatCount(report.verified)} pieces of data compared, ${formatSize(report.bytes)} moved`],
+    ["rate", `${formatCount(report.iops)} requests per second for ${formatDuration(report.durationMs * 1e6)}`],
+    ["latency", `p50 ${us(latencyUs.p50)}, p99 ${us(latencyUs.p99)}, p99.9 ${us(latencyUs.p999)}, max ${us(latencyUs.max)}`],
+    ["stall", `${formatDuration(report.longestStallMs * 1e6)} at most without an answer`],
+    ...report.faults.map((fault): [string, string] => ["fault", fault]),
+  ];
+  return formatFacts(facts);
+}

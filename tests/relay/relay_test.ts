@@ -1,0 +1,114 @@
+import assert from "node:assert/strict";
+import { SimDevice } from "../../src/devices/sim_device.ts";
+import { EmbeddedDriver } from "../../src/drivers/embedded_driver.ts";
+import { createMemfd, mapFd } from "../../src/ffi/mod.ts";
+import { DirtyBitmap } from "../../src/dirty/bitmap.ts";
+import { DEFAULT_RELAY_CONFIG, Relay, type RelayConfig } from "../../src/relay/relay.ts";
+import { waitUntil } from "../support/wait.ts";
+
+interface Case {
+  name: string;
+  config?: Partial<RelayConfig>;
+  packedDevice?: boolean;
+  packedGuest?: boolean;
+  queues?: number;
+  eventIdx?: boolean;
+  indirect?: boolean;
+  num?: number;
+}
+
+const LOG_ALL = 1n << 26n;
+/** Covers the driver's RAM, part of which lies above 4 GiB. */
+const LOG_BYTES = 1 << 18;
+
+async function withRelay(
+  options: Case,
+  body: (relay: Relay, driver: EmbeddedDriver, config: RelayConfig, errors: string[]) => Promise<void>,
+): Promise<void> {
+  const config: RelayConfig = { ...DEFAULT_RELAY_CONFIG, ...options.config };
+  const errors: string[] = [];
+  const queues = options.queues ?? 1;
+  await using device = await SimDevice.open({ kind: "blk", size: 32 << 20, queues, packed: options.packedDevice ?? false });
+  await using relay = new Relay(device, config, { log: () => {}, error: (error) => errors.push(error.message) });
+  await using driver = await EmbeddedDriver.open(relay, {
+    queues,
+    depth: 16,
+    num: options.num ?? 128,
+    packed: options.packedGuest ?? false,
+    eventIdx: options.eventIdx ?? true,
+    indirect: options.indirect ?? true,
+    ramSize: 16 << 20,
+    regionSize: 16 << 20,
+  });
+  await body(relay, driver, config, errors);
+}
+
+function assertClean(report: { lost: number; duplicated: number; corrupted: number; completed: number }, atLeast: number): void {
+  assert.deepEqual([report.lost, report.duplicated, report.corrupted], [0, 0, 0]);
+  assert.ok(report.completed >= atLeast, `${report.completed} requests`);
+}
+
+const CASES: Case[] = [
+  { name: "split rings" },
+  { name: "split rings without EVENT_IDX", eventIdx: false },
+  { name: "split rings without indirect tables", indirect: false },
+  { name: "a small split ring", num: 16 },
+  { name: "two queues on two workers", queues: 2, config: { workers: 2 } },
+  { name: "packed rings", packedDevice: true, packedGuest: true },
+  { name: "packed rings without EVENT_IDX", packedDevice: true, packedGuest: true, eventIdx: false },
+  { name: "a split guest on a packed device", packedDevice: true, config: { deviceRing: "packed" } },
+  { name: "a packed guest on a split device", packedGuest: true, config: { guestRing: "packed" } },
+];
+
+for (const entry of CASES) {
+  Deno.test(`no request is lost, done twice or altered while the relay changes its mode at random: ${entry.name}`, async () => {
+    await withRelay(entry, async (relay, driver, config, errors) => {
+      const finished = driver.run({ requests: 6000 });
+      let done = false;
+      finished.catch(() => {}).finally(() => done = true);
+      const random = seeded(7);
+      while (!done) {
+        config.mode = random() < 0.5 ? "shadow" : "passthrough";
+        await relay.applyMode();
+        await new Promise((resolve) => setTimeout(resolve, Math.floor(random() * 15)));
+      }
+      const report = await finished;
+      assertClean(report, 6000);
+      assert.deepEqual(errors, []);
+      const translated = (entry.packedDevice ?? false) !== (entry.packedGuest ?? false);
+      const [queue] = relay.queues;
+      assert.equal(queue!.running, true);
+      if (translated) assert.equal(queue!.state, "shadow");
+      else assert.ok(queue!.times.count > 0);
+    });
+  });
+}
+
+function seeded(seed: number): () => number {
+  let state = seed;
+  return () => {
+    state = Math.imul(state, 1664525) + 1013904223 | 0;
+    return (state >>> 0) / 2 ** 32;
+  };
+}
+
+Deno.test("turning the dirty log on moves every queue to shadow; what the device writes is marked; turning it off goes back", async () => {
+  await withRelay({ name: "log", queues: 2 }, async (relay, driver) => {
+    const run = driver.run({ durationMs: 60_000 });
+    using log = createMemfd("log", LOG_BYTES);
+    using mapping = mapFd(log.fd, { length: LOG_BYTES });
+    const bitmap = new DirtyBitmap(mapping.buffer());
+    await relay.setLogBase({ fd: log.fd, offset: 0, size: LOG_BYTES });
+    await relay.setFeatures(relay.features | LOG_ALL);
+    assert.deepEqual(relay.queues.map((queue) => queue.state), ["shadow", "shadow"]);
+    await waitUntil("dirty pages", () => bitmap.count() > 0);
+    await relay.setFeatures(relay.features);
+    await waitUntil("passthrough", () => relay.queues.every((queue) => queue.state === "passthrough"));
+    bitmap.clear();
+    await driver.pause();
+    assert.equal(bitmap.count(), 0, "nothing is marked any more");
+    await driver.unpause();
+    await driver.stop();
+    assertClean(await run, 1);
+  });
+});

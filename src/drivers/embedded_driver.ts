@@ -181,6 +181,7 @@ export class EmbeddedDriver implements AsyncDisposable {
       throw new SvqError("STATE_INVALID", "The driver's state cannot be used: it is of a driver of another shape");
     }
     await this.#open(state.worker);
+    if (state.worker.run !== undefined) this.#newRun();
     this.#bases = state.bases;
     await this.#setRings(state.bases);
   }
@@ -269,19 +270,24 @@ export class EmbeddedDriver implements AsyncDisposable {
 
   /** Starts the workload, or goes on with it. @returns how it went, when it ended by its limits or by `stop` */
   async run(options: RunOptions = {}): Promise<DriverReport> {
-    this.#run = Promise.withResolvers<DriverReport>();
+    const { promise } = this.#newRun();
     const command: RunCommand = { drainMs: DEFAULT_DRAIN_MS, ...options };
-    const { promise } = this.#run;
-    promise.catch(() => {});
     await this.#link.call("run", command);
     await this.unpause();
     return this.#withDeviceErrors(await promise);
   }
 
+  #newRun(): PromiseWithResolvers<DriverReport> {
+    this.#run = Promise.withResolvers<DriverReport>();
+    // Nobody may be waiting for it.
+    this.#run.promise.catch(() => {});
+    return this.#run;
+  }
+
   /** How the run ends that was going on when the state was saved which this driver resumed. */
   async finished(): Promise<DriverReport> {
-    this.#run ??= Promise.withResolvers<DriverReport>();
-    return this.#withDeviceErrors(await this.#run.promise);
+    const { promise } = this.#run ?? this.#newRun();
+    return this.#withDeviceErrors(await promise);
   }
 
   #withDeviceErrors(report: DriverReport): DriverReport {

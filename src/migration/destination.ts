@@ -10,10 +10,11 @@ import { RamLayout } from "../drivers/layout.ts";
 import { decodeDriverState, type DriverState } from "../drivers/state.ts";
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { createMemfd, ReactorCancelled, type UnixListener, type UnixStream } from "../ffi/mod.ts";
-import { Relay, type RelayConfig } from "../relay/relay.ts";
+import type { Relay, RelayConfig } from "../relay/relay.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { Channel, type FrameHead } from "./channel.ts";
 import { digestText } from "./digest.ts";
+import { Guest, newRelay } from "./guest.ts";
 import { encodeOutcome, hexText, type OutcomeName, reportOf, welcome } from "./handshake.ts";
 import { checkOffer, decodeOffer, type Offer } from "./offer.ts";
 import { PageMap, PageReceiver } from "./pages.ts";
@@ -40,38 +41,6 @@ export interface DestinationOptions {
   log: (level: "error" | "warning" | "info" | "debug", message: string) => void;
 }
 
-/** A guest that has arrived. It owns driver, relay and device. */
-export class ArrivedGuest implements AsyncDisposable {
-  #closing: Promise<void> | undefined;
-
-  /** Made by {@linkcode Destination}. */
-  constructor(
-    /** Drives. */
-    readonly driver: EmbeddedDriver,
-    /** Between driver and device. */
-    readonly relay: Relay,
-    /** The device. */
-    readonly device: VhostBackend,
-  ) {}
-
-  /** Ends the guest and closes everything. */
-  close(): Promise<void> {
-    this.#closing ??= this.#close();
-    return this.#closing;
-  }
-
-  async #close(): Promise<void> {
-    await this.driver.close();
-    await this.relay.close();
-    await this.device.close();
-  }
-
-  /** The same as {@linkcode close}. */
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.close();
-  }
-}
-
 interface Session {
   id: string;
   channel: Channel;
@@ -86,7 +55,7 @@ export class Destination implements AsyncDisposable {
   readonly #options: DestinationOptions;
   readonly #sessions = new Map<string, Session>();
   readonly #open = new Set<Channel>();
-  readonly #arrived = Promise.withResolvers<ArrivedGuest>();
+  readonly #arrived = Promise.withResolvers<Guest>();
   readonly #serving = new Set<Promise<void>>();
   #busy = false;
   #occupied = false;
@@ -101,7 +70,7 @@ export class Destination implements AsyncDisposable {
   }
 
   /** Resolves when a guest has arrived and runs. It is the caller's. @throws SvqError CLOSED */
-  arrived(): Promise<ArrivedGuest> {
+  arrived(): Promise<Guest> {
     return this.#arrived.promise;
   }
 
@@ -181,7 +150,7 @@ export class Destination implements AsyncDisposable {
     }
   }
 
-  async #receive(session: Session, head: FrameHead): Promise<{ guest: ArrivedGuest; follow: boolean } | undefined> {
+  async #receive(session: Session, head: FrameHead): Promise<{ guest: Guest; follow: boolean } | undefined> {
     const { channel } = session;
     const { log } = this.#options;
     const offer = decodeOffer(await channel.readJson(head), session.id);
@@ -191,16 +160,13 @@ export class Destination implements AsyncDisposable {
     let driver: EmbeddedDriver | undefined;
     try {
       await checkOffer(offer, device, this.#options.maxMemory);
-      relay = new Relay(device, this.#options.relay, {
-        log: (message) => log("debug", `relay: ${message}`),
-        error: (error) => log("error", `relay: ${error.message}`),
-      });
+      relay = newRelay(device, this.#options.relay, log);
       const { ram, features, workload } = offer;
       driver = await EmbeddedDriver.standby(relay, createMemfd("guest-ram", ram.ramSize), { ram, features, workload });
       await channel.sendJson(FRAME.ACCEPT, { features: `0x${features.toString(16)}` });
       if (!offer.dryRun) {
         await this.#arrive(session, offer, driver);
-        return { guest: new ArrivedGuest(driver, relay, device), follow: offer.follow };
+        return { guest: new Guest(driver, relay, device), follow: offer.follow };
       }
     } catch (error) {
       // Before anything is said: the source goes on as soon as it reads the reason.

@@ -57,6 +57,7 @@ export class Destination implements AsyncDisposable {
   readonly #open = new Set<Channel>();
   readonly #arrived = Promise.withResolvers<Guest>();
   readonly #serving = new Set<Promise<void>>();
+  readonly #reports = new Set<Promise<void>>();
   #busy = false;
   #occupied = false;
   #closed = false;
@@ -135,7 +136,11 @@ export class Destination implements AsyncDisposable {
       this.#occupied = true;
       const { follow } = guest;
       this.#arrived.resolve(guest.guest);
-      if (follow) await this.#report(channel, guest.guest.driver);
+      if (follow) {
+        const report = this.#report(channel, guest.guest.driver);
+        this.#reports.add(report);
+        await report;
+      }
     } finally {
       outcome.resolve("never");
       this.#busy = false;
@@ -243,6 +248,11 @@ export class Destination implements AsyncDisposable {
     } catch (error) {
       this.#options.log("debug", `the source is told nothing more: ${toErrorRecord(error).message}`);
     }
+  }
+
+  /** Resolves when sources that follow have been told of the end of their guest, once it has ended. */
+  async reported(): Promise<void> {
+    await Promise.allSettled([...this.#reports]);
   }
 
   /** Stops listening; a guest that is still arriving is dropped. A guest that has arrived is not touched. */

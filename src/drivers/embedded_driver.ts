@@ -68,9 +68,13 @@ interface QueueFds {
   err: OwnedFd;
 }
 
-interface Shape {
+/** What decides how a driver drives its device. */
+export interface DriverShape {
+  /** RAM, queues and rings. */
   ram: RamOptions;
+  /** Negotiated features. */
   features: bigint;
+  /** What the driver does. */
   workload: WorkloadOptions;
 }
 
@@ -81,7 +85,7 @@ export class EmbeddedDriver implements AsyncDisposable {
   /** Where things lie in it. */
   readonly layout: RamLayout;
   readonly #backend: VhostBackend;
-  readonly #shape: Shape;
+  readonly #shape: DriverShape;
   readonly #mapping: Mapping;
   readonly #fds: QueueFds[];
   readonly #link: WorkerLink;
@@ -90,7 +94,7 @@ export class EmbeddedDriver implements AsyncDisposable {
   #run: PromiseWithResolvers<DriverReport> | undefined;
   #closing: Promise<void> | undefined;
 
-  private constructor(backend: VhostBackend, shape: Shape, ram: OwnedFd) {
+  private constructor(backend: VhostBackend, shape: DriverShape, ram: OwnedFd) {
     this.layout = new RamLayout(shape.ram);
     this.ram = ram;
     this.#backend = backend;
@@ -110,7 +114,7 @@ export class EmbeddedDriver implements AsyncDisposable {
   static async open(backend: VhostBackend, options: DriverOptions = {}): Promise<EmbeddedDriver> {
     const shape = await negotiate(backend, options);
     const ram = createMemfd("guest-ram", shape.ram.ramSize);
-    return EmbeddedDriver.#start(backend, shape, ram, undefined);
+    return EmbeddedDriver.#start(backend, shape, ram);
   }
 
   /**
@@ -122,24 +126,80 @@ export class EmbeddedDriver implements AsyncDisposable {
   static async resume(backend: VhostBackend, ram: OwnedFd, state: DriverState): Promise<EmbeddedDriver> {
     try {
       checkDriverState(state);
-      const features = BigInt(state.features);
-      const missing = features & ~await backend.getFeatures();
-      if (missing !== 0n) throw missingFeature(backend, missing);
-      const shape = { ram: state.ram, features, workload: state.workload };
-      const driver = await EmbeddedDriver.#start(backend, shape, ram, state);
-      await driver.unpause();
-      return driver;
     } catch (error) {
       ram.close();
       throw error;
     }
+    const shape = { ram: state.ram, features: BigInt(state.features), workload: state.workload };
+    const driver = await EmbeddedDriver.standby(backend, ram, shape);
+    try {
+      await driver.load(state);
+      await driver.startRings();
+      await driver.unpause();
+      return driver;
+    } catch (error) {
+      await driver.close();
+      throw error;
+    }
   }
 
-  static async #start(backend: VhostBackend, shape: Shape, ram: OwnedFd, state: DriverState | undefined): Promise<EmbeddedDriver> {
+  /**
+   * A driver that waits for a saved state: the device knows features and memory, no ring is set up. {@linkcode load},
+   * {@linkcode startRings} and {@linkcode unpause} follow.
+   *
+   * @param ram of the right size; its contents may come later. Taken over, also when this fails
+   * @throws SvqError MISSING_FEATURE (exit code 5), and what the device fails with
+   */
+  static async standby(backend: VhostBackend, ram: OwnedFd, shape: DriverShape): Promise<EmbeddedDriver> {
+    let driver: EmbeddedDriver;
+    try {
+      const missing = shape.features & ~await backend.getFeatures();
+      if (missing !== 0n) throw missingFeature(backend, missing);
+      driver = new EmbeddedDriver(backend, shape, ram);
+    } catch (error) {
+      ram.close();
+      throw error;
+    }
+    try {
+      await driver.#introduce();
+      return driver;
+    } catch (error) {
+      await driver.close();
+      throw error;
+    }
+  }
+
+  /**
+   * Takes over a saved state after {@linkcode standby}; starts nothing.
+   *
+   * @throws SvqError STATE_INVALID, also when it is of a driver of another shape
+   */
+  async load(state: DriverState): Promise<void> {
+    checkDriverState(state);
+    const { ram, features, workload } = this.#shape;
+    if (BigInt(state.features) !== features || canonical([state.ram, state.workload]) !== canonical([ram, workload])) {
+      throw new SvqError("STATE_INVALID", "The driver's state cannot be used: it is of a driver of another shape");
+    }
+    await this.#open(state.worker);
+    if (state.worker.run !== undefined) this.#newRun();
+    this.#bases = state.bases;
+    await this.#setRings(state.bases);
+  }
+
+  /** Lets the device have the rings that {@linkcode load} has set up. The guest's processor stays paused. */
+  async startRings(): Promise<void> {
+    await this.#enableRings();
+    await this.#backend.setStatus(STATUS_UP | VIRTIO_STATUS.FEATURES_OK | VIRTIO_STATUS.DRIVER_OK);
+  }
+
+  static async #start(backend: VhostBackend, shape: DriverShape, ram: OwnedFd): Promise<EmbeddedDriver> {
     const driver = new EmbeddedDriver(backend, shape, ram);
     try {
-      await driver.#open(state?.worker);
-      await driver.#bringUp(state?.bases);
+      await driver.#open(undefined);
+      await driver.#introduce();
+      await driver.#setRings(driver.#fds.map(() => driver.#firstBase));
+      await driver.startRings();
+      await driver.#link.call("kick");
       return driver;
     } catch (error) {
       await driver.close();
@@ -157,31 +217,33 @@ export class EmbeddedDriver implements AsyncDisposable {
     await this.#link.call("open", command);
   }
 
-  async #bringUp(bases: readonly number[] | undefined): Promise<void> {
+  async #introduce(): Promise<void> {
     const backend = this.#backend;
     await backend.setStatus(STATUS_UP);
     await backend.setFeatures(this.#shape.features);
     await backend.setStatus(STATUS_UP | VIRTIO_STATUS.FEATURES_OK);
     await backend.setMemTable(this.regions);
-    await this.#startRings(bases ?? this.#fds.map(() => this.#firstBase));
-    await backend.setStatus(STATUS_UP | VIRTIO_STATUS.FEATURES_OK | VIRTIO_STATUS.DRIVER_OK);
-    await this.#link.call("kick");
   }
 
   get #firstBase(): number {
     return this.#shape.ram.packed ? PACKED_BASE_START : 0;
   }
 
-  async #startRings(bases: readonly number[]): Promise<void> {
+  async #setRings(bases: readonly number[]): Promise<void> {
     const backend = this.#backend;
-    for (const [index, { kick, call, err }] of this.#fds.entries()) {
+    for (const [index, { call, err }] of this.#fds.entries()) {
       await backend.setVringNum(index, this.#shape.ram.num);
       await backend.setVringBase(index, bases[index]!);
       await backend.setVringAddresses(index, this.layout.addresses(index));
       await backend.setVringCall(index, call.fd);
       await backend.setVringErr(index, err.fd);
-      await backend.setVringKick(index, kick.fd);
-      await backend.setVringEnable(index, true);
+    }
+  }
+
+  async #enableRings(): Promise<void> {
+    for (const [index, { kick }] of this.#fds.entries()) {
+      await this.#backend.setVringKick(index, kick.fd);
+      await this.#backend.setVringEnable(index, true);
     }
     this.#bases = undefined;
   }
@@ -208,19 +270,24 @@ export class EmbeddedDriver implements AsyncDisposable {
 
   /** Starts the workload, or goes on with it. @returns how it went, when it ended by its limits or by `stop` */
   async run(options: RunOptions = {}): Promise<DriverReport> {
-    this.#run = Promise.withResolvers<DriverReport>();
+    const { promise } = this.#newRun();
     const command: RunCommand = { drainMs: DEFAULT_DRAIN_MS, ...options };
-    const { promise } = this.#run;
-    promise.catch(() => {});
     await this.#link.call("run", command);
     await this.unpause();
     return this.#withDeviceErrors(await promise);
   }
 
+  #newRun(): PromiseWithResolvers<DriverReport> {
+    this.#run = Promise.withResolvers<DriverReport>();
+    // Nobody may be waiting for it.
+    this.#run.promise.catch(() => {});
+    return this.#run;
+  }
+
   /** How the run ends that was going on when the state was saved which this driver resumed. */
   async finished(): Promise<DriverReport> {
-    this.#run ??= Promise.withResolvers<DriverReport>();
-    return this.#withDeviceErrors(await this.#run.promise);
+    const { promise } = this.#run ?? this.#newRun();
+    return this.#withDeviceErrors(await promise);
   }
 
   #withDeviceErrors(report: DriverReport): DriverReport {
@@ -283,7 +350,10 @@ export class EmbeddedDriver implements AsyncDisposable {
 
   /** Goes on here after {@linkcode exportState}: nobody took the state over. */
   async continueHere(): Promise<void> {
-    if (this.#bases !== undefined) await this.#startRings(this.#bases);
+    if (this.#bases !== undefined) {
+      await this.#setRings(this.#bases);
+      await this.#enableRings();
+    }
     await this.unpause();
   }
 
@@ -313,12 +383,23 @@ export class EmbeddedDriver implements AsyncDisposable {
   }
 }
 
+// JSON with sorted keys: for comparing plain data.
+function canonical(value: unknown): string {
+  return JSON.stringify(
+    value,
+    (_key, item) =>
+      typeof item === "object" && item !== null && !Array.isArray(item)
+        ? Object.fromEntries(Object.entries(item).sort(([a], [b]) => a < b ? -1 : 1))
+        : item,
+  );
+}
+
 function missingFeature(backend: VhostBackend, missing: bigint): SvqError {
   const names = featureNames(backend.info.deviceId ?? 0, missing).join(", ");
   return new SvqError("MISSING_FEATURE", `${backend.info.address} lacks ${names}`, { exitCode: EXIT.missingFeature });
 }
 
-async function negotiate(backend: VhostBackend, options: DriverOptions): Promise<Shape> {
+async function negotiate(backend: VhostBackend, options: DriverOptions): Promise<DriverShape> {
   const { info } = backend;
   const offered = await backend.getFeatures();
   const { VERSION_1, ACCESS_PLATFORM, RING_PACKED, EVENT_IDX, INDIRECT_DESC } = VIRTIO_FEATURE_BITS;

@@ -4,7 +4,7 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
-import { libc, retrying } from "./libc.ts";
+import { libc, retrying, retryingUnlessAgain } from "./libc.ts";
 
 const IOV_MAX = 1024;
 const FALLOC_FL_KEEP_SIZE = 1;
@@ -92,6 +92,16 @@ export class IoVector {
   /** readv(2), once. */
   read(fd: number): number {
     return retrying(() => libc().readv(fd, this.#bytes, this.#count), "readv");
+  }
+
+  /** writev(2) on a nonblocking fd, once; `undefined` when nothing fits now. @throws SysError EPIPE when nobody reads */
+  tryWrite(fd: number): number | undefined {
+    return retryingUnlessAgain(() => libc().writev(fd, this.#bytes, this.#count), "writev");
+  }
+
+  /** readv(2) on a nonblocking fd, once; `undefined` when nothing is there, 0 at the end. */
+  tryRead(fd: number): number | undefined {
+    return retryingUnlessAgain(() => libc().readv(fd, this.#bytes, this.#count), "readv");
   }
 }
 

@@ -14,5 +14,6 @@ export * from "./ioctl.ts";
 export * from "./iovec.ts";
 export * from "./netlink_socket.ts";
 export * from "./unix_socket.ts";
+export * from "./tcp_socket.ts";
 export * from "./thread.ts";
 export * from "./worker_link.ts";

@@ -208,6 +208,11 @@ export class UnixStream implements Disposable {
     if (!this.#fd.closed) libc().shutdown(this.#fd.fd, 2);
   }
 
+  /** Ends the sending direction; the peer reads the end after what was sent. */
+  shutdownWriting(): void {
+    if (!this.#fd.closed) libc().shutdown(this.#fd.fd, 1);
+  }
+
   /** Closes the socket and cancels waits for it; harmless when repeated. */
   close(): void {
     if (this.#fd.closed) return;

@@ -1,0 +1,177 @@
+/**
+ * OFFER: what the source wants to bring, as JSON, and the checks of the destination before anything moves.
+ *
+ * @module
+ */
+import { EXIT, SvqError } from "../errors.ts";
+import { RamLayout, type RamOptions } from "../drivers/layout.ts";
+import type { WorkloadOptions } from "../drivers/messages.ts";
+import { featureNames } from "../uapi/virtio.ts";
+import { decodeBlkConfig } from "../uapi/virtio_blk.ts";
+import type { VhostBackend } from "../vhost/backend.ts";
+import { violation } from "./protocol.ts";
+
+/** What the source wants to bring. */
+export interface Offer {
+  /** The session that the destination made up, 32 hexadecimal digits. */
+  session: string;
+  /** Negotiated features of the guest. */
+  features: bigint;
+  /** RAM, queues, ring size and ring format. */
+  ram: RamOptions;
+  /** The memory table: where RAM lies in the guest's address space. */
+  regions: { gpa: number; size: number }[];
+  /** What the guest does. */
+  workload: WorkloadOptions;
+  /** Compare all of memory at the end. */
+  verify: boolean;
+  /** Report how the guest does after the hand-over. */
+  follow: boolean;
+  /** Only ask. */
+  dryRun: boolean;
+}
+
+/** The JSON form. */
+export function encodeOffer(offer: Offer): Record<string, unknown> {
+  const { session, features, ram, regions, workload, verify, follow, dryRun } = offer;
+  return { session, features: `0x${features.toString(16)}`, ram, regions, workload, verify, follow, dry_run: dryRun };
+}
+
+function record(value: unknown, what: string): Record<string, unknown> {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) throw violation(`${what} in its OFFER is no object`);
+  return value as Record<string, unknown>;
+}
+
+function whole(value: unknown, low: number, high: number, what: string): number {
+  if (!(typeof value === "number" && Number.isInteger(value) && value >= low && value <= high)) {
+    throw violation(`${what} in its OFFER is no whole number from ${low} to ${high}`);
+  }
+  return value;
+}
+
+function truth(value: unknown, what: string): boolean {
+  if (typeof value !== "boolean") throw violation(`${what} in its OFFER is neither true nor false`);
+  return value;
+}
+
+/** Most sectors under test: their table is memory of the driver. 8 GiB of disk. */
+const MAX_SECTORS = 2 ** 24;
+
+function decodeRam(value: unknown): RamOptions {
+  const ram = record(value, "ram");
+  return {
+    ramSize: whole(ram.ramSize, 8192, 2 ** 40, "ram.ramSize"),
+    queues: whole(ram.queues, 1, 256, "ram.queues"),
+    num: whole(ram.num, 2, 32768, "ram.num"),
+    depth: whole(ram.depth, 1, 32768, "ram.depth"),
+    packed: truth(ram.packed, "ram.packed"),
+  };
+}
+
+function decodeWorkload(value: unknown): WorkloadOptions {
+  const workload = record(value, "workload");
+  const options = record(workload.options, "workload.options");
+  const seed = whole(options.seed, -(2 ** 31), 2 ** 32, "workload.options.seed");
+  if (workload.kind === "loopback") return { kind: "loopback", options: { seed } };
+  if (workload.kind !== "blk") throw violation("its OFFER names no workload that is known");
+  const unit = whole(options.unit, 1, 128, "workload.options.unit");
+  const sectors = whole(options.sectors, unit, MAX_SECTORS, "workload.options.sectors");
+  if (sectors % unit !== 0) throw violation("workload.options.sectors in its OFFER is no multiple of the unit");
+  return {
+    kind: "blk",
+    options: {
+      sectors,
+      unit,
+      segMax: whole(options.segMax, 1, 65536, "workload.options.segMax"),
+      readPercent: whole(options.readPercent, 0, 100, "workload.options.readPercent"),
+      flush: truth(options.flush, "workload.options.flush"),
+      writeZeroes: truth(options.writeZeroes, "workload.options.writeZeroes"),
+      seed,
+    },
+  };
+}
+
+/**
+ * Reads an OFFER that a peer sent.
+ *
+ * @param session the session that it must be for
+ * @throws SvqError MIGRATION_PROTOCOL, MIGRATION_SESSION, RAM_TOO_SMALL
+ */
+export function decodeOffer(document: Record<string, unknown>, session: string): Offer {
+  if (document.session !== session) {
+    throw new SvqError("MIGRATION_SESSION", "The offer is for another session: a recorded stream, or one for another destination", {
+      exitCode: EXIT.migrationAborted,
+    });
+  }
+  if (typeof document.features !== "string" || !/^0x[0-9a-f]{1,32}$/.test(document.features)) throw violation("its features are no number");
+  const ram = decodeRam(document.ram);
+  const layout = new RamLayout(ram);
+  const regions = layout.regions(-1).map(({ gpa, size }) => ({ gpa, size }));
+  if (JSON.stringify(document.regions) !== JSON.stringify(regions)) throw violation("its memory table is not the one of such a guest");
+  return {
+    session,
+    features: BigInt(document.features),
+    ram,
+    regions,
+    workload: decodeWorkload(document.workload),
+    verify: truth(document.verify, "verify"),
+    follow: truth(document.follow, "follow"),
+    dryRun: truth(document.dry_run, "dry_run"),
+  };
+}
+
+function refused(code: string, message: string, hint?: string): SvqError {
+  return new SvqError(code, message, { exitCode: EXIT.migrationAborted, hint });
+}
+
+/** Bytes of memory that this host can still give away (MemAvailable); infinite where it does not say. */
+export function availableMemory(): number {
+  try {
+    const [, kib] = /^MemAvailable:\s+(\d+) kB/m.exec(Deno.readTextFileSync("/proc/meminfo")) ?? [];
+    return kib === undefined ? Infinity : Number(kib) * 1024;
+  } catch {
+    return Infinity;
+  }
+}
+
+/**
+ * Can the guest live on this device and this host?
+ *
+ * @param limit most bytes of guest memory to take
+ * @throws SvqError MISSING_FEATURE, TOO_FEW_QUEUES, DISK_DIFFERS, NO_MEMORY: each says what is the matter
+ */
+export async function checkOffer(offer: Offer, device: VhostBackend, limit: number): Promise<void> {
+  const { info } = device;
+  const missing = offer.features & ~await device.getFeatures();
+  if (missing !== 0n) {
+    const names = featureNames(info.deviceId ?? 0, missing).join(", ");
+    throw refused("MISSING_FEATURE", `${info.address} lacks ${names}, which the guest uses`, "choose a device that offers them");
+  }
+  if (offer.ram.queues > info.queueNum) {
+    throw refused("TOO_FEW_QUEUES", `${info.address} has ${info.queueNum} queues, the guest uses ${offer.ram.queues}`);
+  }
+  if (offer.workload.kind === "blk") await checkDisk(offer.workload.options, device);
+  const room = Math.min(limit, availableMemory());
+  if (offer.ram.ramSize > room) {
+    throw refused("NO_MEMORY", `The guest has ${offer.ram.ramSize} bytes of memory, ${Math.floor(room)} can be given to it`);
+  }
+}
+
+async function checkDisk(disk: { sectors: number; unit: number; segMax: number }, device: VhostBackend): Promise<void> {
+  const { address, hasConfig } = device.info;
+  if (!hasConfig) throw refused("DISK_DIFFERS", `${address} is no disk`);
+  const config = decodeBlkConfig(await device.getConfig(0, 36));
+  if (config.capacity < disk.sectors) {
+    throw refused(
+      "DISK_DIFFERS",
+      `${address} has ${config.capacity} sectors, the guest uses ${disk.sectors}`,
+      "both devices must show the same disk",
+    );
+  }
+  if (config.blkSize > disk.unit * 512) {
+    throw refused("DISK_DIFFERS", `${address} has blocks of ${config.blkSize} bytes, the guest uses blocks of ${disk.unit * 512}`);
+  }
+  if (config.segMax > 0 && config.segMax < disk.segMax) {
+    throw refused("DISK_DIFFERS", `${address} takes ${config.segMax} segments in a request, the guest uses ${disk.segMax}`);
+  }
+}

@@ -1,0 +1,411 @@
+/**
+ * The source's side of a migration: the steps of protocol.ts, each with its undo.
+ *
+ * @module
+ */
+import { DirtyBitmap } from "../dirty/bitmap.ts";
+import { encodeDriverState } from "../drivers/state.ts";
+import type { RunCommand } from "../drivers/messages.ts";
+import { type ErrorRecord, EXIT, SvqError, toErrorRecord } from "../errors.ts";
+import type { UnixStream } from "../ffi/mod.ts";
+import { Channel, linkLost } from "./channel.ts";
+import { digestText } from "./digest.ts";
+import { greet, type MigrationReport, receiveReports, settleDoubt } from "./handshake.ts";
+import { encodeOffer } from "./offer.ts";
+import { PageSender, type RoundResult } from "./pages.ts";
+import { FRAME, MAX_JSON, PAGE_BYTES } from "./protocol.ts";
+import type { SourceGuest } from "./source_guest.ts";
+
+/** Where a migration is, in order. After `commit` it cannot be undone from here. */
+export const PHASES = ["connect", "offer", "log", "rounds", "stop", "last_round", "state", "commit", "completed"] as const;
+/** One of {@linkcode PHASES}. */
+export type Phase = typeof PHASES[number];
+
+/** How a migration is done. */
+export interface SourceOptions {
+  /** Connects to the destination; called again when the outcome is in doubt. */
+  connect: () => Promise<UnixStream>;
+  /** Longest silence of the other side, milliseconds. */
+  timeoutMs: number;
+  /** How long the device may hold its rings when they are stopped, milliseconds. */
+  drainTimeoutMs: number;
+  /** The guest is stopped when what is left is expected to take no longer than this, milliseconds. */
+  downtimeLimitMs: number;
+  /** Bytes per second while the guest runs; infinite for no limit. */
+  maxBandwidth: number;
+  /** Rounds after which the migration does not converge. */
+  maxIterations: number;
+  /** What then: stop the guest nevertheless, or give up. */
+  onNoConvergence: "stop" | "abort";
+  /** Compare all of memory on both sides while both stand still. */
+  verify: boolean;
+  /** Have the destination report how the guest does. */
+  follow: boolean;
+  /** Only ask whether it would work. */
+  dryRun: boolean;
+  /** How long to ask for the outcome when the link was lost in the hand-over, milliseconds. */
+  doubtTimeoutMs: number;
+  /** The run that goes on at the destination; default: the one that goes on here. */
+  run?: () => RunCommand | undefined;
+  /** Called when something happened. */
+  onEvent?: (event: MigrationEvent) => void;
+}
+
+/** Defaults of {@linkcode SourceOptions}. */
+export const DEFAULT_SOURCE_OPTIONS = {
+  timeoutMs: 30_000,
+  drainTimeoutMs: 10_000,
+  downtimeLimitMs: 300,
+  maxBandwidth: Infinity,
+  maxIterations: 30,
+  onNoConvergence: "stop",
+  verify: true,
+  follow: true,
+  dryRun: false,
+  doubtTimeoutMs: 60_000,
+} as const satisfies Partial<SourceOptions>;
+
+/** What {@linkcode SourceOptions.onEvent} is told. */
+export type MigrationEvent =
+  | { kind: "phase"; phase: Phase }
+  | { kind: "round"; round: RoundResult; dirtyPages: number; estimateMs: number }
+  | { kind: "pages"; round: number; done: number; of: number };
+
+/** The parts of the time in which the guest stood still, microseconds. */
+export interface Downtime {
+  /** From pausing the guest until the destination said that it runs. */
+  total: number;
+  /** Pause the guest, take the rings from the device. */
+  stop: number;
+  /** The last pages. */
+  last_round: number;
+  /** State of rings and driver, until the destination was prepared. */
+  state: number;
+  /** Comparing all of memory. */
+  verify: number;
+  /** From COMMIT to RUNNING. */
+  resume: number;
+}
+
+/** How a migration ended. */
+export interface MigrationResult {
+  /** `completed`: the guest runs at the destination. `in-doubt`: nobody knows. Otherwise it runs here. */
+  outcome: "completed" | "cancelled" | "aborted" | "in-doubt" | "possible";
+  /** Where it ended. */
+  phase: Phase;
+  /** All rounds, the one while the guest stood still included. */
+  rounds: RoundResult[];
+  /** Bytes sent in all. */
+  bytes: number;
+  /** null where the guest did not stop, or not for good. */
+  downtimeUs: Downtime | null;
+  /** null where it was not compared. */
+  memoryIdentical: boolean | null;
+  /** Why it did not complete. */
+  error: ErrorRecord | null;
+}
+
+/** How far a migration is. */
+export interface MigrationProgress {
+  /** Which phase. */
+  phase: Phase;
+  /** Rounds done. */
+  rounds: RoundResult[];
+  /** Pages to go in this round. */
+  remainingPages: number;
+  /** Bytes sent so far. */
+  bytes: number;
+  /** Bytes per second, from the last round. */
+  bandwidth: number;
+  /** Expected downtime now, milliseconds; null before the first round is done. */
+  estimateMs: number | null;
+}
+
+// What stopping, state and resuming take besides pages, milliseconds: for the estimate.
+const FIXED_MS = 5;
+
+/** One migration, from the source. */
+export class Migration implements Disposable {
+  readonly #guest: SourceGuest;
+  readonly #options: SourceOptions;
+  readonly #rounds: RoundResult[] = [];
+  readonly #marks = new Map<string, number>();
+  #phase: Phase = "connect";
+  #channel: Channel | undefined;
+  #session = "";
+  #cancelled: unknown;
+  #touched = false;
+  #memoryIdentical: boolean | null = null;
+  #verifyUs = 0;
+  #remaining = 0;
+  #estimateMs: number | null = null;
+
+  /** Nothing happens before {@linkcode run}. */
+  constructor(guest: SourceGuest, options: SourceOptions) {
+    this.#guest = guest;
+    this.#options = options;
+    this.#remaining = guest.map.pages;
+  }
+
+  /** How far it is. */
+  get progress(): MigrationProgress {
+    return {
+      phase: this.#phase,
+      rounds: [...this.#rounds],
+      remainingPages: this.#remaining,
+      bytes: this.#channel?.bytesSent ?? 0,
+      bandwidth: this.#bandwidth,
+      estimateMs: this.#estimateMs,
+    };
+  }
+
+  /** Ends the migration; the guest goes on here. @returns false when it is too late: the hand-over has begun */
+  cancel(reason: unknown = cancelled()): boolean {
+    if (this.#committed) return false;
+    this.#cancelled = reason;
+    this.#channel?.abort(reason);
+    return true;
+  }
+
+  get #committed(): boolean {
+    return PHASES.indexOf(this.#phase) >= PHASES.indexOf("commit");
+  }
+
+  /** Does it; failures are results. @throws only when the guest could not go on at the source either */
+  async run(): Promise<MigrationResult> {
+    try {
+      const identical = await this.#prepare();
+      if (identical === "possible") return this.#result("possible", null);
+      await this.#commit();
+    } catch (error) {
+      if (error instanceof InDoubt) return this.#result("in-doubt", error);
+      return await this.#undo(error);
+    }
+    this.#enter("completed");
+    return this.#result("completed", null);
+  }
+
+  #enter(phase: Phase): void {
+    if (this.#cancelled !== undefined && !this.#committed) throw this.#cancelled;
+    this.#phase = phase;
+    this.#mark(phase);
+    this.#options.onEvent?.({ kind: "phase", phase });
+  }
+
+  #mark(name: string): void {
+    this.#marks.set(name, performance.now());
+  }
+
+  async #undo(error: unknown): Promise<MigrationResult> {
+    // Where it failed is what the result says.
+    const outcome = this.#cancelled === undefined ? "aborted" : "cancelled";
+    const resumed = this.#touched ? this.#guest.goOn() : Promise.resolve();
+    await Promise.all([resumed, this.#channel?.farewell(error)]);
+    this.#channel?.close();
+    return this.#result(outcome, error);
+  }
+
+  #result(outcome: MigrationResult["outcome"], error: unknown): MigrationResult {
+    return {
+      outcome,
+      phase: this.#phase,
+      rounds: [...this.#rounds],
+      bytes: this.#channel?.bytesSent ?? 0,
+      downtimeUs: outcome === "completed" ? this.#downtime() : null,
+      memoryIdentical: this.#memoryIdentical,
+      error: error === null ? null : toErrorRecord(error),
+    };
+  }
+
+  #downtime(): Downtime {
+    const us = (from: string, to: string) => Math.round(((this.#marks.get(to) ?? 0) - (this.#marks.get(from) ?? 0)) * 1000);
+    const state = us("state", "commit");
+    const verify = Math.min(this.#verifyUs, state);
+    return {
+      total: us("stop", "completed"),
+      stop: us("stop", "last_round"),
+      last_round: us("last_round", "state"),
+      state: state - verify,
+      verify,
+      resume: us("commit", "completed"),
+    };
+  }
+
+  // ---- steps 1 to 10: all can be undone
+
+  async #prepare(): Promise<"possible" | undefined> {
+    const { verify, follow, dryRun, timeoutMs } = this.#options;
+    const { driver, map } = this.#guest;
+    this.#enter("connect");
+    this.#channel = new Channel(await this.#options.connect(), timeoutMs);
+    if (this.#cancelled !== undefined) throw this.#cancelled;
+    const channel = this.#channel;
+    this.#session = await greet(channel);
+    this.#enter("offer");
+    const regions = driver.regions.map(({ gpa, size }) => ({ gpa, size }));
+    const { features, workload, layout: { options: ram } } = driver;
+    await channel.sendJson(FRAME.OFFER, encodeOffer({ session: this.#session, features, ram, regions, workload, verify, follow, dryRun }));
+    await channel.receive(FRAME.ACCEPT, MAX_JSON);
+    if (dryRun) return "possible";
+    this.#enter("log");
+    this.#touched = true;
+    await this.#guest.logOn();
+    this.#enter("rounds");
+    const dirty = DirtyBitmap.covering(map.endGpa);
+    using sender = new PageSender(channel, map, {
+      maxBandwidth: this.#options.maxBandwidth,
+      onProgress: (done) => this.#onPages(done),
+    });
+    await this.#precopy(sender, dirty);
+    await this.#stopAndSend(sender, dirty);
+    return undefined;
+  }
+
+  #onPages(done: number): void {
+    const of = this.#remaining;
+    this.#options.onEvent?.({ kind: "pages", round: this.#rounds.length + 1, done, of });
+    if (this.#cancelled !== undefined && !this.#committed) throw this.#cancelled;
+  }
+
+  get #bandwidth(): number {
+    const last = this.#rounds.at(-1);
+    return last === undefined ? 0 : last.bytes / Math.max(0.1, last.ms) * 1000;
+  }
+
+  async #precopy(sender: PageSender, dirty: DirtyBitmap): Promise<void> {
+    const { map } = this.#guest;
+    const { downtimeLimitMs, maxIterations, onNoConvergence } = this.#options;
+    this.#guest.harvest(dirty);
+    map.markAll(dirty);
+    for (let round = 1;; round++) {
+      this.#remaining = dirty.count();
+      const result = await sender.send(round, dirty, false);
+      this.#rounds.push(result);
+      dirty.clear();
+      const dirtyPages = this.#guest.harvest(dirty);
+      // The pace of the best round: small rounds measure the round trip, not the link.
+      const pace = Math.min(...this.#rounds.filter((one) => one.pages > 0).map((one) => one.ms / one.pages));
+      const estimateMs = FIXED_MS + dirtyPages * pace;
+      this.#estimateMs = estimateMs;
+      this.#remaining = dirtyPages;
+      this.#options.onEvent?.({ kind: "round", round: result, dirtyPages, estimateMs });
+      if (this.#cancelled !== undefined) throw this.#cancelled;
+      if (estimateMs <= downtimeLimitMs && !this.#guest.markingAll) return;
+      if (round < maxIterations) continue;
+      if (onNoConvergence === "stop" && !this.#guest.markingAll) return;
+      throw new SvqError(
+        "NO_CONVERGENCE",
+        `After ${round} rounds ${dirtyPages} pages are still dirty: stopping would take about ${Math.round(estimateMs)} ms`,
+        {
+          exitCode: EXIT.migrationAborted,
+          hint: "allow a longer --downtime-limit, more --max-bandwidth, or use --on-no-convergence stop",
+        },
+      );
+    }
+  }
+
+  async #stopAndSend(sender: PageSender, dirty: DirtyBitmap): Promise<void> {
+    const channel = this.#channel!;
+    const guest = this.#guest;
+    this.#enter("stop");
+    await guest.stop(this.#options.drainTimeoutMs);
+    this.#enter("last_round");
+    this.#remaining = guest.harvest(dirty);
+    const last = await sender.sendUnconfirmed(this.#rounds.length + 1, dirty, true);
+    const state = await guest.exportState();
+    if (this.#options.run !== undefined) state.worker.run = this.#options.run();
+    const sent = channel.send(FRAME.STATE, encodeDriverState(state));
+    await Promise.all([sent, sender.confirm(last)]);
+    this.#rounds.push(last);
+    this.#remaining = 0;
+    this.#enter("state");
+    const own = this.#options.verify ? guest.map.digest() : undefined;
+    // Waited for below; what fails first is thrown.
+    own?.catch(() => {});
+    const prepared = await channel.readJson(await channel.receiveHead([FRAME.PREPARED]));
+    if (typeof prepared.verify_us === "number") this.#verifyUs = prepared.verify_us;
+    if (own === undefined) return;
+    this.#memoryIdentical = digestText(await own) === prepared.digest;
+    if (!this.#memoryIdentical) {
+      throw new SvqError("MEMORY_DIFFERS", "The memory that the destination received is not the memory of the source", {
+        exitCode: EXIT.migrationAborted,
+        hint: "a page was written that the dirty log does not show; the guest goes on at the source",
+      });
+    }
+  }
+
+  // ---- steps 11 and 12
+
+  async #commit(): Promise<void> {
+    const channel = this.#channel!;
+    this.#enter("commit");
+    channel.forgive();
+    try {
+      await channel.send(FRAME.COMMIT, sessionBytes(this.#session));
+      await channel.receive(FRAME.RUNNING, 0);
+    } catch (error) {
+      // The destination's own word that it has not started.
+      if (error instanceof SvqError && error.name === "RemoteError") throw error;
+      const ended = error instanceof SvqError && error.code === "MIGRATION_LINK";
+      channel.close();
+      const outcome = await settleDoubt(this.#session, this.#options.connect, {
+        timeoutMs: this.#options.timeoutMs,
+        // The end of the stream without RUNNING says that it never ran: one question is enough.
+        doubtTimeoutMs: ended ? 0 : this.#options.doubtTimeoutMs,
+      });
+      if (outcome === "runs") return;
+      if (outcome === "never" || ended) throw error;
+      throw new InDoubt(error);
+    }
+  }
+
+  /**
+   * After `completed`, with `follow`: waits for the guest's end at the destination.
+   *
+   * @param onReport called with each report
+   * @returns undefined when the link was lost meanwhile; the destination goes on nevertheless
+   */
+  async follow(onReport?: (report: MigrationReport) => void): Promise<MigrationReport | undefined> {
+    if (this.#channel === undefined || this.#channel.closed) return undefined;
+    return await receiveReports(this.#channel, onReport);
+  }
+
+  /** Stops {@linkcode follow}. */
+  unfollow(): void {
+    this.#channel?.abort(linkLost("Not followed any more", false));
+  }
+
+  /** Closes the link. */
+  close(): void {
+    this.#channel?.close();
+  }
+
+  /** The same as {@linkcode close}. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+/** The migration was cancelled. */
+export function cancelled(message = "The migration was cancelled"): SvqError {
+  return new SvqError("MIGRATION_CANCELLED", message, { exitCode: EXIT.migrationAborted });
+}
+
+class InDoubt extends SvqError {
+  constructor(cause: unknown) {
+    super("MIGRATION_IN_DOUBT", "The link was lost in the hand-over, and the destination does not say whether the guest runs there", {
+      exitCode: EXIT.failedAfterSwitchover,
+      hint: "the guest stays stopped here: look at the destination before it is started again",
+      cause,
+    });
+  }
+}
+
+function sessionBytes(session: string): Uint8Array<ArrayBuffer> {
+  return Uint8Array.from(session.match(/../g) ?? [], (digits) => parseInt(digits, 16));
+}
+
+/** Bytes in so many pages. */
+export function pageBytes(pages: number): number {
+  return pages * PAGE_BYTES;
+}

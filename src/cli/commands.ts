@@ -20,12 +20,11 @@ export interface LazyCommand {
 export const COMMANDS: Readonly<Record<string, LazyCommand>> = {
   iova: { brief: "Plan where guest memory and shadow rings lie for a device", load: () => import("./commands/iova.ts") },
   relay: { brief: "Run and steer relays between a VMM and a device", load: () => import("./commands/relay.ts") },
+  migrate: { brief: "Migrate a guest, live", load: () => import("./commands/migrate.ts") },
   doctor: { brief: "Check whether this host is ready, and say what to do", load: () => import("./commands/doctor.ts") },
   schema: { brief: "Print the JSON schema of a document", load: () => import("./commands/schema.ts") },
   completions: { brief: "Print the completion script of a shell", load: () => import("./commands/completions.ts") },
   man: { brief: "Print a manual page", load: () => import("./commands/man.ts") },
-  iova: { brief: "Plan where guest memory and shadow rings lie for a device", load: () => import("./commands/iova.ts") },
-  relay: { brief: "Run and steer relays between a VMM and a device", load: () => import("./commands/relay.ts") },
   drive: { brief: "Run a checked workload on a device: a guest without a guest", load: () => import("./commands/drive.ts") },
   device: { brief: "Run an embedded device", load: () => import("./commands/device.ts") },
   version: { brief: "Print the version", load: () => import("./commands/version.ts") },

@@ -118,6 +118,7 @@ export class Relay implements VhostBackend {
   #driverOk = false;
   #closed = false;
   #deviceError: Error | undefined;
+  #configSeen: Uint8Array<ArrayBuffer> | undefined;
 
   /** @param device open, with nothing set up; the relay drives it from now on, and does not close it */
   constructor(device: VhostBackend, config: RelayConfig, events: RelayEvents) {
@@ -438,7 +439,9 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.setVringBase}. */
   async setVringBase(index: number, base: number): Promise<void> {
-    this.#stoppedQueue(index, "its base").base = base;
+    const queue = this.#stoppedQueue(index, "its base");
+    queue.base = queue.startBase = base;
+    queue.lastBase = undefined;
   }
 
   /** See {@linkcode VhostBackend.getVringBase}. Resolves when the device holds nothing and the last dirty bit is set. */
@@ -447,6 +450,7 @@ export class Relay implements VhostBackend {
     return await queue.lane.run(async () => {
       await queue.leave();
       queue.unkick();
+      queue.lastBase = queue.base;
       return queue.base;
     });
   }
@@ -556,8 +560,15 @@ export class Relay implements VhostBackend {
   // ---- the rest is passed on
 
   /** See {@linkcode VhostBackend.getConfig}. */
-  getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
-    return this.#device.getConfig(offset, size);
+  async getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
+    const bytes = await this.#device.getConfig(offset, size);
+    if (offset === 0) this.#configSeen = bytes.slice();
+    return bytes;
+  }
+
+  /** The configuration space as the front-end last read it from its start. */
+  get configSeen(): Uint8Array<ArrayBuffer> | undefined {
+    return this.#configSeen;
   }
 
   /** See {@linkcode VhostBackend.setConfig}. */

@@ -36,6 +36,10 @@ export class RelayQueue {
   addresses: VringAddresses | undefined;
   /** Where the guest's ring goes on. */
   base = 0;
+  /** The base that the front-end set last; undefined before it has. */
+  startBase: number | undefined;
+  /** The base that the front-end got when it stopped the ring; undefined while it has not since it set one. */
+  lastBase: number | undefined;
   /** Does the front-end let the queue run? */
   enabled = false;
   /** Its mode, or why it has none. */
@@ -199,6 +203,7 @@ export class RelayQueue {
     this.#kickSet = false;
     this.num = 0;
     this.base = 0;
+    this.startBase = this.lastBase = undefined;
     this.addresses = undefined;
     this.enabled = false;
     this.state = "stopped";

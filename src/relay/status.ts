@@ -27,6 +27,10 @@ export interface QueueStatus {
   avail_idx: number;
   /** Used position in the guest's ring. */
   used_idx: number;
+  /** The vring base that the front-end set last, null before it has: where this side took the queue over. */
+  start_base: number | null;
+  /** The vring base that the front-end got when it stopped the ring, null while it runs: where another side goes on. */
+  last_base: number | null;
   /** Chains made available and not used. */
   inflight: number;
   /** Kicks of the guest that the relay took. */
@@ -75,6 +79,12 @@ export interface RelayStatus {
   marking_all: boolean;
   /** Negotiated features, `0x…`. */
   features: string;
+  /** Features that a guest could negotiate, `0x…`. */
+  offered_features: string;
+  /** Queues of the device. */
+  queue_num: number;
+  /** The device's configuration space in hexadecimal, as the VMM last read it from its start; null before. */
+  config: string | null;
   /** Features of the device that the guest does not see, and why. */
   masked_features: string[];
   /** Memory regions given to the device. */
@@ -118,6 +128,8 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     num: queue.num,
     avail_idx: avail,
     used_idx: used,
+    start_base: queue.startBase ?? null,
+    last_base: queue.lastBase ?? null,
     inflight,
     kicks: of("kicks"),
     calls: of("calls"),

@@ -6,6 +6,7 @@
 import type { ErrorRecord } from "../errors.ts";
 import { COUNTER } from "./counters.ts";
 import type { Relay, RelayMode } from "./relay.ts";
+import { isRelayed } from "./queue_steps.ts";
 import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
 
 /** One queue in {@linkcode RelayStatus}. */
@@ -98,7 +99,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
   let avail = of("availIdx");
   let used = of("usedIdx");
   let inflight = of("inflight");
-  if (queue.state === "passthrough" && format === "split") {
+  if ((queue.mode === "passthrough" || queue.mode === "notify") && format === "split") {
     try {
       ({ avail, used } = passthroughPositions(relay, queue));
       inflight = (avail - used) & 0xffff;
@@ -111,7 +112,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
   return {
     index: queue.index,
     mode: queue.state,
-    core: queue.state === "shadow" ? "js" : null,
+    core: queue.mode !== undefined && isRelayed(queue.mode) ? "js" : null,
     guest_ring: format,
     device_ring: relay.devicePacked ? "packed" : "split",
     num: queue.num,

@@ -3,9 +3,11 @@ import { labTest } from "../support/real_parts.ts";
 import { RelayProcess } from "../support/relay_process.ts";
 import { makeImage, startVm, storageDaemon, verifyImage } from "../support/vm.ts";
 
+const MODES = ["passthrough", "shadow", "notify", "used"] as const;
+
 for (const qemu of ["7.2", "10"] as const) {
   await labTest(
-    `a QEMU ${qemu} guest works through the relay in passthrough, in shadow, and switching every 100 ms`,
+    `a QEMU ${qemu} guest works through the relay in every mode, switching every 100 ms`,
     [`qemu-${qemu}`, "guest"],
     async ({ folder, step }) => {
       const image = await makeImage(folder.join("disk.img"));
@@ -39,7 +41,7 @@ for (const qemu of ["7.2", "10"] as const) {
 
       await step("switching every 100 ms", async () => {
         for (let i = 0; i < 40; i++) {
-          await relay.setMode(i % 2 === 0 ? "passthrough" : "shadow");
+          await relay.setMode(MODES[i % MODES.length]!);
           await new Promise((resolve) => setTimeout(resolve, 100));
         }
         const status = await relay.status();

@@ -256,6 +256,14 @@ vmTest("vp_vdpa does a checked workload with split rings", behindIommu, async ()
   await assert.rejects(driver.continueHere(), withCode("BASE_NOT_SUPPORTED", /shadow mode/));
 });
 
+vmTest("vp_vdpa does a checked workload with packed rings", behindIommu, async () => {
+  await using device = await openVdpa("vpblk");
+  await using driver = await EmbeddedDriver.open(device, { ramSize: 4 * MIB, depth: 16, num: 128, packed: true, regionSize: 4 * MIB });
+  const report = await driver.run({ requests: 120 });
+  assert.deepEqual([report.lost, report.duplicated, report.corrupted, report.faults], [0, 0, 0, []]);
+  await driver.exportState();
+});
+
 vmTest("a region outside the IOMMU's range is refused with the range", behindIommu, async () => {
   await using device = await openVdpa("vpblk");
   using fd = createMemfd("ram", MIB);
@@ -263,7 +271,7 @@ vmTest("a region outside the IOMMU's range is refused with the range", behindIom
   await assert.rejects(device.setMemTable([high]), withCode("IOVA_OUTSIDE_RANGE", /0x0-0x7fffffffff/));
 });
 
-vmTest("vp_vdpa gives doorbell pages, vdpa_sim none", behindIommu, async () => {
+vmTest("vp_vdpa gives doorbell pages", behindIommu, async () => {
   await using device = await openVdpa("vpblk");
   assert.deepEqual(device.doorbell(0), { fd: device.node.device.fd, offset: 0, size: 4096 });
 });

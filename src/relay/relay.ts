@@ -6,15 +6,18 @@
  * @module
  */
 import { type ErrorRecord, EXIT, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
-import { GuestMemory } from "../memory/guest_memory.ts";
+import { GuestMemory, type MappedRegion } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
-import { VIRTIO_FEATURE_BITS, VIRTIO_STATUS } from "../uapi/virtio.ts";
-import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
-import { Arena } from "./arena.ts";
+import { VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
+import type { BackendInfo, LogRegion, VhostBackend, VringAddresses, VringStart } from "../vhost/backend.ts";
+import { IovaPlan } from "../iova/plan.ts";
+import type { TranslatedRegion } from "../iova/translation.ts";
+import { Arena, slotSize } from "./arena.ts";
 import { Counters } from "./counters.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
+import { Lane } from "./lane.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RelayWorker } from "./worker_client.ts";
@@ -65,8 +68,8 @@ export const MASKED_FEATURES: bigint = IN_ORDER | NOTIFICATION_DATA | RING_RESET
 
 /** uaddr = IOVA + this, towards a vhost-user device: an address that is none of ours and none of the VMM's. */
 const DEVICE_UADDR_OFFSET = 2 ** 47;
-/** The arena ends here: above any guest memory, below what devices with 47 address bits reach. */
-const ARENA_END = 2 ** 46;
+/** vhost-user devices take any address; the arena ends here, above any guest memory. */
+const VHOST_USER_IOVA_LAST = 2n ** 46n - 1n;
 /** While a device that nobody follows writes guest memory, all of it is marked dirty this often, ms. */
 const MARK_ALL_INTERVAL_MS = 50;
 const MAX_QUEUES = 256;
@@ -107,6 +110,10 @@ export class Relay implements VhostBackend {
   readonly #workers: RelayWorker[] = [];
   readonly #queues = new Map<number, RelayQueue>();
   readonly #maxQueues: number;
+  /** The device stops and starts all of its rings together. */
+  readonly #grouped: boolean;
+  readonly #groupLane = new Lane();
+  readonly #plan: IovaPlan;
   #arena: Arena | undefined;
   #arenaAtDevice = false;
   #features = 0n;
@@ -116,6 +123,7 @@ export class Relay implements VhostBackend {
   #markingAll = 0;
   #statusByGuest = false;
   #driverOk = false;
+  #status = 0;
   #closed = false;
   #deviceError: Error | undefined;
   #configSeen: Uint8Array<ArrayBuffer> | undefined;
@@ -125,8 +133,12 @@ export class Relay implements VhostBackend {
     this.#device = device;
     this.#config = config;
     this.#events = events;
-    // Net devices count queue pairs, and have a control queue.
-    this.#maxQueues = Math.min(MAX_QUEUES, 2 * device.info.queueNum + 1);
+    const { queueNum, deviceId } = device.info;
+    // Net devices count queue pairs, and have a control queue; vhost-user does not say what a device is.
+    this.#maxQueues = Math.min(MAX_QUEUES, deviceId === undefined || deviceId === VIRTIO_ID.net ? 2 * queueNum + 1 : queueNum);
+    this.#grouped = (device.info.ringStop ?? "each") !== "each";
+    const { first, last } = device.info.iovaRange ?? { first: 0n, last: VHOST_USER_IOVA_LAST };
+    this.#plan = new IovaPlan({ ranges: { first, last } });
     this.counters = new Counters(this.#maxQueues);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
@@ -197,7 +209,7 @@ export class Relay implements VhostBackend {
         features: () => this.#features,
         devicePacked: () => this.#devicePacked,
         log: (message) => this.#events.log(message),
-      });
+      }, this.#grouped ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
     }
     return queue;
@@ -209,9 +221,9 @@ export class Relay implements VhostBackend {
     const mode = this.#config.queueModes?.get(index) ?? this.#config.mode;
     const guestPacked = hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED);
     const translated = this.#devicePacked !== guestPacked;
-    // A vDPA device that cannot be stopped in mid-flight could never leave passthrough again.
-    const stoppable = this.#device.info.ringStop !== "at-rest";
-    if (forceShadow || translated || mode === "shadow") return "shadow";
+    // A device whose rings cannot be stopped one by one in mid-flight stays behind rings of the relay's own.
+    const stoppable = !this.#grouped;
+    if (forceShadow || translated || this.#moved || mode === "shadow") return "shadow";
     // Packed rings have no used ring of their own that could be the relay's.
     if (mode === "used" || this.#logging || !stoppable) return guestPacked ? "shadow" : "used";
     return mode === "auto" ? "passthrough" : mode;
@@ -295,6 +307,7 @@ export class Relay implements VhostBackend {
 
   /** Brings every running queue into the wanted mode; resolves when all are. @throws the first error of a queue */
   async applyMode(): Promise<void> {
+    if (this.#grouped) return await this.#groupLane.run(() => this.#reconcileGroup());
     const results = await Promise.allSettled(this.queues.map((queue) => queue.lane.run(() => this.#reconcile(queue))));
     for (const result of results) if (result.status === "rejected") throw result.reason;
   }
@@ -308,6 +321,48 @@ export class Relay implements VhostBackend {
     }
   }
 
+  // ---- devices that stop and start their rings together; all of this runs in the one lane
+
+  async #reconcileGroup(): Promise<void> {
+    if (!this.queues.some((queue) => queue.running && queue.mode !== this.wantedMode(queue.index))) return;
+    await this.#stopGroup();
+    await this.#startGroup();
+  }
+
+  // A device that starts once must be given every ring at once: when the last one that the front-end has started is decided.
+  async #startGroup(): Promise<void> {
+    const queues = this.queues.filter((queue) =>
+      queue.kicked && queue.state === "stopped" && queue.num > 0 && queue.addresses !== undefined
+    );
+    if (queues.length === 0 || this.queues.some((queue) => queue.kicked && !queue.decided)) return;
+    try {
+      const rings: VringStart[] = [];
+      for (const queue of queues) {
+        this.#checkRing(queue);
+        rings.push(await queue.prepare(this.wantedMode(queue.index)));
+      }
+      await this.#device.startVrings!(rings);
+    } catch (error) {
+      for (const queue of queues) queue.fail(error);
+      throw error;
+    }
+    for (const queue of queues) await queue.entered(this.wantedMode(queue.index));
+  }
+
+  async #stopGroup(): Promise<void> {
+    const queues = this.queues.filter((queue) => queue.running);
+    if (queues.length === 0) return;
+    const rests = this.#device.info.deviceId !== VIRTIO_ID.net;
+    await Promise.all(queues.map((queue) => queue.quiesce(rests)));
+    await this.#device.stopVrings!(queues.map(({ index }) => ({ index, recorded: true })));
+    for (const queue of queues) await queue.left();
+  }
+
+  async #leave(queue: RelayQueue): Promise<void> {
+    if (this.#grouped) await this.#stopGroup();
+    else await queue.leave();
+  }
+
   /** See {@linkcode VhostBackend.setLogBase}. */
   async setLogBase(log: LogRegion): Promise<void> {
     await this.dirty.setVmmLog(log, this.memory.endGpa);
@@ -316,22 +371,44 @@ export class Relay implements VhostBackend {
 
   // ---- memory
 
+  // What the device is told of a guest region: where the plan has put it.
   #toDevice(region: MemoryRegion): MemoryRegion {
-    return { ...region, uaddr: region.gpa + DEVICE_UADDR_OFFSET };
+    const { iova } = this.#plan.regionAt(region.gpa)!;
+    return { ...region, gpa: iova, uaddr: iova + DEVICE_UADDR_OFFSET };
+  }
+
+  /** Does some guest memory lie elsewhere than at IOVA = GPA, so that descriptors must be translated? */
+  get #moved(): boolean {
+    return this.#plan.regions.some((region) => !region.identity);
+  }
+
+  /** The layout of the device's address space. */
+  get plan(): IovaPlan {
+    return this.#plan;
+  }
+
+  #addRegion(region: MemoryRegion): MappedRegion {
+    const mapped = this.memory.add(region);
+    try {
+      this.#plan.addRegion({ gpa: region.gpa, size: region.size });
+    } catch (error) {
+      this.memory.remove(region);
+      throw error;
+    }
+    return mapped;
+  }
+
+  #forgetRegion(region: Pick<MemoryRegion, "gpa" | "size" | "uaddr">): void {
+    this.memory.remove(region);
+    this.#plan.removeRegion({ gpa: region.gpa, size: region.size });
   }
 
   // The arena is part of the first table, so that a switch sends no memory message.
   #ensureArena(): Arena {
     if (this.#arena === undefined) {
-      const arena = new Arena(this.#maxQueues, ARENA_END - this.#maxQueues * 2 ** 20);
-      if (this.memory.endGpa > arena.iova) {
-        arena.close();
-        throw new SvqError(
-          "MEMORY_TOO_HIGH",
-          `Guest memory reaches 0x${this.memory.endGpa.toString(16)}: no room for shadow rings below 0x${ARENA_END.toString(16)}`,
-        );
-      }
-      this.#arena = arena;
+      const slot = slotSize(this.#device.info.vringNumMax);
+      const { iova } = this.#plan.addArena({ name: "shadow rings", size: this.#maxQueues * slot });
+      this.#arena = new Arena(this.#maxQueues, iova, slot);
     }
     return this.#arena;
   }
@@ -345,14 +422,14 @@ export class Relay implements VhostBackend {
     try {
       for (const region of regions) {
         if (this.memory.regions.some((old) => same(old, region))) continue;
-        this.memory.add(region);
+        this.#addRegion(region);
         added.push(region);
       }
       const arena = this.#ensureArena();
       await this.#device.setMemTable([arena.region(DEVICE_UADDR_OFFSET), ...this.memory.regions.map((region) => this.#toDevice(region))]);
       this.#arenaAtDevice = true;
     } catch (error) {
-      for (const region of added) this.memory.remove(region);
+      for (const region of added) this.#forgetRegion(region);
       throw error;
     }
     await this.#memoryChanged();
@@ -360,7 +437,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.addMemRegion}. */
   async addMemRegion(region: MemoryRegion): Promise<void> {
-    const mapped = this.memory.add(region);
+    const mapped = this.#addRegion(region);
     try {
       const arena = this.#ensureArena();
       if (!this.#arenaAtDevice) {
@@ -369,7 +446,7 @@ export class Relay implements VhostBackend {
       }
       await this.#device.addMemRegion(this.#toDevice(mapped));
     } catch (error) {
-      this.memory.remove(region);
+      this.#forgetRegion(region);
       throw error;
     }
     await this.#memoryChanged();
@@ -381,29 +458,34 @@ export class Relay implements VhostBackend {
     if (found === undefined) {
       throw new SvqError("NO_SUCH_REGION", `No memory region 0x${region.gpa.toString(16)}+0x${region.size.toString(16)}`);
     }
-    const { gpa, size } = found;
+    const { gpa, size, uaddr } = this.#toDevice(found);
     await this.#dropRegions([found]);
-    await this.#device.removeMemRegion({ gpa, size, uaddr: gpa + DEVICE_UADDR_OFFSET });
+    await this.#device.removeMemRegion({ gpa, size, uaddr });
   }
 
   // Workers stop using the regions, chains in them come back, and only then they are unmapped.
   async #dropRegions(gone: readonly MemoryRegion[]): Promise<void> {
     if (gone.length === 0) return;
     const ranges = this.memory.ranges().filter((range) => !gone.some((region) => region.gpa === range.gpa));
-    await this.#tellWorkers({ type: "memory", ranges });
+    await this.#tellWorkers({ type: "memory", ranges, moved: this.#movedRegions() });
     for (const region of gone) {
       for (;;) {
         const replies = await Promise.all(this.#workers.map((worker) => worker.send({ type: "uses", gpa: region.gpa, size: region.size })));
         if (replies.every((reply) => reply.count === 0)) break;
         await pause(2);
       }
-      this.memory.remove(region);
+      this.#forgetRegion(region);
     }
+  }
+
+  #movedRegions(): TranslatedRegion[] | undefined {
+    return this.#moved ? this.#plan.regions.map(({ gpa, iova, size }) => ({ gpa, iova, size })) : undefined;
   }
 
   async #memoryChanged(): Promise<void> {
     await this.dirty.grow(this.memory.endGpa);
-    await this.#tellWorkers({ type: "memory", ranges: this.memory.ranges() });
+    await this.#tellWorkers({ type: "memory", ranges: this.memory.ranges(), moved: this.#movedRegions() });
+    await this.applyMode();
   }
 
   // ---- rings
@@ -461,9 +543,9 @@ export class Relay implements VhostBackend {
     await queue.lane.run(async () => {
       // A new kick eventfd for a ring that runs: the ring changes hands once.
       const { mode } = queue;
-      await queue.leave();
+      if (mode !== undefined) await this.#leave(queue);
       queue.setKick(fd);
-      if (mode === undefined) await this.#startIfReady(queue);
+      if (mode === undefined || this.#grouped) await this.#startIfReady(queue);
       else await queue.enter(mode);
     });
   }
@@ -482,6 +564,7 @@ export class Relay implements VhostBackend {
   async setVringEnable(index: number, enabled: boolean): Promise<void> {
     const queue = this.#queue(index);
     queue.enabled = enabled;
+    queue.enableSeen = true;
     await queue.lane.run(async () => {
       if (queue.running) await queue.applyEnabled();
       else await this.#startIfReady(queue);
@@ -489,6 +572,7 @@ export class Relay implements VhostBackend {
   }
 
   async #startIfReady(queue: RelayQueue): Promise<void> {
+    if (this.#grouped) return await this.#startGroup();
     if (queue.state !== "stopped" || !queue.ready) return;
     try {
       this.#checkRing(queue);
@@ -502,7 +586,10 @@ export class Relay implements VhostBackend {
 
   // A front-end without STATUS never says DRIVER_OK, and a device with it may wait for that before it touches a ring.
   async #ensureDriverOk(): Promise<void> {
-    if (this.#statusByGuest || this.#driverOk || !hasBit(this.#device.info.protocolFeatures, PROTOCOL_FEATURE.STATUS)) return;
+    // Kernel devices say DRIVER_OK by themselves, when all of their rings are set up.
+    if (this.#isKernel || this.#statusByGuest || this.#driverOk || !hasBit(this.#device.info.protocolFeatures, PROTOCOL_FEATURE.STATUS)) {
+      return;
+    }
     this.#driverOk = true;
     await this.#device.setStatus(RUNNING_STATUS);
   }
@@ -538,10 +625,12 @@ export class Relay implements VhostBackend {
     queue.lane.run(async () => {
       if (!queue.running) return;
       try {
-        await queue.abandon();
+        if (this.#grouped) await this.#stopGroup();
+        else await queue.abandon();
       } finally {
         queue.fail(fromErrorRecord(error));
       }
+      if (this.#grouped) await this.#startGroup();
     }).catch((failure) => this.#report(failure));
   }
 
@@ -577,8 +666,12 @@ export class Relay implements VhostBackend {
   }
 
   /** See {@linkcode VhostBackend.getStatus}. */
-  getStatus(): Promise<number> {
-    return this.#device.getStatus();
+  async getStatus(): Promise<number> {
+    return this.#isKernel ? this.#status : await this.#device.getStatus();
+  }
+
+  get #isKernel(): boolean {
+    return this.#device.info.kind === "vhost-vdpa" || this.#device.info.kind === "vhost-net";
   }
 
   /**
@@ -589,7 +682,9 @@ export class Relay implements VhostBackend {
     if (status === 0) await this.#stopRings();
     this.#statusByGuest = status !== 0;
     this.#driverOk = false;
-    await this.#device.setStatus(status);
+    this.#status = status;
+    if (!this.#isKernel) await this.#device.setStatus(status);
+    else if (status === 0) await this.#device.reset();
   }
 
   /** See {@linkcode VhostBackend.reset}. */
@@ -602,7 +697,7 @@ export class Relay implements VhostBackend {
   async #stopRings(): Promise<void> {
     for (const queue of this.queues) {
       await queue.lane.run(async () => {
-        if (this.#deviceError === undefined) await queue.leave();
+        if (this.#deviceError === undefined) await this.#leave(queue);
         queue.unkick();
       });
     }
@@ -610,7 +705,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.suspend}. Stops every ring. */
   async suspend(): Promise<void> {
-    await Promise.all(this.queues.map((queue) => queue.lane.run(() => queue.leave())));
+    await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#leave(queue))));
   }
 
   /** See {@linkcode VhostBackend.resume}. Starts what {@linkcode suspend} stopped. */
@@ -621,7 +716,7 @@ export class Relay implements VhostBackend {
   async #stopAll(): Promise<void> {
     for (const queue of this.queues) {
       await queue.lane.run(async () => {
-        if (this.#deviceError === undefined) await queue.leave().catch((error) => this.#report(error));
+        if (this.#deviceError === undefined) await this.#leave(queue).catch((error) => this.#report(error));
         queue.forget();
       });
     }

@@ -7,6 +7,7 @@ import { EXIT, SvqError } from "../errors.ts";
 import { dupFd, listenUnix } from "../ffi/mod.ts";
 import { type DeviceAddress, formatDeviceAddress, parseDeviceAddress, type SimAddress } from "../vhost/address.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
+import { openKernel } from "../vhost/open_kernel.ts";
 import { VhostUserFrontEnd } from "../vhost_user/front_end.ts";
 import type { SimOptions } from "./options.ts";
 import { SimDevice } from "./sim_device.ts";
@@ -50,7 +51,7 @@ async function acceptDevice(path: string): Promise<VhostBackend> {
 }
 
 /**
- * Opens a device: an embedded one, or a vhost-user device behind a socket (`listen:` waits until one connects).
+ * Opens a device: an embedded one, one of the kernel, or a vhost-user device behind a socket (`listen:` waits until one connects).
  *
  * @param address parsed, or as typed
  * @throws SvqError USAGE for a bad address, UNSUPPORTED_DEVICE, and of connecting
@@ -66,6 +67,6 @@ export async function openDevice(address: DeviceAddress | string): Promise<Vhost
     case "fd":
       return await VhostUserFrontEnd.fromFd(dupFd(parsed.fd), { address: formatDeviceAddress(parsed) });
     default:
-      throw unsupported(parsed, "Kernel devices cannot be driven by this build");
+      return openKernel(parsed);
   }
 }

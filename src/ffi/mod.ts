@@ -12,6 +12,7 @@ export * from "./epoll.ts";
 export * from "./reactor.ts";
 export * from "./ioctl.ts";
 export * from "./iovec.ts";
+export * from "./netlink_socket.ts";
 export * from "./unix_socket.ts";
 export * from "./tcp_socket.ts";
 export * from "./thread.ts";

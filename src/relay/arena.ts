@@ -62,22 +62,25 @@ export class Arena implements Disposable {
   }
 
   /**
-   * A zeroed ring of `num` descriptors for queue `index`: in this process and for the device.
+   * A zeroed ring of `num` descriptors for queue `index`: where the device finds it.
    *
    * @throws SvqError RING_TOO_LARGE, NO_SUCH_QUEUE
    */
-  place(index: number, num: number): { local: RingParts & { tables: IndirectTables }; iova: RingParts } {
+  place(index: number, num: number): RingParts {
     const { slot, layout } = this.#layout(index, num);
     new Uint8Array(this.#mapping.buffer(slot, layout.end)).fill(0);
+    return this.peek(index, num);
+  }
+
+  /** Where the ring that {@linkcode place} made is in this process. */
+  local(index: number, num: number): RingParts & { tables: IndirectTables } {
+    const { slot, layout } = this.#layout(index, num);
     const { address } = this.#mapping;
     return {
-      local: {
-        desc: address + slot + layout.desc,
-        avail: address + slot + layout.avail,
-        used: address + slot + layout.used,
-        tables: { address: address + slot + layout.tables, iova: this.iova + slot + layout.tables, entries: layout.entries },
-      },
-      iova: this.peek(index, num),
+      desc: address + slot + layout.desc,
+      avail: address + slot + layout.avail,
+      used: address + slot + layout.used,
+      tables: { address: address + slot + layout.tables, iova: this.iova + slot + layout.tables, entries: layout.entries },
     };
   }
 

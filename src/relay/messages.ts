@@ -38,18 +38,16 @@ export interface IndirectTables {
 /** Everything a Worker needs to run one queue. Descriptors are numbers that the main thread keeps open meanwhile. */
 export interface QueueStart {
   index: number;
+  /** `notify`: only kicks and calls go through the Worker. */
+  mode: "notify" | "used" | "shadow";
   guest: RingPlace;
   device: RingPlace;
   /** Where the guest's ring goes on: vring base. */
   guestBase: number;
-  /** Where the device's ring starts: vring base (its memory is zeroed). */
-  deviceBase: number;
   /** Guest kick; -1 where the driver only polls. */
   kickFd: number;
   /** Guest call; -1 for none. */
   callFd: number;
-  /** Error eventfd of the queue; -1 for none. */
-  errFd: number;
   deviceKickFd: number;
   deviceCallFd: number;
   /** GPA of the used ring when writes to it are logged, otherwise -1. */

@@ -8,6 +8,7 @@ import { bufferAt, signalEventfd } from "../ffi/mod.ts";
 import type { RangeTable } from "../memory/range_table.ts";
 import { DESC_BYTES, packedLayout, splitLayout } from "../vring/layout.ts";
 import { PackedDevice, PackedDriver } from "../vring/packed.ts";
+import { HeadDriver } from "../vring/heads.ts";
 import type { DeviceQueue, DriverQueue, RingMemory } from "../vring/queue.ts";
 import { SplitDevice, SplitDriver } from "../vring/split.ts";
 import { COUNTER } from "./counters.ts";
@@ -33,6 +34,7 @@ function guestQueue(start: QueueStart, path: DataPath, maxChain: number): Device
   const memory: RingMemory = {
     contains: (gpa, length) => path.memory.contains(gpa, length),
     buffer: (gpa, length) => path.memory.buffer(gpa, length),
+    readWords: (gpa, target, count) => path.memory.readWords(gpa, target, count),
   };
   const options = {
     num,
@@ -49,6 +51,7 @@ function guestQueue(start: QueueStart, path: DataPath, maxChain: number): Device
 }
 
 function shadowQueue(start: QueueStart): DriverQueue {
+  if (start.mode === "used") return headQueue(start);
   const { num, packed, eventIdx, indirect, desc, avail, used, tables } = start.device;
   const layout = packed ? packedLayout(num) : splitLayout(num);
   const part = (address: number, size: number) => ({ buffer: bufferAt(address, size) });
@@ -66,8 +69,48 @@ function shadowQueue(start: QueueStart): DriverQueue {
   return packed ? new PackedDriver(options) : new SplitDriver(options);
 }
 
-/** A queue in shadow mode. */
-export class QueueRunner {
+// Mode `used`: the device reads the guest's own descriptor table.
+function headQueue(start: QueueStart): DriverQueue {
+  const { num, eventIdx, avail, used } = start.device;
+  const layout = splitLayout(num);
+  return new HeadDriver({
+    num,
+    avail: { buffer: bufferAt(avail, layout.avail.size) },
+    used: { buffer: bufferAt(used, layout.used.size) },
+    eventIdx,
+  });
+}
+
+/** What a Worker runs for a queue. */
+export interface Runner {
+  /** Index of the queue. */
+  readonly index: number;
+  /** What it was started with. */
+  readonly start: QueueStart;
+  /** The guest kicked. */
+  kicked(): void;
+  /** The device called. */
+  called(): void;
+  /** Does what there is to do. @returns whether there is more to do at once */
+  service(): boolean;
+  /** Takes chains from the guest, or stops doing so; what is at the device still comes back. */
+  pause(paused: boolean): void;
+  /** The guest's call eventfd, -1 for none. */
+  setCall(fd: number): void;
+  /** Where writes to the guest's used ring are logged, -1 for nowhere. */
+  setLogUsed(gpa: number): void;
+  /** How many chains at the device touch `[gpa, gpa + size)`. */
+  uses(gpa: number, size: number): number;
+  /** Where the queue stands. */
+  progress(): QueueProgress;
+  /** A rule was broken: the queue stops here. */
+  fail(): void;
+  /** The end of the mode. */
+  finish(): QueueProgress;
+}
+
+/** A queue in mode `used` or `shadow`. */
+export class QueueRunner implements Runner {
   /** Index of the queue. */
   readonly index: number;
   /** What it was started with. */

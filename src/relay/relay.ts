@@ -10,21 +10,24 @@ import { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
-import { VIRTIO_STATUS } from "../uapi/virtio.ts";
+import { VIRTIO_FEATURE_BITS, VIRTIO_STATUS } from "../uapi/virtio.ts";
 import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import { Arena } from "./arena.ts";
 import { Counters } from "./counters.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
-import { pause, RelayQueue, type RunningMode } from "./relay_queue.ts";
+import { pause, type RunningMode } from "./queue_steps.ts";
+import { RelayQueue } from "./relay_queue.ts";
 import { RelayWorker } from "./worker_client.ts";
 
 /** Modes that can be asked for: `auto` is passthrough until the VMM turns the dirty log on. */
-export type RelayMode = "auto" | "passthrough" | "shadow";
+export type RelayMode = "auto" | RunningMode;
 
 /** What the user chooses; may be changed while the relay runs (then call {@linkcode Relay.applyMode}). */
 export interface RelayConfig {
   mode: RelayMode;
-  /** Stay in shadow mode, whatever `mode` says. */
+  /** Modes of single queues, instead of `mode`. */
+  queueModes?: Map<number, RelayMode>;
+  /** Stay in shadow mode, whatever the modes say. */
   forceShadow: boolean;
   /** How long turning the dirty log on may keep the VMM waiting, ms. */
   switchTimeoutMs: number;
@@ -115,6 +118,7 @@ export class Relay implements VhostBackend {
   #driverOk = false;
   #closed = false;
   #deviceError: Error | undefined;
+  #configSeen: Uint8Array<ArrayBuffer> | undefined;
 
   /** @param device open, with nothing set up; the relay drives it from now on, and does not close it */
   constructor(device: VhostBackend, config: RelayConfig, events: RelayEvents) {
@@ -199,11 +203,18 @@ export class Relay implements VhostBackend {
     return queue;
   }
 
-  /** The mode that a queue should be in now. */
-  get wantedMode(): RunningMode {
-    const { mode, forceShadow } = this.#config;
-    const translated = this.#devicePacked !== ((this.#features & RING_PACKED) !== 0n);
-    return this.#logging || forceShadow || translated || mode === "shadow" ? "shadow" : "passthrough";
+  /** The mode that queue `index` should be in now. */
+  wantedMode(index: number): RunningMode {
+    const { forceShadow } = this.#config;
+    const mode = this.#config.queueModes?.get(index) ?? this.#config.mode;
+    const guestPacked = hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED);
+    const translated = this.#devicePacked !== guestPacked;
+    // A vDPA device that cannot be stopped in mid-flight could never leave passthrough again.
+    const stoppable = this.#device.info.ringStop !== "at-rest";
+    if (forceShadow || translated || mode === "shadow") return "shadow";
+    // Packed rings have no used ring of their own that could be the relay's.
+    if (mode === "used" || this.#logging || !stoppable) return guestPacked ? "shadow" : "used";
+    return mode === "auto" ? "passthrough" : mode;
   }
 
   // ---- features and the dirty log
@@ -290,8 +301,8 @@ export class Relay implements VhostBackend {
 
   async #reconcile(queue: RelayQueue): Promise<void> {
     // The wish may change while a step waits for the device.
-    while (queue.running && queue.state !== this.wantedMode) {
-      await queue.change(this.wantedMode);
+    while (queue.running && queue.mode !== this.wantedMode(queue.index)) {
+      await queue.change(this.wantedMode(queue.index));
       // What the device wrote between the last mark and the end of passthrough has no bit of its own.
       if (this.markingAll && this.#logging) this.dirty.markAll(this.memory.regions);
     }
@@ -428,7 +439,9 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.setVringBase}. */
   async setVringBase(index: number, base: number): Promise<void> {
-    this.#stoppedQueue(index, "its base").base = base;
+    const queue = this.#stoppedQueue(index, "its base");
+    queue.base = queue.startBase = base;
+    queue.lastBase = undefined;
   }
 
   /** See {@linkcode VhostBackend.getVringBase}. Resolves when the device holds nothing and the last dirty bit is set. */
@@ -437,6 +450,7 @@ export class Relay implements VhostBackend {
     return await queue.lane.run(async () => {
       await queue.leave();
       queue.unkick();
+      queue.lastBase = queue.base;
       return queue.base;
     });
   }
@@ -446,7 +460,7 @@ export class Relay implements VhostBackend {
     const queue = this.#queue(index);
     await queue.lane.run(async () => {
       // A new kick eventfd for a ring that runs: the ring changes hands once.
-      const mode = queue.running ? queue.state as RunningMode : undefined;
+      const { mode } = queue;
       await queue.leave();
       queue.setKick(fd);
       if (mode === undefined) await this.#startIfReady(queue);
@@ -479,7 +493,7 @@ export class Relay implements VhostBackend {
     try {
       this.#checkRing(queue);
       await this.#ensureDriverOk();
-      await queue.enter(this.wantedMode);
+      await queue.enter(this.wantedMode(queue.index));
     } catch (error) {
       queue.fail(error);
       throw error;
@@ -546,8 +560,15 @@ export class Relay implements VhostBackend {
   // ---- the rest is passed on
 
   /** See {@linkcode VhostBackend.getConfig}. */
-  getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
-    return this.#device.getConfig(offset, size);
+  async getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
+    const bytes = await this.#device.getConfig(offset, size);
+    if (offset === 0) this.#configSeen = bytes.slice();
+    return bytes;
+  }
+
+  /** The configuration space as the front-end last read it from its start. */
+  get configSeen(): Uint8Array<ArrayBuffer> | undefined {
+    return this.#configSeen;
   }
 
   /** See {@linkcode VhostBackend.setConfig}. */

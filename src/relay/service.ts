@@ -12,7 +12,7 @@ import { BackendServer } from "../vhost_user/server.ts";
 import { ControlServer } from "./control.ts";
 import { controlPath } from "./runtime_dir.ts";
 import { MASKED_FEATURES, Relay, type RelayConfig, type RelayMode } from "./relay.ts";
-import { pause } from "./relay_queue.ts";
+import { pause } from "./queue_steps.ts";
 import { queueStatus, type RelayStatus } from "./status.ts";
 import { relayVrings } from "./vring_dump.ts";
 
@@ -37,7 +37,7 @@ export interface RelayServiceOptions {
 
 const RETRY_MIN_MS = 100;
 const RETRY_MAX_MS = 5000;
-const MODES: readonly RelayMode[] = ["auto", "passthrough", "shadow"];
+const MODES: readonly RelayMode[] = ["auto", "passthrough", "notify", "used", "shadow"];
 
 /** The text form of a front address. */
 export function frontText(front: FrontAddress): string {
@@ -202,6 +202,9 @@ export class RelayService implements AsyncDisposable {
       logging: relay?.logging ?? false,
       marking_all: relay?.markingAll ?? false,
       features: `0x${(relay?.features ?? 0n).toString(16)}`,
+      offered_features: `0x${(offered & ~MASKED_FEATURES).toString(16)}`,
+      queue_num: this.#device?.info.queueNum ?? 0,
+      config: relay?.configSeen === undefined ? null : Array.from(relay.configSeen, (byte) => byte.toString(16).padStart(2, "0")).join(""),
       masked_features: featureNames(this.#device?.info.deviceId ?? 0, offered & MASKED_FEATURES),
       maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
       queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],
@@ -212,14 +215,22 @@ export class RelayService implements AsyncDisposable {
   /** Changes mode, force_shadow or switch_timeout_ms; resolves with the status when every queue is in its mode. */
   async set(params: Record<string, unknown>): Promise<RelayStatus> {
     const { config } = this.#options;
-    const { mode, force_shadow, switch_timeout_ms, ...others } = params;
+    const { mode, queue, force_shadow, switch_timeout_ms, ...others } = params;
     for (const name of Object.keys(others)) throw badParameter(`There is nothing called "${name}" to set`);
     if (mode !== undefined && !MODES.includes(mode as RelayMode)) throw badParameter(`"${mode}" is no mode: ${MODES.join(", ")}`);
     if (force_shadow !== undefined && typeof force_shadow !== "boolean") throw badParameter("force_shadow is true or false");
     if (switch_timeout_ms !== undefined && !(typeof switch_timeout_ms === "number" && switch_timeout_ms >= 0)) {
       throw badParameter("switch_timeout_ms is a number of milliseconds");
     }
-    if (mode !== undefined) config.mode = mode as RelayMode;
+    if (queue !== undefined && !(typeof queue === "number" && Number.isInteger(queue) && queue >= 0 && mode !== undefined)) {
+      throw badParameter("queue is a queue's number, and goes with a mode");
+    }
+    if (mode !== undefined && queue !== undefined) {
+      (config.queueModes ??= new Map()).set(queue as number, mode as RelayMode);
+    } else if (mode !== undefined) {
+      config.mode = mode as RelayMode;
+      delete config.queueModes;
+    }
     if (force_shadow !== undefined) config.forceShadow = force_shadow;
     if (switch_timeout_ms !== undefined) config.switchTimeoutMs = switch_timeout_ms;
     await this.#relay?.applyMode();

@@ -6,6 +6,7 @@
 import type { ErrorRecord } from "../errors.ts";
 import { COUNTER } from "./counters.ts";
 import type { Relay, RelayMode } from "./relay.ts";
+import { isRelayed } from "./queue_steps.ts";
 import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
 
 /** One queue in {@linkcode RelayStatus}. */
@@ -26,6 +27,10 @@ export interface QueueStatus {
   avail_idx: number;
   /** Used position in the guest's ring. */
   used_idx: number;
+  /** The vring base that the front-end set last, null before it has: where this side took the queue over. */
+  start_base: number | null;
+  /** The vring base that the front-end got when it stopped the ring, null while it runs: where another side goes on. */
+  last_base: number | null;
   /** Chains made available and not used. */
   inflight: number;
   /** Kicks of the guest that the relay took. */
@@ -74,6 +79,12 @@ export interface RelayStatus {
   marking_all: boolean;
   /** Negotiated features, `0x…`. */
   features: string;
+  /** Features that a guest could negotiate, `0x…`. */
+  offered_features: string;
+  /** Queues of the device. */
+  queue_num: number;
+  /** The device's configuration space in hexadecimal, as the VMM last read it from its start; null before. */
+  config: string | null;
   /** Features of the device that the guest does not see, and why. */
   masked_features: string[];
   /** Memory regions given to the device. */
@@ -98,7 +109,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
   let avail = of("availIdx");
   let used = of("usedIdx");
   let inflight = of("inflight");
-  if (queue.state === "passthrough" && format === "split") {
+  if ((queue.mode === "passthrough" || queue.mode === "notify") && format === "split") {
     try {
       ({ avail, used } = passthroughPositions(relay, queue));
       inflight = (avail - used) & 0xffff;
@@ -111,12 +122,14 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
   return {
     index: queue.index,
     mode: queue.state,
-    core: queue.state === "shadow" ? "js" : null,
+    core: queue.mode !== undefined && isRelayed(queue.mode) ? "js" : null,
     guest_ring: format,
     device_ring: relay.devicePacked ? "packed" : "split",
     num: queue.num,
     avail_idx: avail,
     used_idx: used,
+    start_base: queue.startBase ?? null,
+    last_base: queue.lastBase ?? null,
     inflight,
     kicks: of("kicks"),
     calls: of("calls"),

@@ -10,7 +10,8 @@ import { RangeTable } from "../memory/range_table.ts";
 import { DirtyBitmap } from "../dirty/bitmap.ts";
 import { Counters } from "./counters.ts";
 import type { WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
-import { type DataPath, QueueRunner } from "./queue_runner.ts";
+import { NotifyRunner } from "./notify_runner.ts";
+import { type DataPath, QueueRunner, type Runner } from "./queue_runner.ts";
 
 interface Command {
   id: number;
@@ -45,10 +46,10 @@ class RelayLoop {
   readonly #epoll = new Epoll(256);
   readonly #posted: Int32Array;
   readonly #counters: Counters;
-  readonly #runners = new Map<number, QueueRunner>();
+  readonly #runners = new Map<number, Runner>();
   readonly #path: DataPath = { memory: new RangeTable([]), dirty: undefined };
   /** Queues with work to do that they were not told of by an event. */
-  readonly #busy = new Set<QueueRunner>();
+  readonly #busy = new Set<Runner>();
   #handled = 0;
   #ended = false;
 
@@ -83,7 +84,7 @@ class RelayLoop {
     scope.close();
   }
 
-  #service(runner: QueueRunner): void {
+  #service(runner: Runner): void {
     try {
       if (!runner.service()) this.#busy.delete(runner);
     } catch (error) {
@@ -107,7 +108,7 @@ class RelayLoop {
     }
   }
 
-  #runner(index: number): QueueRunner {
+  #runner(index: number): Runner {
     const runner = this.#runners.get(index);
     if (runner === undefined) throw new Error(`queue ${index} does not run here`);
     return runner;
@@ -123,7 +124,8 @@ class RelayLoop {
         return {};
       case "start": {
         const { queue } = command;
-        const runner = new QueueRunner(queue, this.#path, this.#counters.of(queue.index));
+        const counters = this.#counters.of(queue.index);
+        const runner = queue.mode === "notify" ? new NotifyRunner(queue, counters) : new QueueRunner(queue, this.#path, counters);
         this.#runners.set(queue.index, runner);
         this.#watch(queue.kickFd, tokenOf(queue.index, KICK));
         this.#watch(queue.deviceCallFd, tokenOf(queue.index, CALL));

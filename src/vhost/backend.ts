@@ -31,6 +31,63 @@ export interface BackendInfo {
   canSuspend: boolean;
   /** Has a device configuration space that can be read. */
   hasConfig: boolean;
+  /** Addresses that the device can be given, both ends inclusive, bytes; undefined where no limit is known. */
+  iovaRange?: { readonly first: bigint; readonly last: bigint };
+  /** How its rings stop; undefined means `each`. */
+  ringStop?: RingStop;
+}
+
+/**
+ * How a device's rings can be stopped while it runs.
+ *
+ * - `each`: any ring by itself, the others go on.
+ * - `together`: only all at one time. Stopping one stalls the others while the device is reset and set up again: stop and
+ *   start rings in one call ({@linkcode VhostBackend.stopVrings}).
+ * - `at-rest`: not at all while something is in flight (vDPA drivers without SUSPEND). A ring can be stopped when everything
+ *   came back, and the whole device by a reset. Such a device cannot leave passthrough while its driver runs: run its rings
+ *   as shadow rings from the start.
+ */
+export type RingStop = "each" | "together" | "at-rest";
+
+/** A ring to stop: see {@linkcode VhostBackend.stopVrings}. */
+export interface VringStop {
+  /** Ring. */
+  index: number;
+  /**
+   * The caller has recorded every chain that it made available and sees to those that the device does not return (shadow
+   * rings). Then a ring of an `at-rest` device may be stopped with chains in flight.
+   */
+  recorded?: boolean;
+}
+
+/** A ring to start: all that a ring needs. See {@linkcode VhostBackend.startVrings}. */
+export interface VringStart {
+  /** Ring. */
+  index: number;
+  /** Size in descriptors. */
+  num: number;
+  /** As for {@linkcode VhostBackend.setVringBase}. */
+  base: number;
+  /** Where its parts lie. */
+  addresses: VringAddresses;
+  /** Eventfd, borrowed; null: none. */
+  kick: number | null;
+  /** Eventfd, borrowed; null: none. */
+  call: number | null;
+  /** Eventfd, borrowed; null: none. */
+  err: number | null;
+  /** Does it run at once? */
+  enabled: boolean;
+}
+
+/** Where a ring's doorbell page can be mapped by whoever drives it. */
+export interface Doorbell {
+  /** The device, borrowed. */
+  fd: number;
+  /** Bytes. */
+  offset: number;
+  /** Bytes. */
+  size: number;
 }
 
 /** Where the parts of a vring lie (GPA or IOVA, bytes). Packed: descriptor ring, driver area, device area. */
@@ -106,6 +163,15 @@ export interface VhostBackend extends AsyncDisposable {
   suspend(): Promise<void>;
   /** Undoes `suspend`. */
   resume(): Promise<void>;
+  /**
+   * Stops several rings at one time, as {@linkcode getVringBase} stops one; the bases, in the same order. Present where that
+   * costs less than one after the other, or where it is the only way (see {@linkcode RingStop}).
+   */
+  stopVrings?(rings: readonly VringStop[]): Promise<number[]>;
+  /** Sets up and starts several rings at one time; present where {@linkcode stopVrings} is. */
+  startVrings?(rings: readonly VringStart[]): Promise<void>;
+  /** Where the ring's doorbell can be mapped; undefined where it has none. */
+  doorbell?(index: number): Doorbell | undefined;
   /** virtio-net: announce the guest (6 bytes MAC), where the device has VHOST_USER_PROTOCOL_F_RARP. */
   sendRarp?(mac: Uint8Array<ArrayBuffer>): Promise<void>;
   /** virtio-net: the MTU agreed on, where the device has VHOST_USER_PROTOCOL_F_MTU. */

@@ -11,7 +11,7 @@ export interface CliResult {
   stderr: string;
 }
 
-const MAIN = new URL("../../src/cli/main.ts", import.meta.url).pathname;
+export const MAIN: string = new URL("../../src/cli/main.ts", import.meta.url).pathname;
 
 /**
  * `svq ARGS` to its end.

@@ -15,7 +15,7 @@ import { deviceFlag, durationFlag, integerFlag, pathFlag, relayArgument, textFla
 import { usageError } from "../usage.ts";
 
 const RINGS = ["auto", "split", "packed"] as const satisfies readonly RingChoice[];
-const MODES = ["auto", "passthrough", "shadow"] as const satisfies readonly RelayMode[];
+const MODES = ["auto", "passthrough", "notify", "used", "shadow"] as const satisfies readonly RelayMode[];
 
 interface RunFlags {
   readonly front?: DeviceAddress;
@@ -276,6 +276,7 @@ const status = buildCommand({
 });
 
 interface SetFlags {
+  readonly queue?: number;
   readonly mode?: RelayMode;
   readonly forceShadow?: boolean;
   readonly switchTimeout?: number;
@@ -285,7 +286,8 @@ const set = buildCommand({
   docs: { brief: "Change a running relay, and wait until every queue has followed" },
   parameters: {
     flags: {
-      mode: { kind: "enum", values: MODES, brief: "Mode of all queues", optional: true },
+      mode: { kind: "enum", values: MODES, brief: "Mode of all queues, or of --queue", optional: true },
+      queue: integerFlag("Only this queue", { optional: true, min: 0, max: 255 }),
       forceShadow: { kind: "boolean", brief: "Stay in shadow mode (--no-force-shadow undoes it)", optional: true },
       switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { optional: true }),
     },
@@ -298,6 +300,7 @@ const set = buildCommand({
     using client = ControlClient.connect(name, controlPath(name));
     const params = {
       ...(flags.mode === undefined ? {} : { mode: flags.mode }),
+      ...(flags.queue === undefined ? {} : { queue: flags.queue }),
       ...(flags.forceShadow === undefined ? {} : { force_shadow: flags.forceShadow }),
       ...(flags.switchTimeout === undefined ? {} : { switch_timeout_ms: flags.switchTimeout / 1e6 }),
     };

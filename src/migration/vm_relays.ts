@@ -1,0 +1,74 @@
+/**
+ * The relays on both sides of a migration between two VMMs: their status, and whether the destination went on exactly where
+ * the source stopped.
+ *
+ * @module
+ */
+import { SvqError } from "../errors.ts";
+import { ControlClient } from "../relay/control.ts";
+import { controlPath } from "../relay/runtime_dir.ts";
+import type { RelayStatus } from "../relay/status.ts";
+import { isRunning, type RelayFacts } from "./vm_checks.ts";
+
+/** Where a queue stood on both sides. */
+export interface RingPosition {
+  /** Relay at the source. */
+  source: string;
+  /** Relay at the destination. */
+  destination: string;
+  /** Queue. */
+  index: number;
+  /** Vring base that the source's VMM got; null: it has not stopped the queue. */
+  sourceBase: number | null;
+  /** Vring base that the destination's VMM set; null: it has not started the queue. */
+  destinationBase: number | null;
+  /** Undefined while the destination has not started the queue and need not. */
+  agree: boolean | undefined;
+}
+
+/** Asks a relay for its status. @param name its name, or the path of its control socket @throws SvqError NO_SUCH_RELAY */
+export async function relayStatus(name: string): Promise<RelayStatus> {
+  using client = ControlClient.connect(name, name.includes("/") ? name : controlPath(name));
+  return await client.call("status") as RelayStatus;
+}
+
+/** The status of a relay, or why there is none. */
+export async function relayFacts(name: string): Promise<RelayFacts> {
+  try {
+    return { name, status: await relayStatus(name) };
+  } catch (error) {
+    if (!(error instanceof SvqError)) throw error;
+    return { name, error };
+  }
+}
+
+/** Has a relay left its logging modes: no dirty log, and each running queue in the mode that was asked for? */
+export function isBack(status: RelayStatus): boolean {
+  const wanted = status.force_shadow || status.mode === "shadow" ? "shadow" : "passthrough";
+  return !status.logging && !status.marking_all && status.queues.every((queue) => !isRunning(queue) || queue.mode === wanted);
+}
+
+/**
+ * Compares both sides, queue by queue.
+ *
+ * @param before the source's status before the migration: queues that ran then moved, or had been stopped with the guest
+ * @param source its status after
+ * @param destination the other relay's status after
+ * @param paused the destination does not run the guest yet, so its queues need not have started
+ */
+export function ringPositions(before: RelayStatus, source: RelayStatus, destination: RelayStatus, paused: boolean): RingPosition[] {
+  const moved = before.queues.filter((queue) => isRunning(queue) || (queue.start_base !== null && queue.last_base !== null));
+  return moved.map(({ index }) => {
+    const sourceBase = source.queues.find((queue) => queue.index === index)?.last_base ?? null;
+    const destinationBase = destination.queues.find((queue) => queue.index === index)?.start_base ?? null;
+    const waiting = paused && destinationBase === null && sourceBase !== null;
+    return {
+      source: source.name,
+      destination: destination.name,
+      index,
+      sourceBase,
+      destinationBase,
+      agree: waiting ? undefined : sourceBase !== null && sourceBase === destinationBase,
+    };
+  });
+}

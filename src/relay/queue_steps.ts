@@ -1,0 +1,321 @@
+/**
+ * The steps by which a ring changes hands: entering a mode gives the device a ring, leaving one takes it away again.
+ *
+ * Leaving is stop + drain: the device's position equals what came back. What a device never took of a ring of the relay's
+ * own are the last entries that were forwarded, in order: the guest's position is rewound to them. A device that leaves
+ * with requests in hand is given the ring back until it has returned them.
+ *
+ * @module
+ */
+import { createEventfd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
+import type { GuestMemory } from "../memory/guest_memory.ts";
+import { hasBit } from "../uapi/bits.ts";
+import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
+import type { VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
+import type { Arena } from "./arena.ts";
+import type { QueueProgress, RingPlace } from "./messages.ts";
+import type { RelayWorker } from "./worker_client.ts";
+
+/** Modes that a queue can be in while it runs, by who owns what: the table is in docs/architecture.md. */
+export type RunningMode = "passthrough" | "notify" | "used" | "shadow";
+
+/** Modes in which the device works on rings of the relay's own. */
+export function isRelayed(mode: RunningMode): mode is "used" | "shadow" {
+  return mode === "used" || mode === "shadow";
+}
+
+/** What all queues of a relay share. */
+export interface QueueContext {
+  /** The device. */
+  device: VhostBackend;
+  /** Guest memory. */
+  memory: GuestMemory;
+  /** Shadow rings; made before the first ring starts. */
+  arena: () => Arena;
+  /** Features negotiated with the guest. */
+  features: () => bigint;
+  /** Does the device have packed rings, whatever the guest has? */
+  devicePacked: () => boolean;
+  /** Something happened that a log reader wants to know. */
+  log: (message: string) => void;
+}
+
+/** The guest's ring as the front-end has set it up. Descriptors are open for the length of a step. */
+export interface GuestRing {
+  /** Descriptors. */
+  num: number;
+  /** Guest addresses. */
+  addresses: VringAddresses;
+  /** Where it goes on. */
+  base: number;
+  /** May the device take chains? */
+  enabled: boolean;
+  /** Guest kick; null: it only polls. */
+  kick: number | null;
+  /** Guest call. */
+  call: number | null;
+  /** Error eventfd. */
+  err: number | null;
+}
+
+/** A ring as the device is given it. */
+interface DeviceRing {
+  num: number;
+  base: number;
+  addresses: VringAddresses;
+  kick: number | null;
+  call: number | null;
+}
+
+/** How long a stopped device may take to give back what it holds before it is resumed, ms. */
+const CATCH_UP_MS = 100;
+/** Without progress for so long, a device that does not say what it holds counts as idle, ms. */
+const QUIET_MS = 20;
+/** The same for a device that says that it holds something, ms. */
+const HELD_MS = 30_000;
+
+/** Resolves after `ms` milliseconds. */
+export function pause(ms: number): Promise<void> {
+  return new Promise((resolve) => setTimeout(resolve, ms));
+}
+
+/** The steps of one queue. The caller runs them one after the other. */
+export class QueueSteps {
+  readonly #index: number;
+  readonly #worker: RelayWorker;
+  readonly #context: QueueContext;
+  readonly #deviceKick: OwnedFd = createEventfd();
+  readonly #deviceCall: OwnedFd = createEventfd();
+  readonly #silentKick: OwnedFd = createEventfd();
+
+  constructor(index: number, worker: RelayWorker, context: QueueContext) {
+    this.#index = index;
+    this.#worker = worker;
+    this.#context = context;
+  }
+
+  /** Gives the ring to the device in `mode`. @throws what the device says; nothing runs then */
+  async enter(mode: RunningMode, ring: GuestRing): Promise<void> {
+    const device = isRelayed(mode) ? this.#ownRing(mode, ring) : this.#guestRing(mode, ring);
+    // The worker runs first: what the device returns must find somebody.
+    if (mode !== "passthrough") await this.#startWorker(mode, ring, device);
+    try {
+      await this.#giveToDevice(device, ring);
+    } catch (error) {
+      if (mode !== "passthrough") await this.#worker.send({ type: "stop", index: this.#index });
+      throw error;
+    }
+    if (device.kick !== null) signalEventfd(device.kick);
+  }
+
+  /** Takes the ring away from the device. @returns where a successor goes on */
+  leave(mode: RunningMode, ring: GuestRing): Promise<number> {
+    return isRelayed(mode) ? this.#leaveOwn(mode, ring) : this.#leaveGuest(mode, ring);
+  }
+
+  /** Takes a ring away from its Worker and its device whatever is in flight. @returns where the guest's ring stands */
+  async abandon(mode: RunningMode, ring: GuestRing): Promise<number> {
+    const progress = mode === "passthrough" ? undefined : await this.#worker.progress({ type: "stop", index: this.#index });
+    await this.#stopDevice(true);
+    return isRelayed(mode) ? progress!.guestBase : ring.base;
+  }
+
+  /** The front-end exchanged its call eventfd under a running queue. */
+  async setCall(mode: RunningMode, call: number | null): Promise<void> {
+    if (mode === "passthrough") await this.#context.device.setVringCall(this.#index, call);
+    else await this.#worker.send({ type: "call", index: this.#index, fd: call ?? -1 });
+  }
+
+  /** The front-end enabled or disabled a running queue. */
+  async setEnabled(mode: RunningMode, enabled: boolean): Promise<void> {
+    // Disabled means for a ring of the relay's own: take nothing more from the guest. The device keeps its ring, or what it
+    // has not taken yet of what was forwarded would never come back.
+    if (isRelayed(mode)) await this.#worker.send({ type: "pause", index: this.#index, paused: !enabled });
+    else await this.#context.device.setVringEnable(this.#index, enabled);
+  }
+
+  /** Where writes to the guest's used ring are logged. */
+  async setLogGpa(mode: RunningMode, logGpa: number | undefined): Promise<void> {
+    if (isRelayed(mode)) await this.#worker.send({ type: "logUsed", index: this.#index, gpa: logGpa ?? -1 });
+  }
+
+  #place(ring: GuestRing): RingPlace {
+    const features = this.#context.features();
+    const { desc, avail, used } = ring.addresses;
+    return {
+      num: ring.num,
+      packed: hasBit(features, VIRTIO_FEATURE_BITS.RING_PACKED),
+      eventIdx: hasBit(features, VIRTIO_FEATURE_BITS.EVENT_IDX),
+      indirect: hasBit(features, VIRTIO_FEATURE_BITS.INDIRECT_DESC),
+      desc,
+      avail,
+      used,
+    };
+  }
+
+  #guestRing(mode: RunningMode, ring: GuestRing): DeviceRing {
+    const { desc, avail, used } = ring.addresses;
+    // The device never logs: no log address goes to it.
+    const addresses = { desc, avail, used };
+    const { num, base } = ring;
+    if (mode === "passthrough") return { num, base, addresses, kick: ring.kick, call: ring.call };
+    return { num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd };
+  }
+
+  #ownRing(mode: RunningMode, ring: GuestRing): DeviceRing {
+    const num = this.#ownNum(ring);
+    const iova = this.#context.arena().place(this.#index, num);
+    const desc = mode === "used" ? ring.addresses.desc : iova.desc;
+    const base = this.#context.devicePacked() ? PACKED_BASE_START : 0;
+    return { num, base, addresses: { ...iova, desc }, kick: this.#deviceKick.fd, call: this.#deviceCall.fd };
+  }
+
+  // A split ring needs a power of two; a packed ring may have any size.
+  #ownNum(ring: GuestRing): number {
+    return this.#context.devicePacked() ? ring.num : 2 ** Math.ceil(Math.log2(ring.num));
+  }
+
+  async #startWorker(mode: RunningMode, ring: GuestRing, device: DeviceRing): Promise<void> {
+    const guest = this.#place(ring);
+    const local = this.#context.arena().local(this.#index, device.num);
+    await this.#worker.send({
+      type: "start",
+      queue: {
+        index: this.#index,
+        mode: mode as Exclude<RunningMode, "passthrough">,
+        guest,
+        device: { ...guest, num: device.num, packed: this.#context.devicePacked(), ...local },
+        guestBase: ring.base,
+        kickFd: ring.kick ?? -1,
+        callFd: ring.call ?? -1,
+        deviceKickFd: this.#deviceKick.fd,
+        deviceCallFd: this.#deviceCall.fd,
+        logUsedGpa: ring.addresses.logGpa ?? -1,
+        paused: !ring.enabled,
+      },
+    });
+  }
+
+  // Order as VMMs use it: NUM, BASE, ADDR, CALL, ERR, KICK, ENABLE. Some devices read the used index at ADDR, and all
+  // start at KICK.
+  async #giveToDevice(own: DeviceRing, ring: GuestRing): Promise<void> {
+    const { device } = this.#context;
+    const index = this.#index;
+    if (device.startVrings !== undefined) {
+      await device.startVrings([{ index, ...own, err: ring.err, enabled: ring.enabled }]);
+      return;
+    }
+    await device.setVringNum(index, own.num);
+    await device.setVringBase(index, own.base);
+    await device.setVringAddresses(index, own.addresses);
+    await device.setVringCall(index, own.call);
+    await device.setVringErr(index, ring.err);
+    await device.setVringKick(index, own.kick);
+    await device.setVringEnable(index, ring.enabled);
+  }
+
+  // A stopped device may still be finishing requests, and has closed the call eventfd that it wants to signal then:
+  // qemu-storage-daemon drops the connection over that. Another one follows right behind the stop, before the answer.
+  async #stopDevice(recorded: boolean): Promise<number> {
+    const { device } = this.#context;
+    const index = this.#index;
+    if (device.stopVrings !== undefined) return (await device.stopVrings([{ index, recorded }]))[0]!;
+    if (device.info.kind !== "vhost-user") return await device.getVringBase(index);
+    const [base] = await Promise.all([device.getVringBase(index), device.setVringCall(index, this.#deviceCall.fd)]);
+    return base;
+  }
+
+  async #leaveGuest(mode: RunningMode, ring: GuestRing): Promise<number> {
+    const { memory, device } = this.#context;
+    const { packed } = this.#place(ring);
+    const used = packed ? undefined : new Uint16Array(memory.buffer(ring.addresses.used, 6 + 8 * ring.num));
+    for (let now = ring;;) {
+      // Kicks go to an eventfd that nobody signals: the device finishes what it has seen.
+      await device.setVringKick(this.#index, this.#silentKick.fd);
+      await this.#settle(used, ring.num);
+      const base = await this.#stopDevice(false);
+      const drained = used === undefined
+        ? () => Promise.resolve(completePackedBase(base, ring.num) >>> 16 === (base & 0xffff))
+        : () => Promise.resolve(Atomics.load(used, 1) === (base & 0xffff));
+      if (await this.#until(drained)) {
+        if (mode === "notify") await this.#worker.send({ type: "stop", index: this.#index });
+        return packed ? completePackedBase(base, ring.num) : base;
+      }
+      // It left with requests in hand. Give it the ring back, so that it can return them, and try again.
+      now = { ...now, base };
+      const own = this.#guestRing(mode, now);
+      await this.#giveToDevice(own, now);
+      if (own.kick !== null) signalEventfd(own.kick);
+      if (ring.call !== null) signalEventfd(ring.call);
+      await pause(QUIET_MS);
+    }
+  }
+
+  async #leaveOwn(mode: RunningMode, ring: GuestRing): Promise<number> {
+    const { arena, device, devicePacked } = this.#context;
+    await this.#worker.send({ type: "pause", index: this.#index, paused: true });
+    const packed = devicePacked();
+    const num = this.#ownNum(ring);
+    const used = packed ? undefined : new Uint16Array(arena().usedRing(this.#index, num));
+    const atRest = device.info.ringStop === "at-rest";
+    for (;;) {
+      const { inflight } = await this.#poll();
+      if (inflight > 0) await this.#settle(used, num);
+      const base = await this.#stopDevice(true);
+      const done = packed ? completePackedBase(base, num) : base;
+      // A device that stops by a reset is fenced: it can return nothing any more.
+      if (atRest || await this.#until(async () => (await this.#poll()).deviceBase === done)) break;
+      const iova = arena().peek(this.#index, num);
+      const addresses = mode === "used" ? { ...iova, desc: ring.addresses.desc } : iova;
+      await this.#giveToDevice({ num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd }, ring);
+      signalEventfd(this.#deviceKick.fd);
+      await pause(QUIET_MS);
+    }
+    return (await this.#worker.progress({ type: "stop", index: this.#index })).guestBase;
+  }
+
+  #poll(): Promise<QueueProgress> {
+    return this.#worker.progress({ type: "poll", index: this.#index });
+  }
+
+  /**
+   * Waits until a device that gets no new chains has probably returned what it took. With EVENT_IDX the device says how far
+   * it has read (avail_event); otherwise, and where it does not keep that word, a time without progress has to do. Only the
+   * base that the device gives afterwards proves it; this keeps devices out of their rarely used paths.
+   */
+  async #settle(used: Uint16Array | undefined, num: number): Promise<void> {
+    if (used === undefined) return await pause(QUIET_MS);
+    const eventIdx = hasBit(this.#context.features(), VIRTIO_FEATURE_BITS.EVENT_IDX);
+    let last = Atomics.load(used, 1);
+    let since = performance.now();
+    for (let wait = 0;; wait = Math.min(wait + 0.2, 2)) {
+      const now = Atomics.load(used, 1);
+      if (now !== last) {
+        last = now;
+        since = performance.now();
+      }
+      const held = eventIdx ? (Atomics.load(used, 2 + 4 * num) - now) & 0xffff : -1;
+      if (held === 0) return;
+      const limit = held > 0 && held <= num ? HELD_MS : QUIET_MS;
+      if (performance.now() - since > limit) return;
+      await pause(wait);
+    }
+  }
+
+  async #until(condition: () => Promise<boolean>): Promise<boolean> {
+    const deadline = performance.now() + CATCH_UP_MS;
+    for (let wait = 0;; wait = Math.min(wait + 1, 5)) {
+      if (await condition()) return true;
+      if (performance.now() > deadline) return false;
+      await pause(wait);
+    }
+  }
+
+  /** Closes the eventfds; the queue must be stopped. */
+  close(): void {
+    this.#deviceKick.close();
+    this.#deviceCall.close();
+    this.#silentKick.close();
+  }
+}

@@ -20,6 +20,7 @@ export interface LazyCommand {
 export const COMMANDS: Readonly<Record<string, LazyCommand>> = {
   iova: { brief: "Plan where guest memory and shadow rings lie for a device", load: () => import("./commands/iova.ts") },
   relay: { brief: "Run and steer relays between a VMM and a device", load: () => import("./commands/relay.ts") },
+  vring: { brief: "Show and check the rings of a relay", load: () => import("./commands/vring.ts") },
   doctor: { brief: "Check whether this host is ready, and say what to do", load: () => import("./commands/doctor.ts") },
   schema: { brief: "Print the JSON schema of a document", load: () => import("./commands/schema.ts") },
   completions: { brief: "Print the completion script of a shell", load: () => import("./commands/completions.ts") },

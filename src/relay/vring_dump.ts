@@ -10,10 +10,10 @@ import { encodeImage, type ImageQueue, type RingSide, type SeenChain } from "../
 import { packedLayout, splitLayout } from "../vring/layout.ts";
 import type { RingMemory } from "../vring/queue.ts";
 import { NO_POSITIONS, type RingPositions, type RingSnapshot, type RingSource, snapshotRing } from "../vring/snapshot.ts";
-import { ARENA_SLOT_SIZE } from "./arena.ts";
 import { COUNTER } from "./counters.ts";
 import type { Relay } from "./relay.ts";
-import { pause, type RelayQueue } from "./relay_queue.ts";
+import { pause } from "./queue_steps.ts";
+import type { RelayQueue } from "./relay_queue.ts";
 
 const INDIRECT_DESC = 1n << 28n;
 const EVENT_IDX = 1n << 29n;
@@ -63,7 +63,7 @@ function guestSource(relay: Relay, queue: RelayQueue): RingSource {
 
 /** The slot of one queue in the arena, under the addresses that the device uses. */
 function slotMemory(relay: Relay, slot: ArrayBuffer, first: number): RingMemory {
-  const inSlot = (address: number, length: number) => address >= first && address + length <= first + ARENA_SLOT_SIZE;
+  const inSlot = (address: number, length: number) => address >= first && address + length <= first + slot.byteLength;
   return {
     contains: (address, length) => inSlot(address, length) || relay.memory.contains(address, length),
     buffer: (address, length) =>
@@ -76,7 +76,7 @@ function shadowSource(relay: Relay, queue: RelayQueue): RingSource {
   const packed = relay.devicePacked;
   const num = packed ? queue.num : 2 ** Math.ceil(Math.log2(queue.num));
   const addresses = arena.peek(queue.index, num);
-  const first = arena.iova + queue.index * ARENA_SLOT_SIZE;
+  const first = arena.iova + queue.index * arena.slotSize;
   const slot = arena.slot(queue.index);
   const part = (iova: number) => ({ buffer: slot, byteOffset: iova - first });
   return {
@@ -86,7 +86,7 @@ function shadowSource(relay: Relay, queue: RelayQueue): RingSource {
     addresses,
     memory: [
       ...relay.memory.regions.map(({ gpa, size }) => ({ address: gpa, size })),
-      { address: first, size: ARENA_SLOT_SIZE },
+      { address: first, size: arena.slotSize },
     ].sort((a, b) => a.address - b.address),
     desc: part(addresses.desc),
     avail: part(addresses.avail),

@@ -130,7 +130,13 @@ export function packProgram(runtime: Uint8Array<ArrayBuffer>, bundle: Bundle, bo
       PERMISSION,
       `data:text/javascript,${encodeURIComponent(stageSource(String(position), String(size).padStart(8, " "), "main.js"))}`,
     ];
-    return assembleLauncher(image.machine, { address, entry: image.entry, setenvSlot: image.importSlot("setenv"), env: ENVIRONMENT, words });
+    return assembleLauncher(image.machine, {
+      address,
+      entry: image.entry,
+      setenvSlot: image.importSlot("setenv"),
+      env: ENVIRONMENT,
+      words,
+    });
   };
   const length = Math.ceil((launcher(offset, 0).length + 4096) / align) * align;
   const payload = payloadOf(bundle, boot, offset + length);

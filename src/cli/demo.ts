@@ -230,11 +230,9 @@ class Demo {
     const times = switchTimes(guest);
     if (result.outcome === "completed") {
       const { downtimeUs } = result;
-      const parts = downtimeParts(downtimeUs!).map(([name, us]) => `${name} ${formatDuration(us * 1000)}`).join(", ");
-      this.#step(
-        "resume",
-        `It runs there, on a second device over the same disk. It stood still for ${formatDuration(downtimeUs!.total * 1000)}: ${parts}`,
-      );
+      const us = (value: number) => formatDuration(value * 1000);
+      const parts = downtimeParts(downtimeUs!).map(([name, value]) => `${name} ${us(value)}`).join(", ");
+      this.#step("resume", `It runs there, on a second device over the same disk. It stood still for ${us(downtimeUs!.total)}: ${parts}`);
       await guest.close();
       const report = await migration.follow();
       this.#options.signal?.throwIfAborted();

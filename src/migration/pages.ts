@@ -29,6 +29,7 @@ const HEAD_BYTES = FRAME_HEADER_BYTES + RUN_HEADER_BYTES;
 const BATCH_FRAMES = 256;
 const STAGE_PAGES = 256;
 const YIELD_MS = 10;
+const DIGEST_YIELD_MS = 50;
 
 /** Gives timers, signals and messages their turn. */
 export function breathe(): Promise<void> {
@@ -80,10 +81,13 @@ export class PageMap {
     const digest = newDigest();
     let since = performance.now();
     for (const { first, end, words } of this.#regions) {
-      addNumber(digest, first);
-      for (let at = 0; at < (end - first) * PAGE_WORDS; at += PAGE_WORDS * 256) {
-        addWords(digest, words, at, Math.min(PAGE_WORDS * 256, words.length - at));
-        if (performance.now() - since < YIELD_MS) continue;
+      for (let page = first; page < end; page++) {
+        const at = (page - first) * PAGE_WORDS;
+        // Zero pages are told from others faster than they are added up.
+        if (isZeroPage(words, at)) continue;
+        addNumber(digest, page);
+        addWords(digest, words, at, PAGE_WORDS);
+        if ((page & 255) !== 0 || performance.now() - since < DIGEST_YIELD_MS) continue;
         await breathe();
         since = performance.now();
       }

@@ -9,27 +9,45 @@ import { createMemfd, mapFd, type Mapping, type OwnedFd } from "../ffi/mod.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import type { IndirectTables, RingPlace } from "./messages.ts";
 
-/** Bytes reserved for one queue: the largest split ring (32768 descriptors) takes 832 KiB. The file is sparse. */
-export const ARENA_SLOT_SIZE = 1 << 20;
+/** Largest ring that a slot may have to hold, descriptors. */
+const NUM_MAX = 32768;
 
 /** Addresses of the three parts of a ring, bytes. */
 export type RingParts = Pick<RingPlace, "desc" | "avail" | "used">;
 
 const MAX_TABLE_ENTRIES = 1024;
+const PINNED_TABLE_ENTRIES = 16;
 const AREA_ALIGN = 4096;
 
 function alignUp(value: number): number {
   return Math.ceil(value / AREA_ALIGN) * AREA_ALIGN;
 }
 
+interface SlotLayout {
+  desc: number;
+  avail: number;
+  used: number;
+  /** Where indirect tables begin. */
+  tables: number;
+}
+
 /** Where the parts of a shadow ring lie, relative to its slot; both formats fit (packed event areas are smaller). */
-function slotLayout(num: number): { desc: number; avail: number; used: number; end: number; tables: number; entries: number } {
+function slotLayout(num: number): SlotLayout {
   const avail = alignUp(num * 16);
   const used = alignUp(avail + 6 + 2 * num);
-  const end = used + 6 + 8 * num;
-  const tables = alignUp(end);
-  const entries = Math.min(MAX_TABLE_ENTRIES, Math.max(0, Math.floor((ARENA_SLOT_SIZE - tables) / (num * 16))));
-  return { desc: 0, avail, used, end, tables, entries };
+  return { desc: 0, avail, used, tables: alignUp(used + 6 + 8 * num) };
+}
+
+/**
+ * Bytes reserved for one queue. A device that says how large its rings may be pins what it is given, so it gets little
+ * more; for others the file is sparse and takes no memory that is not used.
+ *
+ * @param numMax largest ring of the device, where it is known
+ */
+export function slotSize(numMax: number | undefined): number {
+  if (numMax === undefined) return 1 << 20;
+  const num = Math.min(numMax, NUM_MAX);
+  return slotLayout(num).tables + alignUp(num * 16 * PINNED_TABLE_ENTRIES);
 }
 
 /** Shadow rings in one memfd. */
@@ -42,9 +60,10 @@ export class Arena implements Disposable {
   /**
    * @param queues how many slots
    * @param iova where the device finds the first byte
+   * @param slotSize see {@linkcode slotSize}
    */
-  constructor(readonly queues: number, readonly iova: number) {
-    this.size = queues * ARENA_SLOT_SIZE;
+  constructor(readonly queues: number, readonly iova: number, readonly slotSize: number) {
+    this.size = queues * slotSize;
     this.#fd = createMemfd("svq-shadow-rings", this.size);
     this.#mapping = mapFd(this.#fd.fd, { length: this.size, what: "shadow rings" });
   }
@@ -54,11 +73,11 @@ export class Arena implements Disposable {
     return { gpa: this.iova, size: this.size, uaddr: this.iova + uaddrOffset, fd: this.#fd.fd, fdOffset: 0 };
   }
 
-  #layout(index: number, num: number): { slot: number; layout: ReturnType<typeof slotLayout> } {
+  #layout(index: number, num: number): { slot: number; layout: SlotLayout } {
     if (index >= this.queues) throw new SvqError("NO_SUCH_QUEUE", `Queue ${index}: the relay has shadow rings for ${this.queues} queues`);
     const layout = slotLayout(num);
-    if (layout.end > ARENA_SLOT_SIZE) throw new SvqError("RING_TOO_LARGE", `Queue ${index}: no shadow ring has ${num} descriptors`);
-    return { slot: index * ARENA_SLOT_SIZE, layout };
+    if (layout.tables > this.slotSize) throw new SvqError("RING_TOO_LARGE", `Queue ${index}: no shadow ring has ${num} descriptors`);
+    return { slot: index * this.slotSize, layout };
   }
 
   /**
@@ -68,7 +87,7 @@ export class Arena implements Disposable {
    */
   place(index: number, num: number): RingParts {
     const { slot, layout } = this.#layout(index, num);
-    new Uint8Array(this.#mapping.buffer(slot, layout.end)).fill(0);
+    new Uint8Array(this.#mapping.buffer(slot, layout.tables)).fill(0);
     return this.peek(index, num);
   }
 
@@ -80,8 +99,12 @@ export class Arena implements Disposable {
       desc: address + slot + layout.desc,
       avail: address + slot + layout.avail,
       used: address + slot + layout.used,
-      tables: { address: address + slot + layout.tables, iova: this.iova + slot + layout.tables, entries: layout.entries },
+      tables: { address: address + slot + layout.tables, iova: this.iova + slot + layout.tables, entries: this.#tableEntries(layout, num) },
     };
+  }
+
+  #tableEntries(layout: SlotLayout, num: number): number {
+    return Math.min(MAX_TABLE_ENTRIES, Math.floor((this.slotSize - layout.tables) / (num * 16)));
   }
 
   /** Where the device finds the ring that {@linkcode place} made. */
@@ -98,7 +121,7 @@ export class Arena implements Disposable {
 
   /** A buffer over a queue's whole slot, for dumps. */
   slot(index: number): ArrayBuffer {
-    return this.#mapping.buffer(index * ARENA_SLOT_SIZE, ARENA_SLOT_SIZE);
+    return this.#mapping.buffer(index * this.slotSize, this.slotSize);
   }
 
   /** Unmaps and closes; the device must have let go. */

@@ -4,6 +4,7 @@
  * @module
  */
 import type { ErrorRecord } from "../errors.ts";
+import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
 
 /** One vring as a Worker sees it: sizes and places. */
@@ -68,7 +69,8 @@ export interface QueueProgress {
 
 /** A command; each is answered with a {@linkcode WorkerReply}. */
 export type WorkerCommand =
-  | { type: "memory"; ranges: MappedRange[] }
+  /** `moved`: where the device finds guest memory, when that is not everywhere IOVA = GPA. */
+  | { type: "memory"; ranges: MappedRange[]; moved: TranslatedRegion[] | undefined }
   | { type: "log"; address: number; size: number }
   | { type: "start"; queue: QueueStart }
   | { type: "pause"; index: number; paused: boolean }

@@ -5,6 +5,7 @@
  */
 import type { DirtyBitmap } from "../dirty/bitmap.ts";
 import { bufferAt, signalEventfd } from "../ffi/mod.ts";
+import type { Translation } from "../iova/translation.ts";
 import type { RangeTable } from "../memory/range_table.ts";
 import { DESC_BYTES, packedLayout, splitLayout } from "../vring/layout.ts";
 import { PackedDevice, PackedDriver } from "../vring/packed.ts";
@@ -19,6 +20,8 @@ import { ShadowCore } from "./shadow_core.ts";
 export interface DataPath {
   /** Guest memory. */
   memory: RangeTable;
+  /** Where the device finds guest memory; undefined: everywhere IOVA = GPA. */
+  translation: Translation | undefined;
   /** Where written pages are marked, if anywhere. */
   dirty: DirtyBitmap | undefined;
 }

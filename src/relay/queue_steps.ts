@@ -11,7 +11,7 @@ import { createEventfd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
-import type { VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type { VhostBackend, VringAddresses, VringStart } from "../vhost/backend.ts";
 import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
@@ -107,6 +107,40 @@ export class QueueSteps {
       throw error;
     }
     if (device.kick !== null) signalEventfd(device.kick);
+  }
+
+  /** Starts the Worker's side of a mode with a ring of the relay's own. @returns what the device is to be given */
+  async prepare(mode: RunningMode, ring: GuestRing): Promise<VringStart> {
+    const device = this.#ownRing(mode, ring);
+    await this.#startWorker(mode, ring, device);
+    return { index: this.#index, ...device, err: ring.err, enabled: ring.enabled };
+  }
+
+  /** Signals the device's kick, unasked. */
+  kickDevice(): void {
+    signalEventfd(this.#deviceKick.fd);
+  }
+
+  /**
+   * Forwards nothing more, and waits until the device has returned what it is likely to return.
+   *
+   * @param rests the device returns everything it took in the end; otherwise (network receive) it keeps buffers
+   */
+  async quiesce(mode: RunningMode, ring: GuestRing, rests: boolean): Promise<void> {
+    await this.#worker.send({ type: "pause", index: this.#index, paused: true });
+    if (rests) {
+      const deadline = performance.now() + HELD_MS;
+      while ((await this.#poll()).inflight > 0 && performance.now() < deadline) await pause(1);
+    } else if ((await this.#poll()).inflight > 0) {
+      const packed = this.#context.devicePacked();
+      const num = this.#ownNum(ring);
+      await this.#settle(packed || !isRelayed(mode) ? undefined : new Uint16Array(this.#context.arena().usedRing(this.#index, num)), num);
+    }
+  }
+
+  /** Ends the Worker's side; the device touches nothing any more. @returns where a successor goes on */
+  async endWorker(): Promise<number> {
+    return (await this.#worker.progress({ type: "stop", index: this.#index })).guestBase;
   }
 
   /** Takes the ring away from the device. @returns where a successor goes on */
@@ -253,26 +287,24 @@ export class QueueSteps {
   }
 
   async #leaveOwn(mode: RunningMode, ring: GuestRing): Promise<number> {
-    const { arena, device, devicePacked } = this.#context;
+    const { arena, devicePacked } = this.#context;
     await this.#worker.send({ type: "pause", index: this.#index, paused: true });
     const packed = devicePacked();
     const num = this.#ownNum(ring);
     const used = packed ? undefined : new Uint16Array(arena().usedRing(this.#index, num));
-    const atRest = device.info.ringStop === "at-rest";
     for (;;) {
       const { inflight } = await this.#poll();
       if (inflight > 0) await this.#settle(used, num);
       const base = await this.#stopDevice(true);
       const done = packed ? completePackedBase(base, num) : base;
-      // A device that stops by a reset is fenced: it can return nothing any more.
-      if (atRest || await this.#until(async () => (await this.#poll()).deviceBase === done)) break;
+      if (await this.#until(async () => (await this.#poll()).deviceBase === done)) break;
       const iova = arena().peek(this.#index, num);
       const addresses = mode === "used" ? { ...iova, desc: ring.addresses.desc } : iova;
       await this.#giveToDevice({ num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd }, ring);
       signalEventfd(this.#deviceKick.fd);
       await pause(QUIET_MS);
     }
-    return (await this.#worker.progress({ type: "stop", index: this.#index })).guestBase;
+    return await this.endWorker();
   }
 
   #poll(): Promise<QueueProgress> {

@@ -6,17 +6,22 @@
  * @module
  */
 import { type ErrorRecord, EXIT, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
-import { GuestMemory } from "../memory/guest_memory.ts";
+import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
-import { VIRTIO_FEATURE_BITS, VIRTIO_STATUS } from "../uapi/virtio.ts";
+import { VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
 import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
-import { Arena } from "./arena.ts";
+import type { IovaPlan } from "../iova/plan.ts";
+import type { Arena } from "./arena.ts";
+import { checkRing } from "./check_ring.ts";
 import { Counters } from "./counters.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
+import { Lane } from "./lane.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
+import { RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
+import { RingGroup } from "./ring_group.ts";
 import { RelayWorker } from "./worker_client.ts";
 
 /** Modes that can be asked for: `auto` is passthrough until the VMM turns the dirty log on. */
@@ -63,10 +68,6 @@ const RING_PACKED = 1n << 34n;
 /** Feature bits that the relay hides from the guest. */
 export const MASKED_FEATURES: bigint = IN_ORDER | NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | VHOST_F_LOG_ALL;
 
-/** uaddr = IOVA + this, towards a vhost-user device: an address that is none of ours and none of the VMM's. */
-const DEVICE_UADDR_OFFSET = 2 ** 47;
-/** The arena ends here: above any guest memory, below what devices with 47 address bits reach. */
-const ARENA_END = 2 ** 46;
 /** While a device that nobody follows writes guest memory, all of it is marked dirty this often, ms. */
 const MARK_ALL_INTERVAL_MS = 50;
 const MAX_QUEUES = 256;
@@ -85,8 +86,6 @@ export interface RelayEvents {
 export class Relay implements VhostBackend {
   /** What the guest's side sees of the device. */
   readonly info: BackendInfo;
-  /** Guest memory as mapped here. */
-  readonly memory: GuestMemory = new GuestMemory();
   /** Counters of all queues. */
   readonly counters: Counters;
   /** The dirty log. */
@@ -107,8 +106,10 @@ export class Relay implements VhostBackend {
   readonly #workers: RelayWorker[] = [];
   readonly #queues = new Map<number, RelayQueue>();
   readonly #maxQueues: number;
-  #arena: Arena | undefined;
-  #arenaAtDevice = false;
+  /** Set where the device stops and starts all of its rings together. */
+  readonly #group: RingGroup | undefined;
+  readonly #groupLane = new Lane();
+  readonly #memory: RelayMemory;
   #features = 0n;
   #featuresSet = false;
   #devicePacked = false;
@@ -116,6 +117,7 @@ export class Relay implements VhostBackend {
   #markingAll = 0;
   #statusByGuest = false;
   #driverOk = false;
+  #status = 0;
   #closed = false;
   #deviceError: Error | undefined;
   #configSeen: Uint8Array<ArrayBuffer> | undefined;
@@ -125,11 +127,21 @@ export class Relay implements VhostBackend {
     this.#device = device;
     this.#config = config;
     this.#events = events;
-    // Net devices count queue pairs, and have a control queue.
-    this.#maxQueues = Math.min(MAX_QUEUES, 2 * device.info.queueNum + 1);
+    const { queueNum, deviceId } = device.info;
+    // Net devices count queue pairs, and have a control queue; vhost-user does not say what a device is.
+    this.#maxQueues = Math.min(MAX_QUEUES, deviceId === undefined || deviceId === VIRTIO_ID.net ? 2 * queueNum + 1 : queueNum);
+    if ((device.info.ringStop ?? "each") !== "each") {
+      this.#group = new RingGroup({
+        device,
+        queues: () => this.queues,
+        wantedMode: (index) => this.wantedMode(index),
+        check: (queue) => this.#check(queue),
+      });
+    }
     this.counters = new Counters(this.#maxQueues);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
+    this.#memory = new RelayMemory(device, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => device.sendRarp!(mac);
     if (device.setMtu !== undefined) this.setMtu = (mtu) => device.setMtu!(mtu);
@@ -181,7 +193,17 @@ export class Relay implements VhostBackend {
 
   /** The shadow rings, once there are any. */
   get arena(): Arena | undefined {
-    return this.#arena;
+    return this.#memory.arena;
+  }
+
+  /** Guest memory as mapped here. */
+  get memory(): GuestMemory {
+    return this.#memory.guest;
+  }
+
+  /** The layout of the device's address space. */
+  get plan(): IovaPlan {
+    return this.#memory.plan;
   }
 
   #queue(index: number): RelayQueue {
@@ -193,11 +215,11 @@ export class Relay implements VhostBackend {
       queue = new RelayQueue(index, this.#workers[index % this.#workers.length]!, {
         device: this.#device,
         memory: this.memory,
-        arena: () => this.#arena!,
+        arena: () => this.#memory.arena!,
         features: () => this.#features,
         devicePacked: () => this.#devicePacked,
         log: (message) => this.#events.log(message),
-      });
+      }, this.#group !== undefined ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
     }
     return queue;
@@ -209,9 +231,9 @@ export class Relay implements VhostBackend {
     const mode = this.#config.queueModes?.get(index) ?? this.#config.mode;
     const guestPacked = hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED);
     const translated = this.#devicePacked !== guestPacked;
-    // A vDPA device that cannot be stopped in mid-flight could never leave passthrough again.
-    const stoppable = this.#device.info.ringStop !== "at-rest";
-    if (forceShadow || translated || mode === "shadow") return "shadow";
+    // A device whose rings cannot be stopped one by one in mid-flight stays behind rings of the relay's own.
+    const stoppable = this.#group === undefined;
+    if (forceShadow || translated || this.#memory.moved || mode === "shadow") return "shadow";
     // Packed rings have no used ring of their own that could be the relay's.
     if (mode === "used" || this.#logging || !stoppable) return guestPacked ? "shadow" : "used";
     return mode === "auto" ? "passthrough" : mode;
@@ -295,6 +317,8 @@ export class Relay implements VhostBackend {
 
   /** Brings every running queue into the wanted mode; resolves when all are. @throws the first error of a queue */
   async applyMode(): Promise<void> {
+    const group = this.#group;
+    if (group !== undefined) return await this.#groupLane.run(() => group.reconcile());
     const results = await Promise.allSettled(this.queues.map((queue) => queue.lane.run(() => this.#reconcile(queue))));
     for (const result of results) if (result.status === "rejected") throw result.reason;
   }
@@ -308,6 +332,11 @@ export class Relay implements VhostBackend {
     }
   }
 
+  async #leave(queue: RelayQueue): Promise<void> {
+    if (this.#group !== undefined) await this.#group.stop();
+    else await queue.leave();
+  }
+
   /** See {@linkcode VhostBackend.setLogBase}. */
   async setLogBase(log: LogRegion): Promise<void> {
     await this.dirty.setVmmLog(log, this.memory.endGpa);
@@ -316,94 +345,27 @@ export class Relay implements VhostBackend {
 
   // ---- memory
 
-  #toDevice(region: MemoryRegion): MemoryRegion {
-    return { ...region, uaddr: region.gpa + DEVICE_UADDR_OFFSET };
-  }
-
-  // The arena is part of the first table, so that a switch sends no memory message.
-  #ensureArena(): Arena {
-    if (this.#arena === undefined) {
-      const arena = new Arena(this.#maxQueues, ARENA_END - this.#maxQueues * 2 ** 20);
-      if (this.memory.endGpa > arena.iova) {
-        arena.close();
-        throw new SvqError(
-          "MEMORY_TOO_HIGH",
-          `Guest memory reaches 0x${this.memory.endGpa.toString(16)}: no room for shadow rings below 0x${ARENA_END.toString(16)}`,
-        );
-      }
-      this.#arena = arena;
-    }
-    return this.#arena;
-  }
-
   /** See {@linkcode VhostBackend.setMemTable}. */
   async setMemTable(regions: readonly MemoryRegion[]): Promise<void> {
-    const same = (a: MemoryRegion, b: MemoryRegion) => a.gpa === b.gpa && a.size === b.size && a.uaddr === b.uaddr;
-    const gone = this.memory.regions.filter((old) => !regions.some((region) => same(old, region)));
-    await this.#dropRegions(gone);
-    const added: MemoryRegion[] = [];
-    try {
-      for (const region of regions) {
-        if (this.memory.regions.some((old) => same(old, region))) continue;
-        this.memory.add(region);
-        added.push(region);
-      }
-      const arena = this.#ensureArena();
-      await this.#device.setMemTable([arena.region(DEVICE_UADDR_OFFSET), ...this.memory.regions.map((region) => this.#toDevice(region))]);
-      this.#arenaAtDevice = true;
-    } catch (error) {
-      for (const region of added) this.memory.remove(region);
-      throw error;
-    }
-    await this.#memoryChanged();
+    await this.#memory.set(regions);
+    await this.#memoryGrew();
   }
 
   /** See {@linkcode VhostBackend.addMemRegion}. */
   async addMemRegion(region: MemoryRegion): Promise<void> {
-    const mapped = this.memory.add(region);
-    try {
-      const arena = this.#ensureArena();
-      if (!this.#arenaAtDevice) {
-        await this.#device.addMemRegion(arena.region(DEVICE_UADDR_OFFSET));
-        this.#arenaAtDevice = true;
-      }
-      await this.#device.addMemRegion(this.#toDevice(mapped));
-    } catch (error) {
-      this.memory.remove(region);
-      throw error;
-    }
-    await this.#memoryChanged();
+    await this.#memory.add(region);
+    await this.#memoryGrew();
   }
 
   /** See {@linkcode VhostBackend.removeMemRegion}. */
   async removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void> {
-    const found = this.memory.regions.find((old) => old.gpa === region.gpa && old.size === region.size && old.uaddr === region.uaddr);
-    if (found === undefined) {
-      throw new SvqError("NO_SUCH_REGION", `No memory region 0x${region.gpa.toString(16)}+0x${region.size.toString(16)}`);
-    }
-    const { gpa, size } = found;
-    await this.#dropRegions([found]);
-    await this.#device.removeMemRegion({ gpa, size, uaddr: gpa + DEVICE_UADDR_OFFSET });
+    await this.#memory.remove(region);
   }
 
-  // Workers stop using the regions, chains in them come back, and only then they are unmapped.
-  async #dropRegions(gone: readonly MemoryRegion[]): Promise<void> {
-    if (gone.length === 0) return;
-    const ranges = this.memory.ranges().filter((range) => !gone.some((region) => region.gpa === range.gpa));
-    await this.#tellWorkers({ type: "memory", ranges });
-    for (const region of gone) {
-      for (;;) {
-        const replies = await Promise.all(this.#workers.map((worker) => worker.send({ type: "uses", gpa: region.gpa, size: region.size })));
-        if (replies.every((reply) => reply.count === 0)) break;
-        await pause(2);
-      }
-      this.memory.remove(region);
-    }
-  }
-
-  async #memoryChanged(): Promise<void> {
+  async #memoryGrew(): Promise<void> {
     await this.dirty.grow(this.memory.endGpa);
-    await this.#tellWorkers({ type: "memory", ranges: this.memory.ranges() });
+    // A region that lies elsewhere for the device forbids the modes without translation.
+    await this.applyMode();
   }
 
   // ---- rings
@@ -461,9 +423,9 @@ export class Relay implements VhostBackend {
     await queue.lane.run(async () => {
       // A new kick eventfd for a ring that runs: the ring changes hands once.
       const { mode } = queue;
-      await queue.leave();
+      if (mode !== undefined) await this.#leave(queue);
       queue.setKick(fd);
-      if (mode === undefined) await this.#startIfReady(queue);
+      if (mode === undefined || this.#group !== undefined) await this.#startIfReady(queue);
       else await queue.enter(mode);
     });
   }
@@ -482,6 +444,7 @@ export class Relay implements VhostBackend {
   async setVringEnable(index: number, enabled: boolean): Promise<void> {
     const queue = this.#queue(index);
     queue.enabled = enabled;
+    queue.enableSeen = true;
     await queue.lane.run(async () => {
       if (queue.running) await queue.applyEnabled();
       else await this.#startIfReady(queue);
@@ -489,9 +452,10 @@ export class Relay implements VhostBackend {
   }
 
   async #startIfReady(queue: RelayQueue): Promise<void> {
+    if (this.#group !== undefined) return await this.#group.start();
     if (queue.state !== "stopped" || !queue.ready) return;
     try {
-      this.#checkRing(queue);
+      this.#check(queue);
       await this.#ensureDriverOk();
       await queue.enter(this.wantedMode(queue.index));
     } catch (error) {
@@ -502,34 +466,16 @@ export class Relay implements VhostBackend {
 
   // A front-end without STATUS never says DRIVER_OK, and a device with it may wait for that before it touches a ring.
   async #ensureDriverOk(): Promise<void> {
-    if (this.#statusByGuest || this.#driverOk || !hasBit(this.#device.info.protocolFeatures, PROTOCOL_FEATURE.STATUS)) return;
+    // Kernel devices say DRIVER_OK by themselves, when all of their rings are set up.
+    if (this.#isKernel || this.#statusByGuest || this.#driverOk || !hasBit(this.#device.info.protocolFeatures, PROTOCOL_FEATURE.STATUS)) {
+      return;
+    }
     this.#driverOk = true;
     await this.#device.setStatus(RUNNING_STATUS);
   }
 
-  #checkRing(queue: RelayQueue): void {
-    const { num, index } = queue;
-    const { desc, avail, used } = queue.addresses!;
-    const parts = [["descriptor table", desc, 16 * num, 16], ["avail ring", avail, 6 + 2 * num, 2], [
-      "used ring",
-      used,
-      6 + 8 * num,
-      4,
-    ]] as const;
-    for (const [name, gpa, size, align] of parts) {
-      if (gpa % align !== 0) {
-        throw new SvqError("RING_UNALIGNED", `Queue ${index}: its ${name} at 0x${gpa.toString(16)} is not aligned to ${align} bytes`);
-      }
-      try {
-        this.memory.addressOf(gpa, size);
-      } catch (cause) {
-        throw new SvqError(
-          "RING_OUTSIDE_MEMORY",
-          `Queue ${index}: its ${name} at 0x${gpa.toString(16)}, ${size} bytes, does not lie in guest memory`,
-          { cause },
-        );
-      }
-    }
+  #check(queue: RelayQueue): void {
+    checkRing(queue, this.memory, hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED));
   }
 
   #queueFailed(index: number, error: ErrorRecord): void {
@@ -538,10 +484,12 @@ export class Relay implements VhostBackend {
     queue.lane.run(async () => {
       if (!queue.running) return;
       try {
-        await queue.abandon();
+        if (this.#group !== undefined) await this.#group.stop();
+        else await queue.abandon();
       } finally {
         queue.fail(fromErrorRecord(error));
       }
+      await this.#group?.start();
     }).catch((failure) => this.#report(failure));
   }
 
@@ -577,8 +525,12 @@ export class Relay implements VhostBackend {
   }
 
   /** See {@linkcode VhostBackend.getStatus}. */
-  getStatus(): Promise<number> {
-    return this.#device.getStatus();
+  async getStatus(): Promise<number> {
+    return this.#isKernel ? this.#status : await this.#device.getStatus();
+  }
+
+  get #isKernel(): boolean {
+    return this.#device.info.kind === "vhost-vdpa" || this.#device.info.kind === "vhost-net";
   }
 
   /**
@@ -589,7 +541,9 @@ export class Relay implements VhostBackend {
     if (status === 0) await this.#stopRings();
     this.#statusByGuest = status !== 0;
     this.#driverOk = false;
-    await this.#device.setStatus(status);
+    this.#status = status;
+    if (!this.#isKernel) await this.#device.setStatus(status);
+    else if (status === 0) await this.#device.reset();
   }
 
   /** See {@linkcode VhostBackend.reset}. */
@@ -602,7 +556,7 @@ export class Relay implements VhostBackend {
   async #stopRings(): Promise<void> {
     for (const queue of this.queues) {
       await queue.lane.run(async () => {
-        if (this.#deviceError === undefined) await queue.leave();
+        if (this.#deviceError === undefined) await this.#leave(queue);
         queue.unkick();
       });
     }
@@ -610,7 +564,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.suspend}. Stops every ring. */
   async suspend(): Promise<void> {
-    await Promise.all(this.queues.map((queue) => queue.lane.run(() => queue.leave())));
+    await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#leave(queue))));
   }
 
   /** See {@linkcode VhostBackend.resume}. Starts what {@linkcode suspend} stopped. */
@@ -621,7 +575,7 @@ export class Relay implements VhostBackend {
   async #stopAll(): Promise<void> {
     for (const queue of this.queues) {
       await queue.lane.run(async () => {
-        if (this.#deviceError === undefined) await queue.leave().catch((error) => this.#report(error));
+        if (this.#deviceError === undefined) await this.#leave(queue).catch((error) => this.#report(error));
         queue.forget();
       });
     }
@@ -638,9 +592,7 @@ export class Relay implements VhostBackend {
     for (const queue of this.#queues.values()) queue.close();
     this.#queues.clear();
     this.dirty.close();
-    this.memory.clear();
-    this.#arena?.close();
-    this.#arena = undefined;
+    this.#memory.close();
   }
 
   /** The same as {@linkcode close}. */

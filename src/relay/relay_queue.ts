@@ -6,8 +6,8 @@
  */
 import { type ErrorRecord, toErrorRecord } from "../errors.ts";
 import { dupFd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
-import type { VringAddresses } from "../vhost/backend.ts";
-import { Lane } from "./lane.ts";
+import type { VringAddresses, VringStart } from "../vhost/backend.ts";
+import type { Lane } from "./lane.ts";
 import { type GuestRing, type QueueContext, QueueSteps, type RunningMode } from "./queue_steps.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
@@ -28,8 +28,6 @@ export interface SwitchTimes {
 
 /** One queue: the front-end's settings and the mode it runs in. */
 export class RelayQueue {
-  /** The steps of this queue, in order. */
-  readonly lane = new Lane();
   /** Ring size in descriptors; 0 before the front-end has set it. */
   num = 0;
   /** Guest addresses of the ring. */
@@ -42,6 +40,8 @@ export class RelayQueue {
   lastBase: number | undefined;
   /** Does the front-end let the queue run? */
   enabled = false;
+  /** Has the front-end said whether it does? */
+  enableSeen = false;
   /** Its mode, or why it has none. */
   state: QueueState = "stopped";
   /** Why it failed. */
@@ -55,8 +55,23 @@ export class RelayQueue {
   #err: OwnedFd | undefined;
   readonly #steps: QueueSteps;
 
-  constructor(readonly index: number, worker: RelayWorker, readonly context: QueueContext) {
+  /**
+   * @param index which queue
+   * @param worker runs its data path
+   * @param lane the steps of this queue, in order; shared by all queues of a device that stops and starts them together
+   */
+  constructor(readonly index: number, worker: RelayWorker, readonly context: QueueContext, readonly lane: Lane) {
     this.#steps = new QueueSteps(index, worker, context);
+  }
+
+  /** Has the front-end said both that the ring starts and whether it is enabled? */
+  get decided(): boolean {
+    return this.#kickSet && this.enableSeen;
+  }
+
+  /** Has the front-end started the ring, enabled or not? */
+  get kicked(): boolean {
+    return this.#kickSet;
   }
 
   /** Has the front-end started the ring (kick set, possibly to none) and enabled it, and is everything else known? */
@@ -154,6 +169,36 @@ export class RelayQueue {
     this.state = "stopped";
   }
 
+  /** {@linkcode enter}, first half, for devices that start their rings together. @returns what the device is to be given */
+  async prepare(mode: RunningMode): Promise<VringStart> {
+    return await this.#steps.prepare(mode, this.#ring);
+  }
+
+  /** Undoes {@linkcode prepare}. */
+  async unprepare(): Promise<void> {
+    await this.#steps.endWorker();
+  }
+
+  /** {@linkcode enter}, second half: the device has started the ring. */
+  async entered(mode: RunningMode): Promise<void> {
+    this.state = mode;
+    await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
+    this.#steps.kickDevice();
+    this.#signalGuest();
+  }
+
+  /** {@linkcode leave}, first half, for devices that stop their rings together: nothing more is forwarded. */
+  async quiesce(rests: boolean): Promise<void> {
+    if (this.mode !== undefined) await this.#steps.quiesce(this.mode, this.#ring, rests);
+  }
+
+  /** {@linkcode leave}, second half: the device has been stopped and touches nothing any more. */
+  async left(): Promise<void> {
+    if (this.mode === undefined) return;
+    this.base = await this.#steps.endWorker();
+    this.state = "stopped";
+  }
+
   /** Changes the mode of a running queue; a failure takes it back to the mode it was in. */
   async change(mode: RunningMode): Promise<void> {
     const before = this.mode;
@@ -206,6 +251,7 @@ export class RelayQueue {
     this.startBase = this.lastBase = undefined;
     this.addresses = undefined;
     this.enabled = false;
+    this.enableSeen = false;
     this.state = "stopped";
     this.error = undefined;
   }

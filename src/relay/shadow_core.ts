@@ -6,6 +6,7 @@
  */
 import { LOG_PAGE_BYTES } from "../dirty/bitmap.ts";
 import { SvqError } from "../errors.ts";
+import { NO_ROOM, type Translation } from "../iova/translation.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
@@ -80,6 +81,7 @@ export class ShadowCore {
   readonly #path: DataPath;
   readonly #counters: Float64Array;
   readonly #chain: Chain;
+  readonly #moved: Chain;
   readonly #segments: SegmentPool;
   /** By id in the device's ring: the guest's id, and the first segment. -1: not at the device. */
   readonly #guestId: Int32Array;
@@ -103,6 +105,7 @@ export class ShadowCore {
     this.#path = path;
     this.#counters = counters;
     this.#chain = new Chain(maxChain);
+    this.#moved = new Chain(maxChain);
     this.#segments = new SegmentPool(device.num * 2);
     this.#guestId = new Int32Array(device.num).fill(-1);
     this.#first = new Int32Array(device.num).fill(-1);
@@ -125,7 +128,7 @@ export class ShadowCore {
     this.kickWanted = false;
     this.full = false;
     while (guest.pop(chain)) {
-      const id = device.addChain(chain);
+      const id = device.addChain(this.#path.translation === undefined ? chain : this.#translate(chain, this.#path.translation));
       if (id < 0) {
         guest.unpop();
         this.full = true;
@@ -139,6 +142,25 @@ export class ShadowCore {
     }
     if (moved > 0) this.kickWanted = device.publish();
     return moved;
+  }
+
+  // A segment that spans two regions may become several.
+  #translate(chain: Chain, translation: Translation): Chain {
+    const out = this.#moved;
+    out.clear();
+    out.id = chain.id;
+    for (let i = 0; i < chain.count; i++) {
+      const count = translation.splitToIova(chain.addresses[i]!, chain.lengths[i]!, out, out.count);
+      if (count === NO_ROOM) {
+        throw new SvqError("CHAIN_TOO_LONG", `Chain ${chain.id} has more than ${out.capacity} segments for the device`);
+      }
+      if (count < 0) throw new SvqError("OUTSIDE_MEMORY", `A segment of chain ${chain.id} has no place in the device's address space`);
+      out.count += count;
+      if (i < chain.readableCount) out.readableCount = out.count;
+    }
+    out.readableBytes = chain.readableBytes;
+    out.writableBytes = chain.writableBytes;
+    return out;
   }
 
   /** Gives back to the guest what the device has used: what it could have written is marked dirty first. @returns chains moved */

@@ -6,6 +6,7 @@
  */
 import { toErrorRecord } from "../errors.ts";
 import { bufferAt, EPOLL, Epoll } from "../ffi/mod.ts";
+import { Translation } from "../iova/translation.ts";
 import { RangeTable } from "../memory/range_table.ts";
 import { DirtyBitmap } from "../dirty/bitmap.ts";
 import { Counters } from "./counters.ts";
@@ -47,7 +48,7 @@ class RelayLoop {
   readonly #posted: Int32Array;
   readonly #counters: Counters;
   readonly #runners = new Map<number, Runner>();
-  readonly #path: DataPath = { memory: new RangeTable([]), dirty: undefined };
+  readonly #path: DataPath = { memory: new RangeTable([]), translation: undefined, dirty: undefined };
   /** Queues with work to do that they were not told of by an event. */
   readonly #busy = new Set<Runner>();
   #handled = 0;
@@ -118,6 +119,7 @@ class RelayLoop {
     switch (command.type) {
       case "memory":
         this.#path.memory = new RangeTable(command.ranges);
+        this.#path.translation = command.moved === undefined ? undefined : new Translation(command.moved);
         return {};
       case "log":
         this.#path.dirty = command.size === 0 ? undefined : new DirtyBitmap(bufferAt(command.address, command.size));

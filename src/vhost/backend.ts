@@ -33,6 +33,8 @@ export interface BackendInfo {
   hasConfig: boolean;
   /** Addresses that the device can be given, both ends inclusive, bytes; undefined where no limit is known. */
   iovaRange?: { readonly first: bigint; readonly last: bigint };
+  /** Largest ring, descriptors, where the device tells it. */
+  vringNumMax?: number;
   /** How its rings stop; undefined means `each`. */
   ringStop?: RingStop;
 }

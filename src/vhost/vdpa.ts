@@ -125,6 +125,7 @@ export class VhostVdpa implements VhostBackend {
         canSuspend,
         hasConfig: this.#configSize > 0,
         iovaRange: range,
+        vringNumMax: this.vringNumMax,
         ringStop: ringStopOf(this.backendFeatures, options.driver),
       };
       this.maps = new VdpaMaps(node, {

@@ -50,11 +50,29 @@ export const VRING_RULES = {
   PACKED_INDIRECT_MIXED: { spec: "2.8.19", text: "A list is either linked or one indirect table" },
   PACKED_EVENT_FLAGS: { spec: "2.8.10", text: "Event flags are 0, 1, or with EVENT_IDX 2; 3 is reserved" },
   PACKED_EVENT_OFFSET: { spec: "2.8.10", text: "The event offset lies in the ring" },
+  PACKED_WRAP_COUNTER: { spec: "2.8.1", text: "The descriptors of one lap through the ring carry one wrap counter" },
   STATE_INVALID: { spec: "svq", text: "A saved state fits the ring that it is loaded into" },
 } as const satisfies Record<string, VringRuleInfo>;
 
 /** Code of a rule. */
 export type VringRule = keyof typeof VRING_RULES;
+
+/** A broken rule that a look at a ring has found, as `svq vring verify` reports it. */
+export interface Anomaly {
+  /** Code of the rule. */
+  rule: VringRule;
+  /** Section of virtio 1.3; `svq` for a limit of this program. */
+  spec: string;
+  /** Descriptor index, ring position or id that it is about; null when there is none. */
+  index: number | null;
+  /** What was found, for a reader. */
+  detail: string;
+}
+
+/** A finding about `rule`. @param index descriptor index, ring position or id; null for none */
+export function anomaly(rule: VringRule, index: number | null, detail: string): Anomaly {
+  return { rule, spec: VRING_RULES[rule].spec, index, detail };
+}
 
 /** A ring broke a rule. The queue must not be used any further; other queues can. */
 export class VringError extends SvqError {

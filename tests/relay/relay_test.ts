@@ -4,6 +4,8 @@ import { EmbeddedDriver } from "../../src/drivers/embedded_driver.ts";
 import { createMemfd, mapFd } from "../../src/ffi/mod.ts";
 import { DirtyBitmap } from "../../src/dirty/bitmap.ts";
 import { DEFAULT_RELAY_CONFIG, Relay, type RelayConfig } from "../../src/relay/relay.ts";
+import type { BackendInfo } from "../../src/vhost/backend.ts";
+import { shapedDevice } from "../support/shaped_device.ts";
 import { waitUntil } from "../support/wait.ts";
 
 interface Case {
@@ -15,6 +17,10 @@ interface Case {
   eventIdx?: boolean;
   indirect?: boolean;
   num?: number;
+  /** Facts that the device states instead of its own. */
+  info?: Partial<BackendInfo>;
+  /** The device stops and starts its rings only together. */
+  together?: boolean;
 }
 
 const MODES = ["passthrough", "notify", "used", "shadow"] as const;
@@ -29,7 +35,8 @@ async function withRelay(
   const config: RelayConfig = { ...DEFAULT_RELAY_CONFIG, ...options.config };
   const errors: string[] = [];
   const queues = options.queues ?? 1;
-  await using device = await SimDevice.open({ kind: "blk", size: 32 << 20, queues, packed: options.packedDevice ?? false });
+  await using sim = await SimDevice.open({ kind: "blk", size: 32 << 20, queues, packed: options.packedDevice ?? false });
+  const device = shapedDevice(sim, options.info ?? {}, options.together);
   await using relay = new Relay(device, config, { log: () => {}, error: (error) => errors.push(error.message) });
   await using driver = await EmbeddedDriver.open(relay, {
     queues,
@@ -58,6 +65,14 @@ const CASES: Case[] = [
   { name: "packed rings", packedDevice: true, packedGuest: true },
   { name: "packed rings without EVENT_IDX", packedDevice: true, packedGuest: true, eventIdx: false },
   { name: "a split guest on a packed device", packedDevice: true, config: { deviceRing: "packed" } },
+  { name: "a device that cannot reach the guest's addresses", info: { iovaRange: { first: 0n, last: 2n ** 31n - 1n }, vringNumMax: 256 } },
+  {
+    name: "a device that cannot reach the guest's addresses, with packed rings",
+    info: { iovaRange: { first: 2n ** 20n, last: 2n ** 30n - 1n } },
+    packedDevice: true,
+    packedGuest: true,
+  },
+  { name: "a device whose rings stop only together", queues: 2, info: { ringStop: "at-rest", deviceId: 2 }, together: true },
   { name: "a packed guest on a split device", packedGuest: true, config: { guestRing: "packed" } },
 ];
 
@@ -80,7 +95,8 @@ for (const entry of CASES) {
       const [queue] = relay.queues;
       assert.equal(queue!.running, true);
       if (translated) assert.equal(queue!.state, "shadow");
-      else assert.ok(queue!.times.count > 0);
+      else if (entry.info === undefined) assert.ok(queue!.times.count > 0);
+      else assert.equal(queue!.mode === "passthrough" || queue!.mode === "notify", false);
     });
   });
 }

@@ -48,9 +48,13 @@ export interface ProxyOptions {
    * here. To the VMM it is a device that logs, but forgets everything.
    */
   forgetLog?: boolean;
+  /** Sees every message before it is passed on; may change its bytes and replace its descriptors (closing the old ones). */
+  onMessage?: (message: ProxyMessage, from: "frontend" | "backend") => void;
 }
 
-interface Message {
+/** A message on its way. */
+export interface ProxyMessage {
+  /** Header (request, flags, size: u32 each) and payload. */
   bytes: Uint8Array<ArrayBuffer>;
   fds: OwnedFd[];
 }
@@ -67,7 +71,7 @@ async function readFully(stream: UnixStream, into: Uint8Array<ArrayBuffer>, fds:
 }
 
 // Never more than one message per read: what comes with the bytes of the next one would be taken for this one's descriptors.
-async function readMessage(stream: UnixStream): Promise<Message | undefined> {
+async function readMessage(stream: UnixStream): Promise<ProxyMessage | undefined> {
   const header = new Uint8Array(HEADER_SIZE);
   const fds: OwnedFd[] = [];
   if (!await readFully(stream, header, fds)) return undefined;
@@ -94,7 +98,8 @@ export class HideLogProxy implements AsyncDisposable {
   readonly passed: PassedMessage[] = [];
   readonly #listener: UnixListener;
   readonly #backend: string;
-  readonly #hide: Required<ProxyOptions>;
+  readonly #hide: Required<Omit<ProxyOptions, "onMessage">>;
+  readonly #onMessage: ProxyOptions["onMessage"];
   readonly #open: Set<UnixStream> = new Set();
   readonly #serving: Promise<void>;
   #connections = 0;
@@ -107,6 +112,7 @@ export class HideLogProxy implements AsyncDisposable {
     this.#listener = listenUnix(socket);
     this.#backend = backend;
     const forgetLog = options.forgetLog === true;
+    this.#onMessage = options.onMessage;
     this.#hide = {
       hideFeatures: options.hideFeatures ?? (forgetLog ? 0n : LOG_ALL),
       hideProtocolFeatures: options.hideProtocolFeatures ?? (forgetLog ? 0n : LOG_SHMFD),
@@ -161,8 +167,9 @@ export class HideLogProxy implements AsyncDisposable {
   async #pump(from: UnixStream, to: UnixStream, side: "frontend" | "backend", connection: number): Promise<void> {
     try {
       for (let message = await readMessage(from); message !== undefined; message = await readMessage(from)) {
-        const { bytes, fds } = message;
+        const { bytes } = message;
         try {
+          this.#onMessage?.(message, side);
           const view = new DataView(bytes.buffer);
           if (this.#hide.forgetLog && side === "frontend" && view.getUint32(0, true) === REQUEST.SET_LOG_BASE) {
             await from.send(logBaseReply());
@@ -175,11 +182,11 @@ export class HideLogProxy implements AsyncDisposable {
             request: view.getUint32(0, true),
             flags: view.getUint32(4, true),
             payload: bytes.slice(HEADER_SIZE),
-            fds: fds.length,
+            fds: message.fds.length,
           });
-          await to.send(bytes, fds.map(({ fd }) => fd));
+          await to.send(bytes, message.fds.map(({ fd }) => fd));
         } finally {
-          for (const fd of fds) fd.close();
+          for (const fd of message.fds) fd.close();
         }
       }
     } finally {

@@ -1,9 +1,10 @@
 /**
- * Schemas of what describes devices, address spaces and rings: probe, iova, vring.
+ * Schemas of what describes devices and address spaces: probe, iova. Rings have a file of their own.
  *
  * @module
  */
 import { choice, count, document, flag, hex, type JsonSchema, list, map, nullable, number, object, optional, text } from "./build.ts";
+import { VRING_SCHEMAS } from "./vrings.ts";
 
 const reason = object({
   code: text("Stable name of the reason"),
@@ -56,45 +57,9 @@ const iova = document("svq.iova/1", "Layout of a device's address space", {
   fragmentation: { ...number("0: all free space is one range; towards 1: scattered"), minimum: 0, maximum: 1 },
 });
 
-const chain = object({
-  head: count("Split: head index; packed: buffer id"),
-  length: count("Descriptors"),
-  readable_bytes: count(),
-  writable_bytes: count(),
-  in_flight_ms: optional(nullable(number("Time since the relay took it"))),
-});
-
-const anomaly = object({
-  rule: text("Stable name of the broken rule"),
-  spec: text("Section of the virtio specification"),
-  index: optional(nullable(count("Where in the ring"))),
-  detail: text(),
-});
-
-const ring = object({
-  index: count("Queue"),
-  side: choice(["guest", "device"]),
-  layout: choice(["split", "packed"]),
-  num: count("Ring size in descriptors"),
-  avail_idx: count(),
-  used_idx: count(),
-  last_avail_idx: optional(nullable(count())),
-  flags: optional(nullable(map(true))),
-  wrap_counters: optional(nullable(map(true))),
-  suppression: optional(nullable(map(true))),
-  descriptors: optional(list(map(true))),
-  chains: optional(list(chain)),
-  anomalies: list(anomaly),
-});
-
 /** By document name. */
 export const DEVICE_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   "svq.probe/1": document("svq.probe/1", "Devices of this host, or those that were named", { devices: list(device) }),
   "svq.iova/1": iova,
-  "svq.vring/1": document("svq.vring/1", "State of vrings", {
-    relay: optional(text("Name of the relay")),
-    source: optional(text("Image file or device")),
-    consistent: flag("False: the rings moved while they were read"),
-    queues: list(ring),
-  }),
+  ...VRING_SCHEMAS,
 };

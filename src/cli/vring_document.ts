@@ -1,0 +1,144 @@
+/**
+ * The document `svq.vring/1`, made from an image of rings, and where images come from: relays and files.
+ *
+ * @module
+ */
+import { EXIT, SvqError } from "../errors.ts";
+import { ControlClient } from "../relay/control.ts";
+import { controlPath } from "../relay/runtime_dir.ts";
+import { dumpRing, type RingDump } from "../vring/dump.ts";
+import { decodeImage, type ImageQueue, type RingSide, type VringImage } from "../vring/image.ts";
+import type { Anomaly } from "../vring/rules.ts";
+import { verifyRing } from "../vring/verify.ts";
+import type { Document } from "./output.ts";
+
+/** What of a relay is wanted. */
+export interface Selection {
+  /** Queue indices; default all that are set up. */
+  queues?: readonly number[] | undefined;
+  /** Default both. */
+  side: RingSide | "both";
+}
+
+/** One ring of the document. */
+export interface RingEntry extends Partial<RingDump> {
+  /** Which queue. */
+  index: number;
+  /** Whose ring. */
+  side: RingSide;
+  /** Relay mode of the queue. */
+  mode: string;
+  /** Broken rules. */
+  anomalies: Anomaly[];
+}
+
+/** The document. */
+export interface VringDocument extends Document {
+  /** No ring is torn. */
+  consistent: boolean;
+  /** Rings that could be read. */
+  queues: RingEntry[];
+  /** Rings that could not, and why. */
+  unreadable: { index: number; side: RingSide; code: string; message: string }[];
+}
+
+/** Copies the rings of a running relay. @throws SvqError NO_SUCH_RELAY, NO_SUCH_QUEUE */
+export async function askRelay(name: string, selection: Selection): Promise<{ raw: unknown; image: VringImage }> {
+  using client = ControlClient.connect(name, controlPath(name));
+  const { queues, side } = selection;
+  const raw = await client.call("vrings", { side, ...(queues === undefined ? {} : { queues }) });
+  return { raw, image: decodeImage(raw, `the answer of relay "${name}"`) };
+}
+
+/** Reads an image file, and takes of it what is selected. @throws SvqError NO_SUCH_FILE, BAD_IMAGE, NO_SUCH_QUEUE */
+export async function readImage(path: string, selection: Selection): Promise<VringImage> {
+  let text: string;
+  try {
+    text = await Deno.readTextFile(path);
+  } catch (cause) {
+    const missing = cause instanceof Deno.errors.NotFound;
+    throw new SvqError(
+      missing ? "NO_SUCH_FILE" : "UNREADABLE_FILE",
+      `Cannot read ${path}: ${cause instanceof Error ? cause.message : cause}`,
+      {
+        exitCode: cause instanceof Deno.errors.PermissionDenied ? EXIT.permission : EXIT.usage,
+        cause,
+      },
+    );
+  }
+  let value: unknown;
+  try {
+    value = JSON.parse(text);
+  } catch (cause) {
+    throw new SvqError("BAD_IMAGE", `${path} is no ring image: ${cause instanceof Error ? cause.message : cause}`, {
+      hint: "images are written by svq vring dump --save",
+      cause,
+    });
+  }
+  const image = decodeImage(value, path);
+  for (const index of selection.queues ?? []) {
+    if (!image.queues.some((queue) => queue.index === index)) {
+      const there = [...new Set(image.queues.map((queue) => queue.index))].join(", ") || "none";
+      throw new SvqError("NO_SUCH_QUEUE", `${path} holds no queue ${index}; these are in it: ${there}`, { exitCode: EXIT.noDevice });
+    }
+  }
+  const wanted = (queue: ImageQueue) =>
+    (selection.queues?.includes(queue.index) ?? true) && (selection.side === "both" || queue.side === selection.side);
+  return { ...image, queues: image.queues.filter(wanted) };
+}
+
+/** How {@linkcode vringDocument} looks at an image. */
+export interface DocumentOptions {
+  /** All descriptors, and chains that came back. */
+  all?: boolean;
+  /** Apply the rules that need the past in the ring: see verifyRing. */
+  history: boolean;
+  /** The image's file. */
+  source?: string | undefined;
+}
+
+/** The rings of an image in words, with the rules that they break. */
+export function vringDocument(image: VringImage, options: DocumentOptions): VringDocument {
+  const queues: RingEntry[] = [];
+  const unreadable: VringDocument["unreadable"] = [];
+  for (const { index, side, mode, ring, error, seen } of image.queues) {
+    if (ring === undefined) {
+      unreadable.push({ index, side, code: error!.code, message: error!.message });
+      continue;
+    }
+    const anomalies = verifyRing(ring, { history: options.history });
+    const dump = dumpRing(ring, { all: options.all ?? false });
+    if (dump === undefined) {
+      const { layout, num, consistent } = ring;
+      queues.push({ index, side, mode, layout, num, consistent, avail_idx: null, used_idx: null, anomalies });
+      continue;
+    }
+    for (const chain of dump.chains) {
+      const known = seen.find(({ head, position }) => head === chain.head && (position & positionMask(ring.layout)) === chain.position);
+      if (chain.in_flight !== false) chain.in_flight_ms = known?.ms ?? null;
+    }
+    queues.push({ index, side, mode, ...dump, anomalies });
+  }
+  return {
+    schema: "svq.vring/1",
+    ...(image.relay === undefined ? {} : { relay: image.relay }),
+    ...(options.source === undefined ? {} : { source: options.source }),
+    read_at: image.created,
+    consistent: queues.every((queue) => queue.consistent === true),
+    queues,
+    unreadable,
+  };
+}
+
+function positionMask(layout: "split" | "packed"): number {
+  return layout === "split" ? 0xffff : 0x7fff;
+}
+
+/** Keeps of each ring the broken rules that a second look has found, too: a ring in motion may look wrong for a moment. */
+export function confirm(first: VringDocument, second: VringDocument): void {
+  for (const ring of first.queues) {
+    const again = second.queues.find(({ index, side }) => index === ring.index && side === ring.side);
+    if (again === undefined) continue;
+    ring.anomalies = ring.anomalies.filter(({ rule }) => again.anomalies.some((anomaly) => anomaly.rule === rule));
+  }
+}

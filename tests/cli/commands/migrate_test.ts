@@ -1,0 +1,149 @@
+import assert from "node:assert/strict";
+import { svq, svqCommand } from "../../support/cli.ts";
+import { assertMatchesSchema } from "../../support/schema.ts";
+import { TempDir } from "../../support/temp.ts";
+import { waitUntil } from "../../support/wait.ts";
+
+/** `svq migrate listen` in a process of its own. */
+class Listener implements AsyncDisposable {
+  readonly #child: Deno.ChildProcess;
+  readonly output: Promise<{ code: number; stdout: string; stderr: string }>;
+  #stderr = "";
+  readonly #ready = Promise.withResolvers<string>();
+  #ended = false;
+
+  constructor(uri: string, device: string, env: Record<string, string>) {
+    this.#child = svqCommand(["migrate", "listen", uri, "--device", device, "-j"], env).spawn();
+    const stdout = new Response(this.#child.stdout).text();
+    const stderr = this.#read();
+    this.output = Promise.all([this.#child.status, stdout, stderr]).then(([{ code }, out]) => {
+      this.#ended = true;
+      return { code, stdout: out, stderr: this.#stderr };
+    });
+  }
+
+  async #read(): Promise<void> {
+    const decoder = new TextDecoder();
+    for await (const chunk of this.#child.stderr) {
+      this.#stderr += decoder.decode(chunk, { stream: true });
+      const found = /listening on (\S+?)"/.exec(this.#stderr);
+      if (found !== null) this.#ready.resolve(found[1]!);
+    }
+    this.#ready.reject(new Error(`listen ended: ${this.#stderr}`));
+  }
+
+  /** Where it listens. */
+  ready(): Promise<string> {
+    return this.#ready.promise;
+  }
+
+  kill(): void {
+    if (!this.#ended) this.#child.kill("SIGKILL");
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.kill();
+    await this.output;
+    await this.#ready.promise.catch(() => {});
+  }
+}
+
+class Lab implements Disposable {
+  readonly dir = new TempDir();
+  readonly env = { SVQ_RUNTIME_DIR: this.dir.path, TMPDIR: this.dir.path };
+  readonly device = `sim:blk,file=${this.dir.join("disk")},size=16MiB,latency=200us`;
+
+  listen(uri = `unix:${this.dir.join("m")}`): Listener {
+    return new Listener(uri, this.device, this.env);
+  }
+
+  run(to: string, more: string[] = []): Promise<{ code: number; stdout: string; stderr: string }> {
+    return svq([...this.words(to), ...more], this.env);
+  }
+
+  words(to: string): string[] {
+    return ["migrate", "run", "-j", "--to", to, "--device", this.device, "--mem", "8MiB", "--duration", "1500ms", "--warmup", "200ms"];
+  }
+
+  [Symbol.dispose](): void {
+    this.dir[Symbol.dispose]();
+  }
+}
+
+Deno.test("svq migrate run and listen move a guest over TCP on this host; both print svq.migrate/1", async () => {
+  using lab = new Lab();
+  await using listener = lab.listen("tcp:127.0.0.1:0");
+  const uri = await listener.ready();
+  const { code, stdout, stderr } = await lab.run(uri);
+  assert.equal(code, 0, stderr);
+  assertMatchesSchema("migrate", stdout);
+  const source = JSON.parse(stdout);
+  assert.equal(source.outcome, "completed");
+  assert.equal(source.memory_identical, true);
+  assert.equal(source.requests.lost + source.requests.duplicated + source.requests.corrupted, 0);
+  const there = await listener.output;
+  assert.equal(there.code, 0, there.stderr);
+  assertMatchesSchema("migrate", there.stdout);
+  assert.deepEqual(JSON.parse(there.stdout).requests, source.requests, "both tell of the same guest");
+});
+
+Deno.test("When the destination is killed at any moment before the hand-over, the guest goes on at the source: exit 7, nothing lost", async (test) => {
+  // Bytes per second decide where the kill hits: before the first round is done, or in a later phase.
+  for (const [name, phase] of [["while memory is sent", "rounds"], ["at the log", "log"]] as const) {
+    await test.step(name, async () => {
+      using lab = new Lab();
+      await using listener = lab.listen();
+      const uri = await listener.ready();
+      const child = svqCommand([...lab.words(uri), "--max-bandwidth", "4MiB", "--progress", "json"], lab.env).spawn();
+      const decoder = new TextDecoder();
+      let stderr = "";
+      const stdout = new Response(child.stdout).text();
+      for await (const chunk of child.stderr) {
+        stderr += decoder.decode(chunk, { stream: true });
+        if (stderr.includes(`"phase":"${phase}"`)) listener.kill();
+      }
+      const { code } = await child.status;
+      assert.equal(code, 7, stderr);
+      const document = JSON.parse(await stdout);
+      assertMatchesSchema("migrate", document);
+      assert.equal(document.outcome, "aborted");
+      assert.equal(document.requests.lost + document.requests.duplicated + document.requests.corrupted, 0);
+      assert.equal(document.requests.completed, document.requests.submitted);
+    });
+  }
+});
+
+Deno.test("svq migrate status shows a running migration, cancel ends it: exit 7, and the guest goes on", async () => {
+  using lab = new Lab();
+  await using listener = lab.listen();
+  const uri = await listener.ready();
+  const child = svqCommand([...lab.words(uri), "--max-bandwidth", "1MiB", "--name", "move"], lab.env).spawn();
+  const finished = child.output();
+  await waitUntil("the control socket", () => [...Deno.readDirSync(lab.dir.path)].some((entry) => entry.name === "move.migration"));
+  const status = await waitUntil("the rounds", async () => {
+    const { code, stdout } = await svq(["migrate", "status", "-j"], lab.env);
+    const document = code === 0 ? JSON.parse(stdout) : undefined;
+    return document?.phase === "rounds" ? document : undefined;
+  });
+  assertMatchesSchema("migrate", status);
+  assert.equal(status.outcome, "running");
+  assert.equal((await svq(["migrate", "cancel", "move"], lab.env)).code, 0);
+  const { code, stdout, stderr } = await finished;
+  assert.equal(code, 7, new TextDecoder().decode(stderr));
+  const document = JSON.parse(new TextDecoder().decode(stdout));
+  assert.equal(document.outcome, "cancelled");
+  assert.equal(document.requests.completed, document.requests.submitted);
+  const gone = await svq(["migrate", "status", "move", "-j"], lab.env);
+  assert.equal(gone.code, 3);
+  assertMatchesSchema("error", gone.stderr);
+});
+
+Deno.test("Plain TCP beyond this host needs --insecure; a URI that is none is a usage error", async () => {
+  using lab = new Lab();
+  const refused = await svq(["migrate", "listen", "tcp:0.0.0.0:0", "--device", "sim:blk"], lab.env);
+  assert.equal(refused.code, 2);
+  assert.match(refused.stderr, /unencrypted/);
+  const bad = await svq(["migrate", "run", "--to", "/run/x", "--device", "sim:blk"], lab.env);
+  assert.equal(bad.code, 2);
+  assert.match(bad.stderr, /tcp:HOST:PORT/);
+});

@@ -6,7 +6,8 @@
 import { runCli } from "./app.ts";
 import { processSink } from "./output.ts";
 
-if (import.meta.main) {
+/** Runs the program with this process's arguments, and ends the process. */
+export async function main(): Promise<never> {
   // A command may leave Workers or sockets behind on purpose; its end is the program's end.
   Deno.exit(
     await runCli(Deno.args, {
@@ -16,3 +17,5 @@ if (import.meta.main) {
     }),
   );
 }
+
+if (import.meta.main) main();

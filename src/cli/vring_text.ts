@@ -35,7 +35,7 @@ function chainState(chain: ChainDump): string {
   if (chain.in_flight === false) return "returned";
   const where = chain.taken === null ? "" : chain.taken ? ", at the device" : ", not taken";
   if (chain.in_flight === null) return "in flight or returned";
-  return `in flight${where}${chain.certain ? "" : " (likely)"}`;
+  return `in flight${where}${chain.likelihood >= 0.9 ? "" : " (likely)"}`;
 }
 
 function chainRow(chain: ChainDump): unknown[] {

@@ -6,20 +6,22 @@
  * @module
  */
 import { type ErrorRecord, EXIT, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
-import { GuestMemory, type MappedRegion } from "../memory/guest_memory.ts";
+import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
 import { VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
-import type { BackendInfo, LogRegion, VhostBackend, VringAddresses, VringStart } from "../vhost/backend.ts";
-import { IovaPlan } from "../iova/plan.ts";
-import type { TranslatedRegion } from "../iova/translation.ts";
-import { Arena, slotSize } from "./arena.ts";
+import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type { IovaPlan } from "../iova/plan.ts";
+import type { Arena } from "./arena.ts";
+import { checkRing } from "./check_ring.ts";
 import { Counters } from "./counters.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
 import { Lane } from "./lane.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
+import { RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
+import { RingGroup } from "./ring_group.ts";
 import { RelayWorker } from "./worker_client.ts";
 
 /** Modes that can be asked for: `auto` is passthrough until the VMM turns the dirty log on. */
@@ -66,10 +68,6 @@ const RING_PACKED = 1n << 34n;
 /** Feature bits that the relay hides from the guest. */
 export const MASKED_FEATURES: bigint = IN_ORDER | NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | VHOST_F_LOG_ALL;
 
-/** uaddr = IOVA + this, towards a vhost-user device: an address that is none of ours and none of the VMM's. */
-const DEVICE_UADDR_OFFSET = 2 ** 47;
-/** vhost-user devices take any address; the arena ends here, above any guest memory. */
-const VHOST_USER_IOVA_LAST = 2n ** 46n - 1n;
 /** While a device that nobody follows writes guest memory, all of it is marked dirty this often, ms. */
 const MARK_ALL_INTERVAL_MS = 50;
 const MAX_QUEUES = 256;
@@ -88,8 +86,6 @@ export interface RelayEvents {
 export class Relay implements VhostBackend {
   /** What the guest's side sees of the device. */
   readonly info: BackendInfo;
-  /** Guest memory as mapped here. */
-  readonly memory: GuestMemory = new GuestMemory();
   /** Counters of all queues. */
   readonly counters: Counters;
   /** The dirty log. */
@@ -110,12 +106,10 @@ export class Relay implements VhostBackend {
   readonly #workers: RelayWorker[] = [];
   readonly #queues = new Map<number, RelayQueue>();
   readonly #maxQueues: number;
-  /** The device stops and starts all of its rings together. */
-  readonly #grouped: boolean;
+  /** Set where the device stops and starts all of its rings together. */
+  readonly #group: RingGroup | undefined;
   readonly #groupLane = new Lane();
-  readonly #plan: IovaPlan;
-  #arena: Arena | undefined;
-  #arenaAtDevice = false;
+  readonly #memory: RelayMemory;
   #features = 0n;
   #featuresSet = false;
   #devicePacked = false;
@@ -136,12 +130,18 @@ export class Relay implements VhostBackend {
     const { queueNum, deviceId } = device.info;
     // Net devices count queue pairs, and have a control queue; vhost-user does not say what a device is.
     this.#maxQueues = Math.min(MAX_QUEUES, deviceId === undefined || deviceId === VIRTIO_ID.net ? 2 * queueNum + 1 : queueNum);
-    this.#grouped = (device.info.ringStop ?? "each") !== "each";
-    const { first, last } = device.info.iovaRange ?? { first: 0n, last: VHOST_USER_IOVA_LAST };
-    this.#plan = new IovaPlan({ ranges: { first, last } });
+    if ((device.info.ringStop ?? "each") !== "each") {
+      this.#group = new RingGroup({
+        device,
+        queues: () => this.queues,
+        wantedMode: (index) => this.wantedMode(index),
+        check: (queue) => this.#check(queue),
+      });
+    }
     this.counters = new Counters(this.#maxQueues);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
+    this.#memory = new RelayMemory(device, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => device.sendRarp!(mac);
     if (device.setMtu !== undefined) this.setMtu = (mtu) => device.setMtu!(mtu);
@@ -193,7 +193,17 @@ export class Relay implements VhostBackend {
 
   /** The shadow rings, once there are any. */
   get arena(): Arena | undefined {
-    return this.#arena;
+    return this.#memory.arena;
+  }
+
+  /** Guest memory as mapped here. */
+  get memory(): GuestMemory {
+    return this.#memory.guest;
+  }
+
+  /** The layout of the device's address space. */
+  get plan(): IovaPlan {
+    return this.#memory.plan;
   }
 
   #queue(index: number): RelayQueue {
@@ -205,11 +215,11 @@ export class Relay implements VhostBackend {
       queue = new RelayQueue(index, this.#workers[index % this.#workers.length]!, {
         device: this.#device,
         memory: this.memory,
-        arena: () => this.#arena!,
+        arena: () => this.#memory.arena!,
         features: () => this.#features,
         devicePacked: () => this.#devicePacked,
         log: (message) => this.#events.log(message),
-      }, this.#grouped ? this.#groupLane : new Lane());
+      }, this.#group !== undefined ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
     }
     return queue;
@@ -222,8 +232,8 @@ export class Relay implements VhostBackend {
     const guestPacked = hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED);
     const translated = this.#devicePacked !== guestPacked;
     // A device whose rings cannot be stopped one by one in mid-flight stays behind rings of the relay's own.
-    const stoppable = !this.#grouped;
-    if (forceShadow || translated || this.#moved || mode === "shadow") return "shadow";
+    const stoppable = this.#group === undefined;
+    if (forceShadow || translated || this.#memory.moved || mode === "shadow") return "shadow";
     // Packed rings have no used ring of their own that could be the relay's.
     if (mode === "used" || this.#logging || !stoppable) return guestPacked ? "shadow" : "used";
     return mode === "auto" ? "passthrough" : mode;
@@ -307,7 +317,8 @@ export class Relay implements VhostBackend {
 
   /** Brings every running queue into the wanted mode; resolves when all are. @throws the first error of a queue */
   async applyMode(): Promise<void> {
-    if (this.#grouped) return await this.#groupLane.run(() => this.#reconcileGroup());
+    const group = this.#group;
+    if (group !== undefined) return await this.#groupLane.run(() => group.reconcile());
     const results = await Promise.allSettled(this.queues.map((queue) => queue.lane.run(() => this.#reconcile(queue))));
     for (const result of results) if (result.status === "rejected") throw result.reason;
   }
@@ -321,45 +332,8 @@ export class Relay implements VhostBackend {
     }
   }
 
-  // ---- devices that stop and start their rings together; all of this runs in the one lane
-
-  async #reconcileGroup(): Promise<void> {
-    if (!this.queues.some((queue) => queue.running && queue.mode !== this.wantedMode(queue.index))) return;
-    await this.#stopGroup();
-    await this.#startGroup();
-  }
-
-  // A device that starts once must be given every ring at once: when the last one that the front-end has started is decided.
-  async #startGroup(): Promise<void> {
-    const queues = this.queues.filter((queue) =>
-      queue.kicked && queue.state === "stopped" && queue.num > 0 && queue.addresses !== undefined
-    );
-    if (queues.length === 0 || this.queues.some((queue) => queue.kicked && !queue.decided)) return;
-    try {
-      const rings: VringStart[] = [];
-      for (const queue of queues) {
-        this.#checkRing(queue);
-        rings.push(await queue.prepare(this.wantedMode(queue.index)));
-      }
-      await this.#device.startVrings!(rings);
-    } catch (error) {
-      for (const queue of queues) queue.fail(error);
-      throw error;
-    }
-    for (const queue of queues) await queue.entered(this.wantedMode(queue.index));
-  }
-
-  async #stopGroup(): Promise<void> {
-    const queues = this.queues.filter((queue) => queue.running);
-    if (queues.length === 0) return;
-    const rests = this.#device.info.deviceId !== VIRTIO_ID.net;
-    await Promise.all(queues.map((queue) => queue.quiesce(rests)));
-    await this.#device.stopVrings!(queues.map(({ index }) => ({ index, recorded: true })));
-    for (const queue of queues) await queue.left();
-  }
-
   async #leave(queue: RelayQueue): Promise<void> {
-    if (this.#grouped) await this.#stopGroup();
+    if (this.#group !== undefined) await this.#group.stop();
     else await queue.leave();
   }
 
@@ -371,120 +345,26 @@ export class Relay implements VhostBackend {
 
   // ---- memory
 
-  // What the device is told of a guest region: where the plan has put it.
-  #toDevice(region: MemoryRegion): MemoryRegion {
-    const { iova } = this.#plan.regionAt(region.gpa)!;
-    return { ...region, gpa: iova, uaddr: iova + DEVICE_UADDR_OFFSET };
-  }
-
-  /** Does some guest memory lie elsewhere than at IOVA = GPA, so that descriptors must be translated? */
-  get #moved(): boolean {
-    return this.#plan.regions.some((region) => !region.identity);
-  }
-
-  /** The layout of the device's address space. */
-  get plan(): IovaPlan {
-    return this.#plan;
-  }
-
-  #addRegion(region: MemoryRegion): MappedRegion {
-    const mapped = this.memory.add(region);
-    try {
-      this.#plan.addRegion({ gpa: region.gpa, size: region.size });
-    } catch (error) {
-      this.memory.remove(region);
-      throw error;
-    }
-    return mapped;
-  }
-
-  #forgetRegion(region: Pick<MemoryRegion, "gpa" | "size" | "uaddr">): void {
-    this.memory.remove(region);
-    this.#plan.removeRegion({ gpa: region.gpa, size: region.size });
-  }
-
-  // The arena is part of the first table, so that a switch sends no memory message.
-  #ensureArena(): Arena {
-    if (this.#arena === undefined) {
-      const slot = slotSize(this.#device.info.vringNumMax);
-      const { iova } = this.#plan.addArena({ name: "shadow rings", size: this.#maxQueues * slot });
-      this.#arena = new Arena(this.#maxQueues, iova, slot);
-    }
-    return this.#arena;
-  }
-
   /** See {@linkcode VhostBackend.setMemTable}. */
   async setMemTable(regions: readonly MemoryRegion[]): Promise<void> {
-    const same = (a: MemoryRegion, b: MemoryRegion) => a.gpa === b.gpa && a.size === b.size && a.uaddr === b.uaddr;
-    const gone = this.memory.regions.filter((old) => !regions.some((region) => same(old, region)));
-    await this.#dropRegions(gone);
-    const added: MemoryRegion[] = [];
-    try {
-      for (const region of regions) {
-        if (this.memory.regions.some((old) => same(old, region))) continue;
-        this.#addRegion(region);
-        added.push(region);
-      }
-      const arena = this.#ensureArena();
-      await this.#device.setMemTable([arena.region(DEVICE_UADDR_OFFSET), ...this.memory.regions.map((region) => this.#toDevice(region))]);
-      this.#arenaAtDevice = true;
-    } catch (error) {
-      for (const region of added) this.#forgetRegion(region);
-      throw error;
-    }
-    await this.#memoryChanged();
+    await this.#memory.set(regions);
+    await this.#memoryGrew();
   }
 
   /** See {@linkcode VhostBackend.addMemRegion}. */
   async addMemRegion(region: MemoryRegion): Promise<void> {
-    const mapped = this.#addRegion(region);
-    try {
-      const arena = this.#ensureArena();
-      if (!this.#arenaAtDevice) {
-        await this.#device.addMemRegion(arena.region(DEVICE_UADDR_OFFSET));
-        this.#arenaAtDevice = true;
-      }
-      await this.#device.addMemRegion(this.#toDevice(mapped));
-    } catch (error) {
-      this.#forgetRegion(region);
-      throw error;
-    }
-    await this.#memoryChanged();
+    await this.#memory.add(region);
+    await this.#memoryGrew();
   }
 
   /** See {@linkcode VhostBackend.removeMemRegion}. */
   async removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void> {
-    const found = this.memory.regions.find((old) => old.gpa === region.gpa && old.size === region.size && old.uaddr === region.uaddr);
-    if (found === undefined) {
-      throw new SvqError("NO_SUCH_REGION", `No memory region 0x${region.gpa.toString(16)}+0x${region.size.toString(16)}`);
-    }
-    const { gpa, size, uaddr } = this.#toDevice(found);
-    await this.#dropRegions([found]);
-    await this.#device.removeMemRegion({ gpa, size, uaddr });
+    await this.#memory.remove(region);
   }
 
-  // Workers stop using the regions, chains in them come back, and only then they are unmapped.
-  async #dropRegions(gone: readonly MemoryRegion[]): Promise<void> {
-    if (gone.length === 0) return;
-    const ranges = this.memory.ranges().filter((range) => !gone.some((region) => region.gpa === range.gpa));
-    await this.#tellWorkers({ type: "memory", ranges, moved: this.#movedRegions() });
-    for (const region of gone) {
-      for (;;) {
-        const replies = await Promise.all(this.#workers.map((worker) => worker.send({ type: "uses", gpa: region.gpa, size: region.size })));
-        if (replies.every((reply) => reply.count === 0)) break;
-        await pause(2);
-      }
-      this.#forgetRegion(region);
-    }
-  }
-
-  #movedRegions(): TranslatedRegion[] | undefined {
-    return this.#moved ? this.#plan.regions.map(({ gpa, iova, size }) => ({ gpa, iova, size })) : undefined;
-  }
-
-  async #memoryChanged(): Promise<void> {
+  async #memoryGrew(): Promise<void> {
     await this.dirty.grow(this.memory.endGpa);
-    await this.#tellWorkers({ type: "memory", ranges: this.memory.ranges(), moved: this.#movedRegions() });
+    // A region that lies elsewhere for the device forbids the modes without translation.
     await this.applyMode();
   }
 
@@ -545,7 +425,7 @@ export class Relay implements VhostBackend {
       const { mode } = queue;
       if (mode !== undefined) await this.#leave(queue);
       queue.setKick(fd);
-      if (mode === undefined || this.#grouped) await this.#startIfReady(queue);
+      if (mode === undefined || this.#group !== undefined) await this.#startIfReady(queue);
       else await queue.enter(mode);
     });
   }
@@ -572,10 +452,10 @@ export class Relay implements VhostBackend {
   }
 
   async #startIfReady(queue: RelayQueue): Promise<void> {
-    if (this.#grouped) return await this.#startGroup();
+    if (this.#group !== undefined) return await this.#group.start();
     if (queue.state !== "stopped" || !queue.ready) return;
     try {
-      this.#checkRing(queue);
+      this.#check(queue);
       await this.#ensureDriverOk();
       await queue.enter(this.wantedMode(queue.index));
     } catch (error) {
@@ -594,29 +474,8 @@ export class Relay implements VhostBackend {
     await this.#device.setStatus(RUNNING_STATUS);
   }
 
-  #checkRing(queue: RelayQueue): void {
-    const { num, index } = queue;
-    const { desc, avail, used } = queue.addresses!;
-    const parts = [["descriptor table", desc, 16 * num, 16], ["avail ring", avail, 6 + 2 * num, 2], [
-      "used ring",
-      used,
-      6 + 8 * num,
-      4,
-    ]] as const;
-    for (const [name, gpa, size, align] of parts) {
-      if (gpa % align !== 0) {
-        throw new SvqError("RING_UNALIGNED", `Queue ${index}: its ${name} at 0x${gpa.toString(16)} is not aligned to ${align} bytes`);
-      }
-      try {
-        this.memory.addressOf(gpa, size);
-      } catch (cause) {
-        throw new SvqError(
-          "RING_OUTSIDE_MEMORY",
-          `Queue ${index}: its ${name} at 0x${gpa.toString(16)}, ${size} bytes, does not lie in guest memory`,
-          { cause },
-        );
-      }
-    }
+  #check(queue: RelayQueue): void {
+    checkRing(queue, this.memory, hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED));
   }
 
   #queueFailed(index: number, error: ErrorRecord): void {
@@ -625,12 +484,12 @@ export class Relay implements VhostBackend {
     queue.lane.run(async () => {
       if (!queue.running) return;
       try {
-        if (this.#grouped) await this.#stopGroup();
+        if (this.#group !== undefined) await this.#group.stop();
         else await queue.abandon();
       } finally {
         queue.fail(fromErrorRecord(error));
       }
-      if (this.#grouped) await this.#startGroup();
+      await this.#group?.start();
     }).catch((failure) => this.#report(failure));
   }
 
@@ -733,9 +592,7 @@ export class Relay implements VhostBackend {
     for (const queue of this.#queues.values()) queue.close();
     this.#queues.clear();
     this.dirty.close();
-    this.memory.clear();
-    this.#arena?.close();
-    this.#arena = undefined;
+    this.#memory.close();
   }
 
   /** The same as {@linkcode close}. */

@@ -7,7 +7,7 @@
 import { type ErrorRecord, toErrorRecord } from "../errors.ts";
 import { dupFd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
 import type { VringAddresses, VringStart } from "../vhost/backend.ts";
-import { Lane } from "./lane.ts";
+import type { Lane } from "./lane.ts";
 import { type GuestRing, type QueueContext, QueueSteps, type RunningMode } from "./queue_steps.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
@@ -172,6 +172,11 @@ export class RelayQueue {
   /** {@linkcode enter}, first half, for devices that start their rings together. @returns what the device is to be given */
   async prepare(mode: RunningMode): Promise<VringStart> {
     return await this.#steps.prepare(mode, this.#ring);
+  }
+
+  /** Undoes {@linkcode prepare}. */
+  async unprepare(): Promise<void> {
+    await this.#steps.endWorker();
   }
 
   /** {@linkcode enter}, second half: the device has started the ring. */

@@ -10,10 +10,10 @@ import { encodeImage, type ImageQueue, type RingSide, type SeenChain } from "../
 import { packedLayout, splitLayout } from "../vring/layout.ts";
 import type { RingMemory } from "../vring/queue.ts";
 import { NO_POSITIONS, type RingPositions, type RingSnapshot, type RingSource, snapshotRing } from "../vring/snapshot.ts";
-import { ARENA_SLOT_SIZE } from "./arena.ts";
 import { COUNTER } from "./counters.ts";
 import type { Relay } from "./relay.ts";
-import { pause, type RelayQueue } from "./relay_queue.ts";
+import { isRelayed, pause } from "./queue_steps.ts";
+import type { RelayQueue } from "./relay_queue.ts";
 
 const INDIRECT_DESC = 1n << 28n;
 const EVENT_IDX = 1n << 29n;
@@ -33,8 +33,9 @@ function shapeOf(relay: Relay): { eventIdx: boolean; indirect: boolean; inOrder:
 }
 
 function guestPositions(relay: Relay, queue: RelayQueue, packed: boolean): RingPositions {
-  if (queue.state === "passthrough") return NO_POSITIONS;
-  if (queue.state === "shadow") {
+  const { mode } = queue;
+  if (mode !== undefined && !isRelayed(mode)) return NO_POSITIONS;
+  if (mode !== undefined) {
     const counters = relay.counters.of(queue.index);
     return { lastAvail: counters[COUNTER.availIdx]!, used: counters[COUNTER.usedIdx]!, lastUsed: null };
   }
@@ -61,9 +62,9 @@ function guestSource(relay: Relay, queue: RelayQueue): RingSource {
   };
 }
 
-/** The slot of one queue in the arena, under the addresses that the device uses. */
+/** The slot of one queue in the arena, under the addresses that the device uses, and guest memory around it. */
 function slotMemory(relay: Relay, slot: ArrayBuffer, first: number): RingMemory {
-  const inSlot = (address: number, length: number) => address >= first && address + length <= first + ARENA_SLOT_SIZE;
+  const inSlot = (address: number, length: number) => address >= first && address + length <= first + slot.byteLength;
   return {
     contains: (address, length) => inSlot(address, length) || relay.memory.contains(address, length),
     buffer: (address, length) =>
@@ -75,24 +76,30 @@ function shadowSource(relay: Relay, queue: RelayQueue): RingSource {
   const arena = relay.arena!;
   const packed = relay.devicePacked;
   const num = packed ? queue.num : 2 ** Math.ceil(Math.log2(queue.num));
-  const addresses = arena.peek(queue.index, num);
-  const first = arena.iova + queue.index * ARENA_SLOT_SIZE;
+  const own = arena.peek(queue.index, num);
+  const first = arena.iova + queue.index * arena.slotSize;
   const slot = arena.slot(queue.index);
   const part = (iova: number) => ({ buffer: slot, byteOffset: iova - first });
+  // Mode used: the device reads the guest's own descriptor table.
+  const table = queue.mode === "used" ? queue.addresses!.desc : undefined;
   return {
     ...shapeOf(relay),
     layout: packed ? "packed" : "split",
     num,
-    addresses,
+    addresses: { ...own, desc: table ?? own.desc },
     memory: [
-      ...relay.memory.regions.map(({ gpa, size }) => ({ address: gpa, size })),
-      { address: first, size: ARENA_SLOT_SIZE },
+      ...relay.plan.regions.map(({ iova, size }) => ({ address: iova, size })),
+      { address: first, size: slot.byteLength },
     ].sort((a, b) => a.address - b.address),
-    desc: part(addresses.desc),
-    avail: part(addresses.avail),
-    used: part(addresses.used),
+    desc: table === undefined ? part(own.desc) : { buffer: relay.memory.buffer(table, 16 * num) },
+    avail: part(own.avail),
+    used: part(own.used),
     tableMemory: slotMemory(relay, slot, first),
   };
+}
+
+function hasShadow(relay: Relay, queue: RelayQueue): boolean {
+  return queue.mode !== undefined && isRelayed(queue.mode) && relay.arena !== undefined;
 }
 
 // Looked up anew for each round: memory may be unplugged between two of them.
@@ -102,7 +109,7 @@ async function copyRing(relay: Relay, queue: RelayQueue, side: RingSide): Promis
     const snapshot = snapshotRing(source, ATTEMPTS);
     if (snapshot.consistent || round === ROUNDS) return snapshot;
     await pause(1);
-    if (side === "shadow" && queue.state !== "shadow") return snapshot;
+    if (side === "shadow" && !hasShadow(relay, queue)) return snapshot;
   }
 }
 
@@ -160,8 +167,8 @@ function wantedQueues(relay: Relay, params: Record<string, unknown>): readonly R
  * queue that cannot be read has an error in the place of its ring.
  *
  * @param name of the relay
- * @param params `queues` (list of indices), `side` (`guest`, `shadow` or `both`; a queue outside of mode shadow has no
- * shadow side)
+ * @param params `queues` (list of indices), `side` (`guest`, `shadow` or `both`; only the modes
+ * `shadow` and `used` have a shadow side)
  * @throws SvqError BAD_PARAMETER, NO_SUCH_QUEUE
  */
 export async function relayVrings(name: string, relay: Relay, params: Record<string, unknown>): Promise<Record<string, unknown>> {
@@ -169,7 +176,7 @@ export async function relayVrings(name: string, relay: Relay, params: Record<str
   const queues: ImageQueue[] = [];
   for (const queue of wantedQueues(relay, params)) {
     for (const side of sides) {
-      if (side === "shadow" && (queue.state !== "shadow" || relay.arena === undefined)) continue;
+      if (side === "shadow" && !hasShadow(relay, queue)) continue;
       queues.push(await imageOf(relay, queue, side));
     }
   }

@@ -58,6 +58,8 @@ export interface ChainDump {
   in_flight: boolean | null;
   /** False: it is the likely reading of the ring, not the only one. */
   certain: boolean;
+  /** How much of the past that the ring holds speaks for it, 0 to 1. */
+  likelihood: number;
   /** The device has taken it from the avail ring; null: not known. */
   taken: boolean | null;
   /** At least so long, from when it was first seen; null when it was never seen before. */
@@ -161,7 +163,7 @@ function describe(view: RingView, index: number): DescriptorDump {
   return { index, address, length, flags, ...((last & VRING_DESC_F_NEXT) === 0 ? {} : { next: last >>> 16 }) };
 }
 
-type ChainState = Pick<ChainDump, "head" | "position" | "in_flight" | "certain" | "taken">;
+type ChainState = Pick<ChainDump, "head" | "position" | "in_flight" | "certain" | "likelihood" | "taken">;
 
 function chainDump(walked: WalkedChain, state: ChainState): ChainDump {
   const { indirect, readableBytes, writableBytes } = walked;
@@ -177,6 +179,7 @@ function chainDump(walked: WalkedChain, state: ChainState): ChainDump {
     indirect: indirect === null ? null : { address: hex(indirect.address), bytes: indirect.length, entries: indirect.entries },
     in_flight: state.in_flight,
     certain: state.certain,
+    likelihood: Math.round(state.likelihood * 100) / 100,
     taken: state.taken,
     in_flight_ms: null,
   };
@@ -226,7 +229,7 @@ function splitChains(view: RingView, all: boolean): ChainDump[] {
     const walked = walkChain(view, head);
     // Its descriptors or its table may be something else by now.
     if (walked.problems.length === 0) {
-      returned.unshift(chainDump(walked, { head, position, in_flight: false, certain: false, taken: true }));
+      returned.unshift(chainDump(walked, { head, position, in_flight: false, certain: false, likelihood: 0, taken: true }));
     }
   }
   return [...returned, ...found];

@@ -34,6 +34,8 @@ export interface Outstanding {
   start: number;
   /** False: another reading of the ring is possible. */
   certain: boolean;
+  /** How much of the past that the ring holds speaks for it, 0 to 1. */
+  likelihood: number;
   /** The device has taken it; null when its position is not known. */
   taken: boolean | null;
 }
@@ -183,12 +185,21 @@ interface Candidate {
   head: number;
   /** Relative to the avail index: -1 is the entry added last. */
   position: number;
-  /** 0: sure; 1: made available more often than used in what is left of the past; 2: possible. */
-  rank: number;
+  certain: boolean;
+  likelihood: number;
 }
 
-// Positions are counted back from the avail index; used position u can only be about avail positions below u + num, since
-// no more than num chains are ever outstanding.
+/** What the past must say for a chain before it is called outstanding. */
+const LIKELY = 0.5;
+
+// Positions are counted back from the avail index.
+//
+// Sure: used position u can only be about avail positions below u + num, since no more than num chains are ever
+// outstanding, and about none that was made available later than it.
+//
+// Likely: suppose that at some moment of the past nothing was out of order: then whatever was made available since and not
+// used since is outstanding. The rings remember num such moments, and the answer of most of them is taken. A chain that is
+// out for longer than the ring remembers is in no answer, and is counted only.
 function splitOutstanding(view: RingView): OutstandingChains {
   const { num, availIdx } = view;
   const count = view.outstanding;
@@ -199,36 +210,39 @@ function splitOutstanding(view: RingView): OutstandingChains {
   for (let position = -num; position < 0; position++) append(made, view.availAt(availIdx + position), position);
   const done = new Map<number, number[]>();
   for (let position = -count - num; position < -count; position++) append(done, view.usedAt(availIdx + position), position);
+  const moments = num - count + 1;
+  const sum = (positions: readonly number[]) =>
+    positions.reduce((total, position) => total + Math.min(Math.max(position + num + 1, 0), moments), 0);
   const candidates: Candidate[] = [];
   const repeated: { head: number; position: number }[] = [];
-  const repeat = (head: number, position: number) => repeated.push({ head, position: (availIdx + position) & 0xffff });
   for (const [head, positions] of made) {
-    const last = positions.at(-1)!;
+    const position = positions.at(-1)!;
     const uses = done.get(head) ?? [];
-    const lastUse = uses.at(-1) ?? -Infinity;
-    if (last >= -untaken) {
-      candidates.push({ head, position: last, rank: 0 });
-      if (positions.filter((position) => position >= -untaken).length > 1) repeat(head, last);
+    const again = { head, position: (availIdx + position) & 0xffff };
+    if (position >= -untaken) {
+      candidates.push({ head, position, certain: true, likelihood: 1 });
+      if (positions.filter((other) => other >= -untaken).length > 1) repeated.push(again);
       continue;
     }
-    if (last <= lastUse) continue;
-    const recent = positions.filter((position) => position >= -count);
+    if (position <= (uses.at(-1) ?? -Infinity)) continue;
+    const recent = positions.filter((other) => other >= -count);
     const answered = recent.length === 0 ? 0 : uses.filter((use) => use >= recent[0]! - num + 1).length;
     if (answered < recent.length) {
-      candidates.push({ head, position: last, rank: 0 });
-      if (answered < recent.length - 1) repeat(head, last);
-    } else {
-      const balance = positions.length - uses.filter((use) => use >= -num).length;
-      candidates.push({ head, position: last, rank: balance >= 1 ? 1 : 2 });
+      candidates.push({ head, position, certain: true, likelihood: 1 });
+      if (answered < recent.length - 1) repeated.push(again);
+      continue;
     }
+    const likelihood = Math.min(1, (sum(positions) - sum(uses)) / moments);
+    if (likelihood >= LIKELY) candidates.push({ head, position, certain: false, likelihood });
   }
-  candidates.sort((a, b) => a.rank - b.rank || b.position - a.position);
-  const sure = candidates.filter((candidate) => candidate.rank === 0).length;
+  candidates.sort((a, b) => Number(b.certain) - Number(a.certain) || b.likelihood - a.likelihood || b.position - a.position);
+  const sure = candidates.filter(({ certain }) => certain).length;
   const chains = candidates.slice(0, Math.max(count, sure)).sort((a, b) => a.position - b.position).map((candidate): Outstanding => ({
     position: (availIdx + candidate.position) & 0xffff,
     head: candidate.head,
     start: candidate.head,
-    certain: candidate.rank === 0,
+    certain: candidate.certain,
+    likelihood: candidate.likelihood,
     taken: lastAvail < 0 ? null : candidate.position < -untaken,
   }));
   return { chains, count, repeated };
@@ -279,7 +293,14 @@ function packedOutstanding(view: RingView): OutstandingChains {
     const position = packedRetreat(end, left, num);
     const limit = taken === true ? left - untaken : left;
     const walked = walkChain(view, position & 0x7fff, { wrap: position >>> 15, room: limit });
-    chains.push({ position, head: walked.id, start: position & 0x7fff, certain: taken === false, taken });
+    chains.push({
+      position,
+      head: walked.id,
+      start: position & 0x7fff,
+      certain: taken === false,
+      likelihood: taken === false ? 1 : LIKELY,
+      taken,
+    });
     left -= Math.max(1, walked.descriptors.length);
   }
   return { chains, count: window === 0 ? 0 : null, repeated: [] };

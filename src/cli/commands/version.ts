@@ -1,5 +1,6 @@
 /** `svq version`. @module */
 import { buildCommand, type Command } from "@stricli/core";
+import { packaging } from "../../packaging.ts";
 import { VERSION } from "../../version.ts";
 import type { CliContext } from "../context.ts";
 
@@ -9,7 +10,7 @@ export const command: Command<CliContext> = buildCommand({
   parameters: {},
   func(this: CliContext): void {
     const { deno, v8, typescript } = Deno.version;
-    const document = { schema: "svq.version/1", version: VERSION, deno, v8, typescript, target: Deno.build.target };
-    this.output.document(document, () => `svq ${VERSION} (deno ${deno}, ${Deno.build.target})`);
+    const document = { schema: "svq.version/1", version: VERSION, deno, v8, typescript, packaging: packaging(), target: Deno.build.target };
+    this.output.document(document, () => `svq ${VERSION} (deno ${deno}, ${Deno.build.target}, ${packaging()})`);
   },
 });

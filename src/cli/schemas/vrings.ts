@@ -16,6 +16,7 @@ const chain = object({
   indirect: optional(nullable(object({ address: hex(), bytes: count(), entries: count("0: the table was not read") }))),
   in_flight: optional(nullable(flag("null: the ring does not tell"))),
   certain: optional(flag("False: the likely reading of the ring, not the only one")),
+  likelihood: optional(number("How much of the past that the ring holds speaks for it, 0 to 1")),
   taken: optional(nullable(flag("The device has taken it; null: not known"))),
   in_flight_ms: optional(nullable(number("At least so long: since svq vring first saw it; null: this is the first time"))),
 });

@@ -1,0 +1,18 @@
+/**
+ * In which form this program runs.
+ *
+ * @module
+ */
+
+/**
+ * `deno-compile`: one file made by `deno compile`; `packed`: one file of a whole runtime and the program; `source`: Deno
+ * runs the source files.
+ */
+export type Packaging = "deno-compile" | "packed" | "source";
+
+/** The form in which this program runs. */
+export function packaging(): Packaging {
+  if (Deno.build.standalone) return "deno-compile";
+  // Set by the code that starts a packed program (scripts/ship/boot.js).
+  return (globalThis as Record<symbol, unknown>)[Symbol.for("svq.packaging")] === "packed" ? "packed" : "source";
+}

@@ -88,7 +88,11 @@ async function denoCompile(bundle: Bundle, output: string, deno: string): Promis
   await Deno.remove(folder, { recursive: true }).catch(() => {});
   await Deno.mkdir(folder, { recursive: true });
   try {
-    for (const [name, text] of bundle.files) await Deno.writeTextFile(`${folder}/${name}`, text);
+    for (const [name, text] of bundle.files) {
+      await Deno.writeTextFile(`${folder}/${name}`, text);
+      // The time ends up in the executable, too.
+      await Deno.utime(`${folder}/${name}`, 1, 1);
+    }
     const { success, stderr } = await new Deno.Command(deno, {
       args: [
         ...["compile", "--quiet", "--no-check", "--no-config", "--no-lock", "--no-remote", "--no-npm", "--no-prompt"],

@@ -32,9 +32,21 @@ export interface FrameHead {
   checksum: number;
 }
 
+/** How a link was lost: the other side ended it, it was reset, or it fell silent. */
+export const LOST = { end: "MIGRATION_LINK", reset: "MIGRATION_RESET", silence: "MIGRATION_TIMEOUT" } as const;
+
+/** One of the keys of {@linkcode LOST}. */
+export type LossKind = keyof typeof LOST;
+
 /** The link fell silent, or ended where it must not. */
-export function linkLost(message: string, silent: boolean): SvqError {
-  return new SvqError(silent ? "MIGRATION_TIMEOUT" : "MIGRATION_LINK", message, { exitCode: EXIT.migrationAborted });
+export function linkLost(message: string, kind: LossKind): SvqError {
+  return new SvqError(LOST[kind], message, { exitCode: EXIT.migrationAborted });
+}
+
+/** How the link was lost, where that is what `error` says. */
+export function lossOf(error: unknown): LossKind | undefined {
+  if (!(error instanceof SvqError) || error instanceof RemoteError) return undefined;
+  return (Object.keys(LOST) as LossKind[]).find((kind) => LOST[kind] === error.code);
 }
 
 /** One side of a migration stream. */
@@ -92,7 +104,7 @@ export class Channel implements Disposable {
       await ready(this.#stream.fd);
     } catch (error) {
       if (this.#aborted !== undefined) throw this.#aborted;
-      if (late) throw linkLost(`The other side of the migration has been silent for ${timeoutMs} ms`, true);
+      if (late) throw linkLost(`The other side of the migration has been silent for ${timeoutMs} ms`, "silence");
       throw error;
     } finally {
       clearTimeout(timer);
@@ -146,7 +158,7 @@ export class Channel implements Disposable {
       return write();
     } catch (error) {
       if (error instanceof SysError && (error.errno === ERRNO.EPIPE || error.errno === ERRNO.ECONNRESET)) {
-        throw linkLost(`The other side of the migration is gone (${error.code})`, false);
+        throw linkLost(`The other side of the migration is gone (${error.code})`, error.errno === ERRNO.EPIPE ? "end" : "reset");
       }
       throw error;
     }
@@ -208,14 +220,14 @@ export class Channel implements Disposable {
     try {
       return this.#vector.tryRead(this.#stream.fd);
     } catch (error) {
-      if (error instanceof SysError && error.errno === ERRNO.ECONNRESET) throw linkLost("The link was reset", true);
+      if (error instanceof SysError && error.errno === ERRNO.ECONNRESET) throw linkLost("The link was reset", "reset");
       throw error;
     }
   }
 
   async #need(bytes: number, timeoutMs: number): Promise<void> {
     while (this.#end - this.#start < bytes) {
-      if (await this.#fill(timeoutMs) === 0) throw linkLost("The other side of the migration closed the link", false);
+      if (await this.#fill(timeoutMs) === 0) throw linkLost("The other side of the migration closed the link", "end");
     }
   }
 
@@ -299,7 +311,7 @@ export class Channel implements Disposable {
     for (let done = there; done < length;) {
       this.#start = this.#end = 0;
       const bytes = await this.#receive(address + done, length - done, this.#timeoutMs);
-      if (bytes === 0) throw linkLost("The other side of the migration closed the link", false);
+      if (bytes === 0) throw linkLost("The other side of the migration closed the link", "end");
       done += Math.min(bytes, length - done);
     }
   }

@@ -4,10 +4,11 @@
  * @module
  */
 import type { DriverReport } from "../drivers/report.ts";
-import { SvqError } from "../errors.ts";
-import type { UnixStream } from "../ffi/mod.ts";
-import { Channel } from "./channel.ts";
+import { ERRNO, SysError, type UnixStream } from "../ffi/mod.ts";
+import { Channel, lossOf } from "./channel.ts";
 import { commonVersion, decodeHello, encodeHello, FRAME, SESSION_BYTES, VERSION, VERSION_MIN, violation } from "./protocol.ts";
+
+const HELLO_MS = 10_000;
 
 /** Bytes as hexadecimal digits. */
 export function hexText(bytes: Uint8Array): string {
@@ -24,7 +25,8 @@ export async function greet(channel: Channel): Promise<string> {
 
 /** Steps 1 and 2 at the destination. @returns the session that it made up. @throws SvqError MIGRATION_VERSION */
 export async function welcome(channel: Channel): Promise<string> {
-  const hello = decodeHello(await channel.receive(FRAME.HELLO, 64));
+  // Whoever connects and says nothing does not keep a place for long.
+  const hello = decodeHello(await channel.receive(FRAME.HELLO, 64, HELLO_MS));
   const version = commonVersion(hello);
   const session = crypto.getRandomValues(new Uint8Array(SESSION_BYTES));
   await channel.send(FRAME.HELLO, encodeHello({ version, versionMin: VERSION_MIN, session }));
@@ -39,23 +41,30 @@ export type OutcomeName = keyof typeof OUTCOME;
 
 const RETRY_MS = 200;
 
+/** What asking for an outcome can come to, besides an answer: nobody listens there, or nobody answers. */
+export type Doubt = OutcomeName | "gone" | "silent";
+
 /**
  * Asks the destination whether a session's guest runs there, until it answers.
  *
- * @param limits `doubtTimeoutMs`: how long to try again when nobody answers; 0: ask once
+ * @param limits `doubtTimeoutMs`: how long to try again when nobody answers; 0: ask once. `goneIsAnswer`: do not ask again when
+ *   nobody listens there
  */
 export async function settleDoubt(
   session: string,
   connect: () => Promise<UnixStream>,
-  limits: { timeoutMs: number; doubtTimeoutMs: number },
-): Promise<OutcomeName> {
+  limits: { timeoutMs: number; doubtTimeoutMs: number; goneIsAnswer: boolean },
+): Promise<Doubt> {
   const deadline = performance.now() + limits.doubtTimeoutMs;
   for (;;) {
+    let gone = false;
     try {
       return await ask(session, connect, limits.timeoutMs);
-    } catch {
-      if (performance.now() + RETRY_MS > deadline) return "unknown";
+    } catch (error) {
+      gone = error instanceof SysError && (error.errno === ERRNO.ECONNREFUSED || error.errno === ERRNO.ENOENT);
     }
+    if (gone && limits.goneIsAnswer) return "gone";
+    if (performance.now() + RETRY_MS > deadline) return gone ? "gone" : "silent";
     await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
   }
 }
@@ -137,7 +146,7 @@ export async function receiveReports(
       if (document.final === true) return report;
     }
   } catch (error) {
-    if (error instanceof SvqError && (error.code === "MIGRATION_LINK" || error.code === "MIGRATION_TIMEOUT")) return undefined;
+    if (lossOf(error) !== undefined) return undefined;
     throw error;
   } finally {
     channel.close();

@@ -44,7 +44,7 @@ export class PageMap {
   readonly endGpa: number;
   readonly #regions: { first: number; end: number; address: number; words: Int32Array }[];
 
-  /** @param ranges the regions; they stay mapped for as long as this is used */
+  /** Views over the regions. @param ranges the regions; they stay mapped for as long as this is used */
   constructor(ranges: readonly MappedRange[]) {
     this.#regions = ranges.map(({ gpa, size, address }) => ({
       first: gpa / PAGE_BYTES,
@@ -281,7 +281,7 @@ export class PageReceiver {
   #round = 0;
   #frozen = false;
 
-  /** @param touched an empty bitmap that covers `map`: memory that is still zero is not touched to make it so */
+  /** Receives into `map`. @param touched an empty bitmap that covers `map`: memory that is still zero is not touched to make it so */
   constructor(channel: Channel, map: PageMap, touched: DirtyBitmap) {
     this.#channel = channel;
     this.#map = map;

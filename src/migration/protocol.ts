@@ -40,9 +40,10 @@
  * - Between 11 and 12: a destination that cannot start its rings resets its device and says ERROR, and the guest goes on at
  *   the source; no instruction of the guest has run at the destination. A destination that dies writes no RUNNING: the source
  *   reads the end of the stream and goes on (RUNNING is written before the guest's processor is let go, and what was written
- *   is read before the end). Where the link falls silent or is reset, the source connects anew and sends QUERY with the
- *   session; OUTCOME says whether the destination runs. When it does not, the destination has promised by its answer never
- *   to start that session. While nobody answers, the source stays stopped: two guests on one disk are worse than none.
+ *   is read before the end; a process that dies with COMMIT unread resets the link, and nobody listens there any more). In
+ *   every case the source first connects anew and sends QUERY with the session; OUTCOME says whether the destination runs.
+ *   When it does not, the destination has promised by its answer never to start that session. Where the link fell silent and
+ *   nobody answers, the source stays stopped (in doubt, exit 8): two guests on one disk are worse than none.
  * - After 12 the destination runs, whatever happens to the link.
  * The requests that the device had not taken when its rings were stopped are still in the avail ring: the destination's
  * device takes them there. That is the only way in which a request is submitted again, and only after step 7.

@@ -5,121 +5,17 @@
  */
 import { DirtyBitmap } from "../dirty/bitmap.ts";
 import { encodeDriverState } from "../drivers/state.ts";
-import type { RunCommand } from "../drivers/messages.ts";
-import { type ErrorRecord, EXIT, SvqError, toErrorRecord } from "../errors.ts";
-import type { UnixStream } from "../ffi/mod.ts";
-import { Channel, linkLost } from "./channel.ts";
+import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
+import { Channel, linkLost, lossOf, RemoteError } from "./channel.ts";
 import { digestText } from "./digest.ts";
 import { greet, type MigrationReport, receiveReports, settleDoubt } from "./handshake.ts";
 import { encodeOffer } from "./offer.ts";
 import { PageSender, type RoundResult } from "./pages.ts";
-import { FRAME, MAX_JSON, PAGE_BYTES } from "./protocol.ts";
+import { FRAME, MAX_JSON } from "./protocol.ts";
 import type { SourceGuest } from "./source_guest.ts";
+import { type Downtime, type MigrationProgress, type MigrationResult, type Phase, PHASES, type SourceOptions } from "./source_types.ts";
 
-/** Where a migration is, in order. After `commit` it cannot be undone from here. */
-export const PHASES = ["connect", "offer", "log", "rounds", "stop", "last_round", "state", "commit", "completed"] as const;
-/** One of {@linkcode PHASES}. */
-export type Phase = typeof PHASES[number];
-
-/** How a migration is done. */
-export interface SourceOptions {
-  /** Connects to the destination; called again when the outcome is in doubt. */
-  connect: () => Promise<UnixStream>;
-  /** Longest silence of the other side, milliseconds. */
-  timeoutMs: number;
-  /** How long the device may hold its rings when they are stopped, milliseconds. */
-  drainTimeoutMs: number;
-  /** The guest is stopped when what is left is expected to take no longer than this, milliseconds. */
-  downtimeLimitMs: number;
-  /** Bytes per second while the guest runs; infinite for no limit. */
-  maxBandwidth: number;
-  /** Rounds after which the migration does not converge. */
-  maxIterations: number;
-  /** What then: stop the guest nevertheless, or give up. */
-  onNoConvergence: "stop" | "abort";
-  /** Compare all of memory on both sides while both stand still. */
-  verify: boolean;
-  /** Have the destination report how the guest does. */
-  follow: boolean;
-  /** Only ask whether it would work. */
-  dryRun: boolean;
-  /** How long to ask for the outcome when the link was lost in the hand-over, milliseconds. */
-  doubtTimeoutMs: number;
-  /** The run that goes on at the destination; default: the one that goes on here. */
-  run?: () => RunCommand | undefined;
-  /** Called when something happened. */
-  onEvent?: (event: MigrationEvent) => void;
-}
-
-/** Defaults of {@linkcode SourceOptions}. */
-export const DEFAULT_SOURCE_OPTIONS = {
-  timeoutMs: 30_000,
-  drainTimeoutMs: 10_000,
-  downtimeLimitMs: 300,
-  maxBandwidth: Infinity,
-  maxIterations: 30,
-  onNoConvergence: "stop",
-  verify: true,
-  follow: true,
-  dryRun: false,
-  doubtTimeoutMs: 60_000,
-} as const satisfies Partial<SourceOptions>;
-
-/** What {@linkcode SourceOptions.onEvent} is told. */
-export type MigrationEvent =
-  | { kind: "phase"; phase: Phase }
-  | { kind: "round"; round: RoundResult; dirtyPages: number; estimateMs: number }
-  | { kind: "pages"; round: number; done: number; of: number };
-
-/** The parts of the time in which the guest stood still, microseconds. */
-export interface Downtime {
-  /** From pausing the guest until the destination said that it runs. */
-  total: number;
-  /** Pause the guest, take the rings from the device. */
-  stop: number;
-  /** The last pages. */
-  last_round: number;
-  /** State of rings and driver, until the destination was prepared. */
-  state: number;
-  /** Comparing all of memory. */
-  verify: number;
-  /** From COMMIT to RUNNING. */
-  resume: number;
-}
-
-/** How a migration ended. */
-export interface MigrationResult {
-  /** `completed`: the guest runs at the destination. `in-doubt`: nobody knows. Otherwise it runs here. */
-  outcome: "completed" | "cancelled" | "aborted" | "in-doubt" | "possible";
-  /** Where it ended. */
-  phase: Phase;
-  /** All rounds, the one while the guest stood still included. */
-  rounds: RoundResult[];
-  /** Bytes sent in all. */
-  bytes: number;
-  /** null where the guest did not stop, or not for good. */
-  downtimeUs: Downtime | null;
-  /** null where it was not compared. */
-  memoryIdentical: boolean | null;
-  /** Why it did not complete. */
-  error: ErrorRecord | null;
-}
-
-/** How far a migration is. */
-export interface MigrationProgress {
-  /** Which phase. */
-  phase: Phase;
-  /** Rounds done. */
-  rounds: RoundResult[];
-  /** Pages to go in this round. */
-  remainingPages: number;
-  /** Bytes sent so far. */
-  bytes: number;
-  /** Bytes per second, from the last round. */
-  bandwidth: number;
-  /** Expected downtime now, milliseconds; null before the first round is done. */
-  estimateMs: number | null;
-}
+export * from "./source_types.ts";
 
 // What stopping, state and resuming take besides pages, milliseconds: for the estimate.
 const FIXED_MS = 5;
@@ -345,16 +241,19 @@ export class Migration implements Disposable {
       await channel.receive(FRAME.RUNNING, 0);
     } catch (error) {
       // The destination's own word that it has not started.
-      if (error instanceof SvqError && error.name === "RemoteError") throw error;
-      const ended = error instanceof SvqError && error.code === "MIGRATION_LINK";
+      if (error instanceof RemoteError) throw error;
+      const loss = lossOf(error);
       channel.close();
       const outcome = await settleDoubt(this.#session, this.#options.connect, {
         timeoutMs: this.#options.timeoutMs,
         // The end of the stream without RUNNING says that it never ran: one question is enough.
-        doubtTimeoutMs: ended ? 0 : this.#options.doubtTimeoutMs,
+        doubtTimeoutMs: loss === "end" ? 0 : this.#options.doubtTimeoutMs,
+        // A process that dies with COMMIT unread resets the link. One that has read it leaves nothing unread.
+        goneIsAnswer: loss === "reset",
       });
       if (outcome === "runs") return;
-      if (outcome === "never" || ended) throw error;
+      if (outcome === "never" || loss === "end") throw error;
+      if (loss === "reset" && outcome !== "silent") throw error;
       throw new InDoubt(error);
     }
   }
@@ -372,7 +271,7 @@ export class Migration implements Disposable {
 
   /** Stops {@linkcode follow}. */
   unfollow(): void {
-    this.#channel?.abort(linkLost("Not followed any more", false));
+    this.#channel?.abort(linkLost("Not followed any more", "end"));
   }
 
   /** Closes the link. */
@@ -403,9 +302,4 @@ class InDoubt extends SvqError {
 
 function sessionBytes(session: string): Uint8Array<ArrayBuffer> {
   return Uint8Array.from(session.match(/../g) ?? [], (digits) => parseInt(digits, 16));
-}
-
-/** Bytes in so many pages. */
-export function pageBytes(pages: number): number {
-  return pages * PAGE_BYTES;
 }

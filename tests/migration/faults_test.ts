@@ -91,6 +91,12 @@ async function strike(fault: Fault, alone: boolean, side: Side, type: FrameType,
   assert.equal((await guest.driver.report()).completed, completed, "the source stands still");
 }
 
+for (const alone of [false, true]) {
+  Deno.test(`A destination that dies with COMMIT unread${alone ? " and is gone then" : ""} never ran: the source goes on`, async () => {
+    await strike("reset-next", alone, "source", FRAME.STATE, "aborted");
+  });
+}
+
 Deno.test("A destination whose device refuses to start says so, and the guest goes on at the source", async () => {
   await using hosts = new Hosts();
   const guest = await hosts.guest();

@@ -5,7 +5,7 @@
  */
 import { SimDevice } from "../../src/devices/sim_device.ts";
 import type { SimOptions } from "../../src/devices/options.ts";
-import { connectUnix, listenUnix, type UnixListener, type UnixStream } from "../../src/ffi/mod.ts";
+import { connectUnix, listenUnix, readable, type UnixListener, type UnixStream } from "../../src/ffi/mod.ts";
 import { Destination, type DestinationOptions } from "../../src/migration/destination.ts";
 import { Guest } from "../../src/migration/guest.ts";
 import { FRAME_HEADER_BYTES } from "../../src/migration/protocol.ts";
@@ -129,8 +129,8 @@ export function migrationTo(
   return { source, migration };
 }
 
-/** What a proxy does when a frame comes that its rule names. */
-export type Fault = "cut" | "stall" | "flip";
+/** What a proxy does when a frame comes that its rule names. `reset-next`: resets the link when the next frame has come, unread. */
+export type Fault = "cut" | "stall" | "flip" | "reset-next";
 
 /** A proxy between source and destination that does something bad, once, on its first connection. */
 export class FrameProxy implements AsyncDisposable {
@@ -193,6 +193,11 @@ export class FrameProxy implements AsyncDisposable {
         if (fault === "flip") (payload.length > 0 ? payload : head)[(payload.length || 16) - 1]! ^= 0x10;
         await to.send(head);
         if (payload.length > 0) await to.send(payload);
+        if (fault === "reset-next") {
+          await readable(from.fd);
+          if (this.#refuseLater) this.#listener.close();
+          break;
+        }
       }
     } catch { /* one side is gone */ }
     if (first && this.#stalled) return;

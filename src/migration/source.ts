@@ -8,17 +8,26 @@ import { encodeDriverState } from "../drivers/state.ts";
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { Channel, linkLost, lossOf, RemoteError } from "./channel.ts";
 import { digestText } from "./digest.ts";
+import { estimateMigration, FIXED_MS } from "./estimate.ts";
 import { greet, type MigrationReport, receiveReports, settleDoubt } from "./handshake.ts";
 import { encodeOffer } from "./offer.ts";
 import { PageSender, type RoundResult } from "./pages.ts";
 import { FRAME, MAX_JSON } from "./protocol.ts";
 import type { SourceGuest } from "./source_guest.ts";
-import { type Downtime, type MigrationProgress, type MigrationResult, type Phase, PHASES, type SourceOptions } from "./source_types.ts";
+import {
+  type Downtime,
+  type Estimate,
+  type MigrationProgress,
+  type MigrationResult,
+  type Phase,
+  PHASES,
+  type SourceOptions,
+} from "./source_types.ts";
 
 export * from "./source_types.ts";
 
-// What stopping, state and resuming take besides pages, milliseconds: for the estimate.
-const FIXED_MS = 5;
+// How long a dry run watches what gets dirty, milliseconds.
+const WATCH_MS = 300;
 
 /** One migration, from the source. */
 export class Migration implements Disposable {
@@ -35,6 +44,7 @@ export class Migration implements Disposable {
   #verifyUs = 0;
   #remaining = 0;
   #estimateMs: number | null = null;
+  #estimate: Estimate | null = null;
 
   /** Nothing happens before {@linkcode run}. */
   constructor(guest: SourceGuest, options: SourceOptions) {
@@ -109,6 +119,7 @@ export class Migration implements Disposable {
       bytes: this.#channel?.bytesSent ?? 0,
       downtimeUs: outcome === "completed" ? this.#downtime() : null,
       memoryIdentical: this.#memoryIdentical,
+      estimate: this.#estimate,
       error: error === null ? null : toErrorRecord(error),
     };
   }
@@ -142,7 +153,10 @@ export class Migration implements Disposable {
     const { features, workload, layout: { options: ram } } = driver;
     await channel.sendJson(FRAME.OFFER, encodeOffer({ session: this.#session, features, ram, regions, workload, verify, follow, dryRun }));
     await channel.receive(FRAME.ACCEPT, MAX_JSON);
-    if (dryRun) return "possible";
+    if (dryRun) {
+      await this.#watch();
+      return "possible";
+    }
     this.#enter("log");
     this.#touched = true;
     await this.#guest.logOn();
@@ -155,6 +169,18 @@ export class Migration implements Disposable {
     await this.#precopy(sender, dirty);
     await this.#stopAndSend(sender, dirty);
     return undefined;
+  }
+
+  async #watch(): Promise<void> {
+    const { maxBandwidth, downtimeLimitMs, maxIterations } = this.#options;
+    this.#touched = true;
+    await this.#guest.logOn();
+    const begun = performance.now();
+    await new Promise((resolve) => setTimeout(resolve, WATCH_MS));
+    const dirtyPages = this.#guest.harvest(DirtyBitmap.covering(this.#guest.map.endGpa));
+    const ms = performance.now() - begun;
+    await this.#guest.logOff();
+    this.#estimate = estimateMigration({ pages: this.#guest.map.pages, dirtyPages, ms, maxBandwidth, downtimeLimitMs, maxIterations });
   }
 
   #onPages(done: number): void {

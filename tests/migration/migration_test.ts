@@ -148,7 +148,10 @@ Deno.test("A dry run asks and moves nothing; a destination that cannot take the 
   const guest = await hosts.guest();
   const { path } = hosts.destination();
   const asked = migrationTo(path, guest, { dryRun: true });
-  assert.equal((await asked.migration.run()).outcome, "possible");
+  const { outcome, estimate, bytes } = await asked.migration.run();
+  assert.equal(outcome, "possible");
+  assert.ok(estimate!.dirtyBytesPerS > 0 && estimate!.rounds >= 1 && estimate!.downtimeMs > 0);
+  assert.ok(bytes < 4096, "no page was sent");
   asked.migration.close();
   await using small = new Hosts({ destination: { maxMemory: 1 << 20 } });
   const refused = migrationTo(small.destination().path, guest, { dryRun: true });

@@ -1,12 +1,13 @@
 /**
  * Builds the program as one executable file.
  *
- *     deno task compile [--kind=auto|deno-compile|packed] [--output=FILE] [--runtime=DENO]
+ *     deno task compile [--kind=auto|deno-compile|packed] [--output=FILE] [--deno=FILE]
  *
  * `deno-compile` is Deno's own `deno compile`. It needs the base runtime `denort`, which no package registry carries: it is
  * looked for in $DENORT_BIN, beside deno and in Deno's cache, and Deno's release server is asked for a few seconds. Where it
  * cannot be had, `packed` builds a file for the same use from the deno executable itself (see ship/pack.ts). `svq version`
- * says which kind it is. `--runtime` packs another deno executable, of another machine for example.
+ * says which kind it is. `--deno` names another deno executable to compile with or to pack; packing takes one of another machine,
+ * too.
  *
  * @module
  */
@@ -22,17 +23,17 @@ const SERVER_PATIENCE_MS = 4000;
 interface Options {
   kind: Kind;
   output: string;
-  runtime: string | undefined;
+  deno: string;
 }
 
 function parseArguments(args: readonly string[]): Options {
-  const options: Options = { kind: "auto", output: `${ROOT}dist/svq`, runtime: undefined };
+  const options: Options = { kind: "auto", output: `${ROOT}dist/svq`, deno: Deno.execPath() };
   for (const arg of args) {
     const [name, value] = [arg.split("=", 1)[0], arg.slice(arg.indexOf("=") + 1)];
     if (name === "--kind" && KINDS.includes(value as Kind)) options.kind = value as Kind;
     else if (name === "--output" && arg.includes("=")) options.output = value;
-    else if (name === "--runtime" && arg.includes("=")) options.runtime = value;
-    else throw new Error(`Unknown option ${arg}; usage: deno task compile [--kind=${KINDS.join("|")}] [--output=FILE] [--runtime=DENO]`);
+    else if (name === "--deno" && arg.includes("=")) options.deno = value;
+    else throw new Error(`Unknown option ${arg}; usage: deno task compile [--kind=${KINDS.join("|")}] [--output=FILE] [--deno=FILE]`);
   }
   return options;
 }
@@ -45,13 +46,25 @@ function exists(path: string): boolean {
   }
 }
 
+/** Version of a deno executable; undefined where it does not run here. */
+async function versionOf(deno: string): Promise<string | undefined> {
+  if (deno === Deno.execPath()) return Deno.version.deno;
+  try {
+    const { stdout } = await new Deno.Command(deno, { args: ["--version"], stderr: "null", stdin: "null" }).output();
+    return /^deno (\S+)/.exec(new TextDecoder().decode(stdout))?.[1];
+  } catch {
+    return undefined;
+  }
+}
+
 /** Where denort is, as a sentence; undefined where it cannot be had. */
-async function findDenort(): Promise<string | undefined> {
+async function findDenort(deno: string): Promise<string | undefined> {
   const named = Deno.env.get("DENORT_BIN");
   if (named) return `$DENORT_BIN, ${named}`;
-  const version = Deno.version.deno;
+  const version = await versionOf(deno);
+  if (version === undefined) return undefined;
   const archive = `denort-${Deno.build.target}.zip`;
-  const beside = Deno.execPath().replace(/[^/]*$/, "denort");
+  const beside = deno.replace(/[^/]*$/, "denort");
   if (exists(beside)) {
     Deno.env.set("DENORT_BIN", beside);
     return beside;
@@ -69,14 +82,18 @@ async function findDenort(): Promise<string | undefined> {
 }
 
 /** Calls `deno compile` over the bundled files. */
-async function denoCompile(bundle: Bundle, output: string): Promise<void> {
+async function denoCompile(bundle: Bundle, output: string, deno: string): Promise<void> {
   // The name of the folder ends up in the executable: it is always the same one.
   const folder = `${ROOT}dist/.bundle`;
   await Deno.remove(folder, { recursive: true }).catch(() => {});
   await Deno.mkdir(folder, { recursive: true });
   try {
-    for (const [name, text] of bundle.files) await Deno.writeTextFile(`${folder}/${name}`, text);
-    const { success, stderr } = await new Deno.Command(Deno.execPath(), {
+    for (const [name, text] of bundle.files) {
+      await Deno.writeTextFile(`${folder}/${name}`, text);
+      // The time ends up in the executable, too.
+      await Deno.utime(`${folder}/${name}`, 1, 1);
+    }
+    const { success, stderr } = await new Deno.Command(deno, {
       args: [
         ...["compile", "--quiet", "--no-check", "--no-config", "--no-lock", "--no-remote", "--no-npm", "--no-prompt"],
         // Its place is a file in /tmp with a name that anybody can guess.
@@ -119,17 +136,21 @@ async function packed(bundle: Bundle, output: string, runtime: string): Promise<
 async function main(args: string[]): Promise<void> {
   const options = parseArguments(args);
   const output = options.output.startsWith("/") ? options.output : `${Deno.cwd()}/${options.output}`;
-  const denort = options.kind === "packed" || options.runtime !== undefined ? undefined : await findDenort();
+  const denort = options.kind === "packed" ? undefined : await findDenort(options.deno);
   if (options.kind === "deno-compile" && denort === undefined) {
-    throw new Error(`denort ${Deno.version.deno} was not found; name it: DENORT_BIN=FILE deno task compile`);
+    throw new Error(`denort for ${options.deno} was not found; name it: DENORT_BIN=FILE deno task compile`);
   }
   await Deno.mkdir(output.replace(/[^/]*$/, ""), { recursive: true });
   const bundle = await bundleProgram();
-  if (denort !== undefined) await denoCompile(bundle, output);
-  else await packed(bundle, output, options.runtime ?? Deno.execPath());
+  if (denort !== undefined) await denoCompile(bundle, output, options.deno);
+  else await packed(bundle, output, options.deno);
   const bytes = await Deno.readFile(output);
   const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", bytes)).toHex();
-  console.log(`${output}: ${denort === undefined ? `packed (denort ${Deno.version.deno} was not found)` : `deno-compile, with ${denort}`}`);
+  console.log(
+    `${output}: ${
+      denort === undefined ? `packed${options.kind === "auto" ? " (denort was not found)" : ""}` : `deno-compile, with ${denort}`
+    }`,
+  );
   console.log(`${(bytes.length / 1e6).toFixed(1)} MB, sha256 ${hash}`);
 }
 

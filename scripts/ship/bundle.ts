@@ -124,7 +124,10 @@ function renamed(files: Map<string, string>): Map<string, string> {
   for (const [name, text] of files) {
     const unique = names.get(name);
     if (unique === undefined) continue;
-    result.set(unique, text.replace(/"\.\/([\w.-]+\.js)"/g, (whole, target: string) => names.has(target) ? `"./${names.get(target)}"` : whole));
+    result.set(
+      unique,
+      text.replace(/"\.\/([\w.-]+\.js)"/g, (whole, target: string) => names.has(target) ? `"./${names.get(target)}"` : whole),
+    );
   }
   return new Map([...result].sort(([a], [b]) => a < b ? -1 : 1));
 }

@@ -77,7 +77,7 @@ function stageSource(position: string, size: string, entry: string): string {
     `for(let k;n<b.length&&(k=f.readSync(b.subarray(n)))!==null;)n+=k;f.close();` +
     `if(n<b.length){console.error("error: this file of svq is incomplete: copy it again");Deno.exit(1)}` +
     `const t=(s,e)=>new TextDecoder().decode(b.subarray(s,e)),i=JSON.parse(t(0,b.indexOf(10))),p=(x)=>t(...i[x]);` +
-    `(0,eval)(p("boot.js"))(p,(e)=>p("stage.js").replace("ENTRY",e),"${entry}")`;
+    `(0,eval)(p("boot.js"))(p,(e)=>p("stage.js").replace("EN"+"TRY",e),"${entry}")`;
 }
 
 function payloadOf(bundle: Bundle, boot: string, position: number): Uint8Array<ArrayBuffer> {
@@ -130,7 +130,13 @@ export function packProgram(runtime: Uint8Array<ArrayBuffer>, bundle: Bundle, bo
       PERMISSION,
       `data:text/javascript,${encodeURIComponent(stageSource(String(position), String(size).padStart(8, " "), "main.js"))}`,
     ];
-    return assembleLauncher(image.machine, { address, entry: image.entry, setenvSlot: image.importSlot("setenv"), env: ENVIRONMENT, words });
+    return assembleLauncher(image.machine, {
+      address,
+      entry: image.entry,
+      setenvSlot: image.importSlot("setenv"),
+      env: ENVIRONMENT,
+      words,
+    });
   };
   const length = Math.ceil((launcher(offset, 0).length + 4096) / align) * align;
   const payload = payloadOf(bundle, boot, offset + length);

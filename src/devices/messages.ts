@@ -4,7 +4,8 @@
  *
  * Commands: `open` OpenCommand; `memory` MappedRange[] (answered when nothing uses the old ranges any more); `start`
  * StartCommand; `stop` queue index, answered with the base when the queue is drained; `enable` EnableCommand; `fds`
- * FdsCommand; `reset` (answered when nothing is touched any more); `counters` answered with SimCounters[]; `close`.
+ * FdsCommand; `iotlb` the descriptor of a VDUSE device, whose memory is used from then on; `iotlb-changed` (answered when what
+ * went from it is not used any more); `position` queue index, answered with the base of a ring that goes on; `reset` (answered when nothing is touched any more); `counters` answered with SimCounters[]; `close`.
  *
  * @module
  */

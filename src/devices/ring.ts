@@ -14,22 +14,31 @@ import type { VringAddresses } from "../vhost/backend.ts";
 
 /** Guest memory whose table can be exchanged under a ring that uses it. */
 export class CurrentMemory implements RingMemory {
+  /**
+   * Asked for memory that the table does not have: may replace the table by one with more in it, and says whether it did.
+   * The ranges of the old table must stay where they are.
+   */
+  fault: ((address: number, length: number) => boolean) | undefined;
+
   /** Starts with `table`, which the owner may replace. */
   constructor(public table: RangeTable) {}
 
   /** See {@linkcode RangeTable.contains}. */
   contains(address: number, length: number): boolean {
-    return this.table.contains(address, length);
+    if (this.table.contains(address, length)) return true;
+    return this.fault !== undefined && this.fault(address, length) && this.table.contains(address, length);
   }
 
   /** See {@linkcode RangeTable.buffer}. @throws SvqError OUTSIDE_MEMORY */
   buffer(address: number, length: number): ArrayBuffer {
+    this.contains(address, length);
     return this.table.buffer(address, length);
   }
 
   /** See {@linkcode RangeTable.readWords}. */
   readWords(address: number, target: Uint32Array, count: number): boolean {
-    return this.table.readWords(address, target, count);
+    if (this.table.readWords(address, target, count)) return true;
+    return this.contains(address, count * 4) && this.table.readWords(address, target, count);
   }
 }
 
@@ -48,14 +57,14 @@ function layoutOf(place: RingPlace): RingLayout {
 }
 
 /** Where the three parts of a ring are in this process. @throws SvqError OUTSIDE_MEMORY */
-export function locateRing(place: RingPlace, table: RangeTable): number[] {
+export function locateRing(place: RingPlace, memory: CurrentMemory): number[] {
   const { desc, avail, used } = layoutOf(place);
   const { addresses } = place;
-  return [
-    table.addressOf(addresses.desc, desc.size),
-    table.addressOf(addresses.avail, avail.size),
-    table.addressOf(addresses.used, used.size),
-  ];
+  const parts = [[addresses.desc, desc.size], [addresses.avail, avail.size], [addresses.used, used.size]] as const;
+  return parts.map(([address, size]) => {
+    memory.contains(address, size);
+    return memory.table.addressOf(address, size);
+  });
 }
 
 /**

@@ -61,7 +61,8 @@ export class SimDevice implements VhostBackend {
   readonly #offered: bigint;
   readonly #config: Uint8Array<ArrayBuffer>;
   readonly #queues: QueueState[];
-  readonly #numMax: number;
+  /** Largest ring, descriptors. */
+  readonly numMax: number;
   #features = 0n;
   #status = 0;
   #closing: Promise<void> | undefined;
@@ -73,7 +74,7 @@ export class SimDevice implements VhostBackend {
     this.#offered = offeredFeatures(options);
     this.#config = configSpace(options, capacity);
     this.#queues = Array.from({ length: queues }, () => new QueueState());
-    this.#numMax = options.num ?? DEFAULT_NUM;
+    this.numMax = options.num ?? DEFAULT_NUM;
     this.info = {
       kind: "sim",
       address,
@@ -195,6 +196,22 @@ export class SimDevice implements VhostBackend {
     gone?.[Symbol.dispose]();
   }
 
+  /** Takes memory from a VDUSE device instead of a table. @param fd its descriptor, borrowed until the device is closed */
+  async useIotlb(fd: number): Promise<void> {
+    await this.#link.call("iotlb", fd);
+  }
+
+  /** To be called when ranges left the VDUSE device's IOTLB; when it resolves they are not used any more. */
+  async iotlbChanged(): Promise<void> {
+    await this.#link.call("iotlb-changed");
+  }
+
+  /** Where a ring stands, as in {@linkcode getVringBase}, while it goes on. */
+  async vringPosition(index: number): Promise<number> {
+    const queue = this.#queue(index);
+    return (queue.running ? await this.#link.call<number | undefined>("position", index) : undefined) ?? queue.base;
+  }
+
   /** It cannot log what it writes. @throws SvqError NO_DIRTY_LOG always */
   async setLogBase(_log: LogRegion): Promise<void> {
     throw new SvqError("NO_DIRTY_LOG", `${this.info.address} cannot log what it writes`);
@@ -203,8 +220,8 @@ export class SimDevice implements VhostBackend {
   /** Sets the ring's size. @throws SvqError BAD_RING_SIZE above the device's maximum */
   async setVringNum(index: number, num: number): Promise<void> {
     const queue = this.#stopped(index, "The size");
-    if (!(Number.isInteger(num) && num >= 1 && num <= this.#numMax)) {
-      throw new SvqError("BAD_RING_SIZE", `${this.info.address} takes rings of 1 to ${this.#numMax} descriptors, not ${num}`);
+    if (!(Number.isInteger(num) && num >= 1 && num <= this.numMax)) {
+      throw new SvqError("BAD_RING_SIZE", `${this.info.address} takes rings of 1 to ${this.numMax} descriptors, not ${num}`);
     }
     queue.num = num;
   }

@@ -66,6 +66,11 @@ export class SimQueue {
     return this.started && this.fds.kick < 0 && this.#takes;
   }
 
+  /** Where a started queue stands, as in GET_VRING_BASE, while it goes on. */
+  get position(): number | undefined {
+    return this.#ring?.base;
+  }
+
   get #takes(): boolean {
     return this.enabled && !this.#broken && this.#whenDrained.length === 0;
   }
@@ -73,7 +78,7 @@ export class SimQueue {
   /** Starts. @throws SvqError when the ring cannot be one; the queue stays stopped */
   start(command: StartCommand): void {
     const place = { num: command.num, addresses: command.addresses, features: command.features };
-    this.#located = locateRing(place, this.shared.memory.table);
+    this.#located = locateRing(place, this.shared.memory);
     this.#ring = openRing(place, this.shared.memory, command.base);
     this.#place = place;
     this.#broken = false;
@@ -123,7 +128,7 @@ export class SimQueue {
   hasMoved(): boolean {
     if (this.#place === undefined) return false;
     try {
-      const now = locateRing(this.#place, this.shared.memory.table);
+      const now = locateRing(this.#place, this.shared.memory);
       return now.some((address, i) => address !== this.#located[i]);
     } catch {
       return true;
@@ -134,7 +139,7 @@ export class SimQueue {
   relocate(): void {
     if (this.#ring === undefined || this.#place === undefined) return;
     try {
-      this.#located = locateRing(this.#place, this.shared.memory.table);
+      this.#located = locateRing(this.#place, this.shared.memory);
       const ring = openRing(this.#place, this.shared.memory, this.#ring.base);
       ring.restore(this.#ring.save());
       this.#ring = ring;

@@ -12,6 +12,7 @@ import type { EnableCommand, FdsCommand, OpenCommand, QueueFds, StartCommand } f
 import { PendingHeap } from "./pending.ts";
 import { CurrentMemory } from "./ring.ts";
 import { SimQueue, type SimShared } from "./sim_queue.ts";
+import { VduseIotlb } from "./vduse_iotlb.ts";
 
 const CONTROL = 0x7fff_ffff;
 // How often a queue without a kick is looked at.
@@ -22,6 +23,7 @@ class SimWorker {
   readonly #epoll = new Epoll();
   readonly #memory = new CurrentMemory(new RangeTable([]));
   readonly #pending = new PendingHeap();
+  #iotlb: VduseIotlb | undefined;
   #queues: SimQueue[] = [];
   #shared: SimShared | undefined;
   #closed = false;
@@ -50,6 +52,7 @@ class SimWorker {
       for (const queue of this.#queues) if (queue.kicked || queue.polled) queue.serve();
     }
     this.#epoll.close();
+    this.#iotlb?.clear();
   }
 
   #timeout(): number {
@@ -92,7 +95,16 @@ class SimWorker {
       case "open":
         return this.#open(command.data as OpenCommand);
       case "memory":
-        this.#setMemory(command.data as MappedRange[], () => this.#port.reply(command));
+        this.#setMemory(new RangeTable(command.data as MappedRange[]), () => this.#port.reply(command));
+        return LATER;
+      case "iotlb":
+        this.#useIotlb(command.data as number);
+        return undefined;
+      case "iotlb-changed":
+        this.#setMemory(this.#iotlb!.read(), () => {
+          this.#iotlb!.release();
+          this.#port.reply(command);
+        });
         return LATER;
       case "start": {
         const start = command.data as StartCommand;
@@ -129,7 +141,13 @@ class SimWorker {
           queue.abandon();
           this.#unwatch(queue);
         }
+        if (this.#iotlb !== undefined) {
+          this.#memory.table = new RangeTable([]);
+          this.#iotlb.clear();
+        }
         return undefined;
+      case "position":
+        return this.#queues[command.data as number]!.position;
       case "counters":
         return this.#queues.map((queue) => queue.counters);
       case "close":
@@ -148,6 +166,14 @@ class SimWorker {
     this.#queues = Array.from({ length: command.queues }, (_, index) => new SimQueue(index, this.#shared!));
   }
 
+  #useIotlb(fd: number): void {
+    const iotlb = this.#iotlb = new VduseIotlb(fd);
+    this.#memory.fault = () => {
+      this.#memory.table = iotlb.read();
+      return true;
+    };
+  }
+
   #watch(index: number, fds: QueueFds): void {
     const queue = this.#queues[index]!;
     this.#unwatch(queue);
@@ -161,8 +187,8 @@ class SimWorker {
   }
 
   // Rings that stay where they are go on; one that moved is drained first, while the old memory is still mapped.
-  #setMemory(ranges: MappedRange[], done: () => void): void {
-    this.#memory.table = new RangeTable(ranges);
+  #setMemory(table: RangeTable, done: () => void): void {
+    this.#memory.table = table;
     const moved = this.#queues.filter((queue) => queue.hasMoved());
     let rest = moved.length;
     if (rest === 0) done();

@@ -20,6 +20,8 @@ const symbols = {
   read: { parameters: ["i32", "buffer", "usize"], result: "i32" },
   // ssize_t write(int fd, const void *buf, size_t count)
   write: { parameters: ["i32", "buffer", "usize"], result: "i32" },
+  // the same, on a thread of Deno's pool: for what may take long. Its errno is out of reach.
+  write_on_pool: { name: "write", parameters: ["i32", "buffer", "usize"], result: "i32", nonblocking: true },
   // ssize_t pread(int fd, void *buf, size_t count, off_t offset)
   pread: { parameters: ["i32", "pointer", "usize", "i64"], result: "i32" },
   // ssize_t pwrite(int fd, const void *buf, size_t count, off_t offset)

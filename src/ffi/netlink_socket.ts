@@ -37,6 +37,12 @@ export class NetlinkSocket implements Disposable {
     if (writeFd(this.#fd.fd, message) === undefined) throw new SvqError("NETLINK", "The netlink socket is full");
   }
 
+  /** Like {@linkcode send}, for requests that the kernel may take long for: it handles them on another thread. */
+  async sendOnPool(message: Uint8Array<ArrayBuffer>): Promise<void> {
+    const sent = await libc().write_on_pool(this.#fd.fd, message, BigInt(message.length));
+    if (sent !== message.length) throw new SvqError("NETLINK", "The kernel did not take a message over netlink");
+  }
+
   /** The next datagram, which may hold several messages. @throws SvqError NETLINK when there is none */
   receive(): Uint8Array<ArrayBuffer> {
     const size = readFd(this.#fd.fd, this.#buffer);

@@ -58,6 +58,8 @@ export class Arena implements Disposable {
   readonly size: number;
 
   /**
+   * Makes and maps the file.
+   *
    * @param queues how many slots
    * @param iova where the device finds the first byte
    * @param slotSize see {@linkcode slotSize}
@@ -130,6 +132,7 @@ export class Arena implements Disposable {
     this.#fd.close();
   }
 
+  /** The same as {@linkcode close}. */
   [Symbol.dispose](): void {
     this.close();
   }

@@ -81,7 +81,7 @@ export class ControlServer implements Disposable {
   readonly #methods: Record<string, ControlMethod>;
   readonly #clients = new Set<UnixStream>();
 
-  /** @throws SysError EADDRINUSE when a relay of that name runs */
+  /** Listens. @throws SysError EADDRINUSE when a relay of that name runs */
   constructor(readonly path: string, methods: Record<string, ControlMethod>) {
     this.#listener = listenUnix(path, { mode: 0o600 });
     this.#methods = methods;
@@ -170,7 +170,7 @@ export class ControlClient implements Disposable {
     this.#lines = new Lines(stream, MAX_ANSWER);
   }
 
-  /** @throws SvqError NO_SUCH_RELAY (exit code 3) when nobody listens there */
+  /** Connects to the relay `name`. @throws SvqError NO_SUCH_RELAY (exit code 3) when nobody listens there */
   static connect(name: string, path: string): ControlClient {
     try {
       return new ControlClient(connectUnix(path));

@@ -43,6 +43,7 @@ export class Counters {
   /** The shared memory, to be posted to Workers. */
   readonly shared: SharedArrayBuffer;
 
+  /** New counters, or a view of those of another thread. */
   constructor(queues: number | SharedArrayBuffer) {
     this.shared = typeof queues === "number" ? new SharedArrayBuffer(queues * SLOTS * 8) : queues;
   }

@@ -28,7 +28,7 @@ export class DirtyLogging implements Disposable {
   #vmm: Mapping | undefined;
   #on = false;
 
-  /** @param announce tells every Worker the new place and resolves when all have left the old one */
+  /** Logs nothing yet. @param announce tells every Worker the new place and resolves when all have left the old one */
   constructor(announce: (place: LogPlace) => Promise<void>) {
     this.#announce = announce;
   }
@@ -130,6 +130,7 @@ export class DirtyLogging implements Disposable {
     this.#on = false;
   }
 
+  /** The same as {@linkcode close}. */
   [Symbol.dispose](): void {
     this.close();
   }

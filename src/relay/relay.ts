@@ -29,6 +29,7 @@ export type RelayMode = "auto" | RunningMode;
 
 /** What the user chooses; may be changed while the relay runs (then call {@linkcode Relay.applyMode}). */
 export interface RelayConfig {
+  /** Mode of all queues. */
   mode: RelayMode;
   /** Modes of single queues, instead of `mode`. */
   queueModes?: Map<number, RelayMode>;
@@ -122,7 +123,7 @@ export class Relay implements VhostBackend {
   #deviceError: Error | undefined;
   #configSeen: Uint8Array<ArrayBuffer> | undefined;
 
-  /** @param device open, with nothing set up; the relay drives it from now on, and does not close it */
+  /** Starts the Workers; nothing is asked of the device yet. @param device open, with nothing set up; the relay drives it from now on, and does not close it */
   constructor(device: VhostBackend, config: RelayConfig, events: RelayEvents) {
     this.#device = device;
     this.#config = config;

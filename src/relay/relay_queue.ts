@@ -56,6 +56,8 @@ export class RelayQueue {
   readonly #steps: QueueSteps;
 
   /**
+   * A stopped queue.
+   *
    * @param index which queue
    * @param worker runs its data path
    * @param lane the steps of this queue, in order; shared by all queues of a device that stops and starts them together

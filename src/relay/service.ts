@@ -58,6 +58,7 @@ export class RelayService implements AsyncDisposable {
   #stopping = false;
   #deviceError: ErrorRecord | undefined;
 
+  /** Opens nothing yet. */
   constructor(options: RelayServiceOptions) {
     this.#options = options;
   }

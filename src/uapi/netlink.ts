@@ -10,13 +10,13 @@ import { SvqError } from "../errors.ts";
 export const NLMSG = { ERROR: 2, DONE: 3, CONTROLLER: 0x10 } as const;
 
 /** Header flags. */
-export const NLM_F = { REQUEST: 1, MULTI: 2, DUMP: 0x300 } as const;
+export const NLM_F = { REQUEST: 1, MULTI: 2, ACK: 4, DUMP: 0x300 } as const;
 
 /** The controller family, which gives out the ids of the others. */
 export const CTRL = { CMD_GETFAMILY: 3, ATTR_FAMILY_ID: 1, ATTR_FAMILY_NAME: 2 } as const;
 
-/** Commands of the family "vdpa" that change nothing. */
-export const VDPA_CMD = { MGMTDEV_GET: 2, DEV_GET: 5, DEV_CONFIG_GET: 6 } as const;
+/** Commands of the family "vdpa"; DEV_NEW and DEV_DEL want CAP_NET_ADMIN. */
+export const VDPA_CMD = { MGMTDEV_GET: 2, DEV_NEW: 3, DEV_DEL: 4, DEV_GET: 5, DEV_CONFIG_GET: 6 } as const;
 
 /** Attributes of the family "vdpa" (`VDPA_ATTR_…`). */
 export const VDPA_ATTR = {

@@ -61,7 +61,7 @@ export interface FdAddress {
 }
 
 /** What embedded devices have in common. */
-export interface SimOptions {
+export interface SimCommonOptions {
   /** Queues (net: queues, not pairs). */
   queues?: number;
   /** Largest ring size in descriptors. */
@@ -77,7 +77,7 @@ export interface SimOptions {
 }
 
 /** An embedded block device. */
-export interface SimBlkAddress extends SimOptions {
+export interface SimBlkAddress extends SimCommonOptions {
   /** Discriminator. */
   kind: "sim";
   /** What it is. */
@@ -93,7 +93,7 @@ export interface SimBlkAddress extends SimOptions {
 }
 
 /** An embedded network device. */
-export interface SimNetAddress extends SimOptions {
+export interface SimNetAddress extends SimCommonOptions {
   /** Discriminator. */
   kind: "sim";
   /** What it is. */
@@ -109,7 +109,7 @@ export interface SimNetAddress extends SimOptions {
 }
 
 /** An embedded device that returns every buffer: what it reads is written back into the chain's writable part. */
-export interface SimLoopbackAddress extends SimOptions {
+export interface SimLoopbackAddress extends SimCommonOptions {
   /** Discriminator. */
   kind: "sim";
   /** What it is. */

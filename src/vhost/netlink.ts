@@ -1,6 +1,6 @@
 /**
- * The kernel's netlink family "vdpa", read only: which vDPA devices there are and which management device made each. Needs no
- * privileges and touches no device.
+ * The kernel's netlink family "vdpa": which vDPA devices there are and which management device made each, which needs no
+ * privileges and touches no device; and adding and deleting one, which need CAP_NET_ADMIN.
  *
  * @module
  */
@@ -65,6 +65,38 @@ function ask(channel: NetlinkChannel): NetlinkVdpa[] {
       maxVqSize: attributeNumber(attributes.get(VDPA_ATTR.DEV_MAX_VQ_SIZE)),
     };
   });
+}
+
+/**
+ * Has a management device make a vDPA device, as `vdpa dev add` does. Resolves when a driver has taken it.
+ *
+ * @param managementDevice one without a bus: `vduse`, `vdpasim_blk`
+ * @throws SysError EPERM; EEXIST when there is a vDPA device of that name; EINVAL, ENODEV, ENOENT when it cannot make one
+ */
+export async function addVdpaDevice(managementDevice: string, name: string): Promise<void> {
+  const attributes = [[VDPA_ATTR.MGMTDEV_DEV_NAME, managementDevice], [VDPA_ATTR.DEV_NAME, name]] as const;
+  await change(VDPA_CMD.DEV_NEW, attributes, `vDPA device ${name} of ${managementDevice}`);
+}
+
+/**
+ * Deletes a vDPA device, as `vdpa dev del` does. Resolves when it is gone: whoever has its /dev/vhost-vdpa-N open is waited for.
+ *
+ * @throws SysError EPERM; ENODEV when there is none of that name
+ */
+export async function deleteVdpaDevice(name: string): Promise<void> {
+  await change(VDPA_CMD.DEV_DEL, [[VDPA_ATTR.DEV_NAME, name]], `vDPA device ${name}`);
+}
+
+async function change(command: number, attributes: readonly (readonly [number, string])[], what: string): Promise<void> {
+  using socket = new NetlinkSocket();
+  const type = familyId(socket);
+  // The kernel asks the device's driver meanwhile, and that may be this very process.
+  await socket.sendOnPool(encodeNetlink({ type, flags: NLM_F.REQUEST | NLM_F.ACK, sequence: 2, command, attributes }));
+  for (const message of decodeNetlink(socket.receive())) {
+    if (message.errno === 0) continue;
+    const hint = message.errno === ERRNO.EPERM ? "Adding and deleting vDPA devices needs CAP_NET_ADMIN" : undefined;
+    throw new SysError("netlink vdpa", message.errno, what, hint);
+  }
 }
 
 function familyId(channel: NetlinkChannel): number {

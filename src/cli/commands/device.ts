@@ -1,4 +1,4 @@
-/** `svq device`: embedded devices as vhost-user back-ends. @module */
+/** `svq device`: embedded devices as vhost-user back-ends and as VDUSE devices. @module */
 import { buildCommand, buildRouteMap } from "@stricli/core";
 import type { SimOptions } from "../../devices/options.ts";
 import { SimDevice } from "../../devices/sim_device.ts";
@@ -10,6 +10,7 @@ import type { CliContext } from "../context.ts";
 import { durationFlag, integerFlag, pathFlag, sizeFlag, textFlag } from "../parameters.ts";
 import { aborted } from "../signals.ts";
 import { usageError } from "../usage.ts";
+import { serveVduse } from "../vduse.ts";
 
 const KINDS = ["blk", "loopback"] as const;
 type Kind = typeof KINDS[number];
@@ -23,6 +24,8 @@ const CAPABILITIES: Record<Kind, { type: string; features: string[] }> = {
 interface Flags {
   readonly socketPath?: string;
   readonly fd?: number;
+  readonly vduse?: string;
+  readonly add: boolean;
   readonly printCapabilities: boolean;
   readonly file?: string;
   readonly blkFile?: string;
@@ -38,16 +41,22 @@ interface Flags {
 
 const run = buildCommand({
   docs: {
-    brief: "Serve an embedded device over vhost-user",
+    brief: "Serve an embedded device over vhost-user or VDUSE",
     fullDescription:
       "Serve an embedded device to one VMM (or relay, or svq drive) at a time, until SIGTERM or SIGINT. When a front-end leaves, the next one can come. " +
       "Keeps to the conventions for vhost-user back-ends.\n\n" +
-      "Examples:\n  svq device run blk --socket-path /run/disk.sock --file disk.img\n  svq device run blk --socket-path /run/slow.sock --size 64MiB --latency 5ms",
+      "With --vduse NAME a disk becomes a vDPA device of this kernel (modules vduse and vhost_vdpa or virtio_vdpa, root): `vdpa dev add name NAME " +
+      "mgmtdev vduse`, or --add, puts it on the vdpa bus, and it appears as /dev/vhost-vdpa-N or as a disk of this host. At the end it is taken off " +
+      "the bus and destroyed.\n\n" +
+      "Examples:\n  svq device run blk --socket-path /run/disk.sock --file disk.img\n  svq device run blk --socket-path /run/slow.sock --size 64MiB --latency 5ms\n" +
+      "  svq device run blk --vduse disk0 --add --file disk.img",
   },
   parameters: {
     flags: {
       socketPath: pathFlag("Listen on this unix socket", { optional: true }),
       fd: integerFlag("Serve the connected socket that was inherited with this number", { optional: true }),
+      vduse: textFlag("blk: be the VDUSE device of this name", { optional: true }),
+      add: { kind: "boolean", brief: "With --vduse: put the device on the vdpa bus", default: false },
       printCapabilities: {
         kind: "boolean",
         brief: "Print what this back-end can do, as the vhost-user conventions ask, and exit",
@@ -85,10 +94,16 @@ const run = buildCommand({
       this.output.write(JSON.stringify(CAPABILITIES[kind]) + "\n");
       return;
     }
-    if ((flags.socketPath === undefined) === (flags.fd === undefined)) {
-      throw usageError("Say once where the front-end is met", "one of --socket-path PATH or --fd N");
+    const { vduse } = flags;
+    if ([flags.socketPath, flags.fd, vduse].filter((place) => place !== undefined).length !== 1) {
+      throw usageError("Say once where the front-end is met", "one of --socket-path PATH, --fd N or --vduse NAME");
     }
+    if (flags.add && vduse === undefined) throw usageError("--add goes with --vduse", "svq device run blk --vduse NAME --add");
     await using device = await SimDevice.open(simOptions(kind, flags));
+    if (vduse !== undefined) {
+      await serveVduse(this, device, vduse, flags.add);
+      return;
+    }
     if (flags.fd !== undefined) await serve(this, device, new UnixStream(new OwnedFd(flags.fd)));
     else await listen(this, device, flags.socketPath!);
   },

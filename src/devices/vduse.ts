@@ -1,0 +1,347 @@
+/**
+ * An embedded device as a VDUSE device: a vDPA device of this kernel, served by this process. `vdpa dev add name NAME mgmtdev
+ * vduse` (or {@linkcode VduseDevice.attach}) puts it on the vdpa bus, where vhost_vdpa or virtio_vdpa takes it.
+ *
+ * API version 0, which every kernel with VDUSE has; version 1 adds groups and address spaces, which an embedded device has
+ * one of each of. The kernel waits for the answer to every message (30 s by default) and gives the device up otherwise: so
+ * whatever may send one (adding, removing, a driver's ioctls) must not be called synchronously from this thread.
+ *
+ * @module
+ */
+import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
+import {
+  cancelWaits,
+  createEventfd,
+  drainEventfd,
+  ERRNO,
+  ioctl,
+  O,
+  openFd,
+  type OwnedFd,
+  readable,
+  ReactorCancelled,
+  readFd,
+  setNonblocking,
+  SysError,
+  writeFd,
+} from "../ffi/mod.ts";
+import { bit, hasBit } from "../uapi/bits.ts";
+import {
+  decodeVduseRequest,
+  decodeVqInfo,
+  encodeVduseConfig,
+  encodeVduseName,
+  encodeVduseResponse,
+  encodeVqConfig,
+  encodeVqKick,
+  newVqInfo,
+  VDUSE,
+  VDUSE_MESSAGE_BYTES,
+  VDUSE_REQUEST,
+  type VduseRequest,
+} from "../uapi/vduse.ts";
+import { encodeU64, viewOf } from "../uapi/vhost.ts";
+import { VIRTIO_FEATURE_BITS, VIRTIO_STATUS } from "../uapi/virtio.ts";
+import { addVdpaDevice, deleteVdpaDevice } from "../vhost/netlink.ts";
+import { scanVdpa, type VdpaListing } from "../vhost/sysfs.ts";
+import type { SimDevice } from "./sim_device.ts";
+
+const CONTROL = "/dev/vduse/control";
+const RING_ALIGNMENT = 4096;
+const RETRY_MS = 5;
+const ACCESS_PLATFORM = bit(VIRTIO_FEATURE_BITS.ACCESS_PLATFORM);
+
+/** What a running {@linkcode VduseDevice} tells. */
+export interface VduseEvents {
+  /** Something to know: a driver came or left. */
+  info?: (message: string) => void;
+  /** Something went wrong; the device goes on as far as it can. */
+  warn?: (message: string) => void;
+}
+
+interface RunningQueue {
+  kick: OwnedFd;
+  call: OwnedFd;
+}
+
+/** A VDUSE device in front of an embedded device, which it borrows. */
+export class VduseDevice implements AsyncDisposable {
+  readonly #control: OwnedFd;
+  readonly #fd: OwnedFd;
+  readonly #queues = new Map<number, RunningQueue>();
+  #features = 0n;
+  #status = 0;
+  #closed = false;
+  #serving: Promise<void> | undefined;
+
+  private constructor(
+    /** Name in /dev/vduse and on the vdpa bus. */
+    readonly name: string,
+    readonly device: SimDevice,
+    readonly events: VduseEvents,
+    control: OwnedFd,
+    fd: OwnedFd,
+  ) {
+    this.#control = control;
+    this.#fd = fd;
+  }
+
+  /**
+   * Creates the device and begins to answer the kernel. A device of that name that a dead process left behind, and that nobody
+   * has, is replaced.
+   *
+   * @param device a disk; it has no memory and no rings but the driver's from now on
+   * @throws SvqError MODULE_MISSING, VDUSE_NAME_TAKEN, BAD_NAME, NO_DEVICE_TYPE; SysError EPERM, EACCES
+   */
+  static async create(name: string, device: SimDevice, events: VduseEvents = {}): Promise<VduseDevice> {
+    encodeVduseName(name);
+    const { deviceId, queueNum } = device.info;
+    if (deviceId === undefined) {
+      throw new SvqError("NO_DEVICE_TYPE", `${device.info.address} is of no virtio device type: VDUSE takes disks and network devices`, {
+        exitCode: EXIT.usage,
+      });
+    }
+    const config = await device.getConfig(0, CONFIG_BYTES);
+    const features = await device.getFeatures() | ACCESS_PLATFORM;
+    const control = openControl();
+    let created = false;
+    let fd: OwnedFd | undefined;
+    try {
+      ioctl(control.fd, VDUSE.SET_API_VERSION, encodeU64(0n), "VDUSE_SET_API_VERSION");
+      const record = encodeVduseConfig({ name, vendorId: 0, deviceId, features, vqNum: queueNum, vqAlign: RING_ALIGNMENT, config });
+      createDevice(control.fd, name, record);
+      created = true;
+      fd = openFd(`/dev/vduse/${name}`, O.RDWR);
+      for (let index = 0; index < queueNum; index++) {
+        ioctl(fd.fd, VDUSE.VQ_SETUP, encodeVqConfig(index, device.numMax), "VDUSE_VQ_SETUP");
+      }
+      setNonblocking(fd.fd, true);
+      await device.useIotlb(fd.fd);
+      const self = new VduseDevice(name, device, events, control, fd);
+      self.#serving = self.#serve();
+      return self;
+    } catch (error) {
+      fd?.close();
+      if (created) destroyDevice(control.fd, name);
+      control.close();
+      throw error;
+    }
+  }
+
+  /** The device on the vdpa bus, where somebody put it there. */
+  get listing(): VdpaListing | undefined {
+    return scanVdpa().find(({ name }) => name === this.name);
+  }
+
+  /** Resolves when the kernel has given the device up, or it is closed. */
+  get done(): Promise<void> {
+    return this.#serving!;
+  }
+
+  /** Puts it on the vdpa bus, as `vdpa dev add` does. @throws SysError EPERM, EEXIST when another vDPA device has the name */
+  async attach(): Promise<void> {
+    await addVdpaDevice("vduse", this.name);
+  }
+
+  /** Takes it off the vdpa bus. Waits for whoever has its /dev/vhost-vdpa-N open. */
+  async detach(): Promise<void> {
+    await deleteVdpaDevice(this.name);
+  }
+
+  async #serve(): Promise<void> {
+    const bytes = new Uint8Array(VDUSE_MESSAGE_BYTES);
+    while (!this.#closed) {
+      try {
+        await readable(this.#fd.fd);
+        if (this.#closed) return;
+        if (readFd(this.#fd.fd, bytes) === undefined) continue;
+        const response = await this.#answer(decodeVduseRequest(bytes));
+        writeFd(this.#fd.fd, response);
+      } catch (error) {
+        if (error instanceof ReactorCancelled) return;
+        // The driver did not wait any longer for this answer; the next message may be fine.
+        if (error instanceof SysError && error.errno === ERRNO.ENOENT) continue;
+        this.#warn(error, "the kernel gave the device up");
+        return;
+      }
+    }
+  }
+
+  async #answer(request: VduseRequest): Promise<Uint8Array<ArrayBuffer>> {
+    const { id } = request;
+    try {
+      switch (request.type) {
+        case VDUSE_REQUEST.GET_VQ_STATE: {
+          const { index } = request;
+          const packed = hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED);
+          return encodeVduseResponse(id, true, { index, base: await this.device.vringPosition(index), packed });
+        }
+        case VDUSE_REQUEST.SET_STATUS:
+          await this.#setStatus(request.status);
+          return encodeVduseResponse(id, true);
+        case VDUSE_REQUEST.UPDATE_IOTLB:
+          await this.device.iotlbChanged();
+          return encodeVduseResponse(id, true);
+        default:
+          this.events.warn?.(`${this.name}: the kernel sent a message of unknown type ${request.number}`);
+          return encodeVduseResponse(id, false);
+      }
+    } catch (error) {
+      this.#warn(error, "a message of the kernel could not be obeyed");
+      return encodeVduseResponse(id, false);
+    }
+  }
+
+  async #setStatus(status: number): Promise<void> {
+    const started = (this.#status & VIRTIO_STATUS.DRIVER_OK) !== 0;
+    if (status === 0) {
+      await this.#stop();
+      if (started) this.events.info?.(`${this.name}: the driver left`);
+    } else if ((status & VIRTIO_STATUS.DRIVER_OK) !== 0 && !started) {
+      try {
+        await this.#start();
+      } catch (error) {
+        await this.#stop();
+        throw error;
+      }
+      this.events.info?.(`${this.name}: a driver came, ${this.#queues.size === 1 ? "1 queue" : `${this.#queues.size} queues`}`);
+    }
+    this.#status = status;
+  }
+
+  async #start(): Promise<void> {
+    const { device } = this;
+    const word = encodeU64(0n);
+    ioctl(this.#fd.fd, VDUSE.DEV_GET_FEATURES, word, "VDUSE_DEV_GET_FEATURES");
+    this.#features = viewOf(word).getBigUint64(0, true);
+    await device.iotlbChanged();
+    await device.setFeatures(this.#features & ~ACCESS_PLATFORM);
+    for (let index = 0; index < device.info.queueNum; index++) await this.#startQueue(index);
+  }
+
+  async #startQueue(index: number): Promise<void> {
+    const { device } = this;
+    const record = newVqInfo(index);
+    ioctl(this.#fd.fd, VDUSE.VQ_GET_INFO, record, "VDUSE_VQ_GET_INFO");
+    const info = decodeVqInfo(record, hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED));
+    if (!info.ready) return;
+    const queue = { kick: createEventfd(), call: createEventfd() };
+    this.#queues.set(index, queue);
+    await device.setVringNum(index, info.num);
+    await device.setVringBase(index, info.base);
+    await device.setVringAddresses(index, info.addresses);
+    await device.setVringCall(index, queue.call.fd);
+    await device.setVringEnable(index, true);
+    // The kernel signals at once a kick that came before.
+    ioctl(this.#fd.fd, VDUSE.VQ_SETUP_KICKFD, encodeVqKick(index, queue.kick.fd), "VDUSE_VQ_SETUP_KICKFD");
+    await device.setVringKick(index, queue.kick.fd);
+    this.#forwardCalls(index, queue.call).catch((error) => {
+      if (!(error instanceof ReactorCancelled)) this.#warn(error, `queue ${index} cannot interrupt`);
+    });
+  }
+
+  async #forwardCalls(index: number, call: OwnedFd): Promise<void> {
+    const argument = new Uint8Array(4);
+    viewOf(argument).setUint32(0, index, true);
+    while (!call.closed) {
+      await readable(call.fd);
+      if (call.closed) return;
+      drainEventfd(call.fd);
+      while (!this.#inject(argument)) {
+        await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
+        if (call.closed) return;
+      }
+    }
+  }
+
+  // EINVAL: the kernel sets DRIVER_OK after it has our answer to it, and interrupts nobody before.
+  #inject(argument: Uint8Array<ArrayBuffer>): boolean {
+    try {
+      ioctl(this.#fd.fd, VDUSE.VQ_INJECT_IRQ, argument, "VDUSE_VQ_INJECT_IRQ");
+      return true;
+    } catch (error) {
+      if (error instanceof SysError && error.errno === ERRNO.EINVAL) return false;
+      throw error;
+    }
+  }
+
+  async #stop(): Promise<void> {
+    for (const { call } of this.#queues.values()) cancelWaits(call.fd);
+    await this.device.reset();
+    for (const { kick, call } of this.#queues.values()) {
+      kick.close();
+      call.close();
+    }
+    this.#queues.clear();
+    this.#features = 0n;
+  }
+
+  #warn(error: unknown, what: string): void {
+    this.events.warn?.(`${this.name}: ${what}: ${toErrorRecord(error).message}`);
+  }
+
+  /** Stops serving and destroys the device; one that is on the vdpa bus still stays there, dead, and a warning says so. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    cancelWaits(this.#fd.fd);
+    await this.#serving;
+    await this.#stop();
+    this.#fd.close();
+    if (!destroyDevice(this.#control.fd, this.name)) {
+      this.events.warn?.(`${this.name} is on the vdpa bus still, without anybody to serve it; take it off: vdpa dev del ${this.name}`);
+    }
+    this.#control.close();
+  }
+
+  /** The same as {@linkcode close}. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+// A block device's whole configuration space.
+const CONFIG_BYTES = 96;
+
+function openControl(): OwnedFd {
+  try {
+    return openFd(CONTROL, O.RDWR);
+  } catch (error) {
+    if (!(error instanceof SysError)) throw error;
+    if (error.errno === ERRNO.ENOENT || error.errno === ERRNO.ENXIO) {
+      throw new SvqError("MODULE_MISSING", `This host has no ${CONTROL}: VDUSE is not loaded`, {
+        exitCode: EXIT.noDevice,
+        hint: "Load the modules: modprobe vduse vhost_vdpa; `svq doctor --for vduse` says what else is missing",
+        cause: error,
+      });
+    }
+    throw new SysError(error.syscall, error.errno, CONTROL, "VDUSE devices are made by root; or give this user the control device");
+  }
+}
+
+function createDevice(control: number, name: string, record: Uint8Array<ArrayBuffer>): void {
+  const create = () => ioctl(control, VDUSE.CREATE_DEV, record, "VDUSE_CREATE_DEV");
+  try {
+    create();
+  } catch (error) {
+    if (!(error instanceof SysError && error.errno === ERRNO.EEXIST)) throw error;
+    // The kernel destroys none that is open or on the vdpa bus.
+    if (!destroyDevice(control, name)) {
+      throw new SvqError("VDUSE_NAME_TAKEN", `There is a VDUSE device ${name} already, and it is in use`, {
+        hint: `Choose another name; if the process that served it has died: vdpa dev del ${name}, then again`,
+        cause: error,
+      });
+    }
+    create();
+  }
+}
+
+function destroyDevice(control: number, name: string): boolean {
+  try {
+    ioctl(control, VDUSE.DESTROY_DEV, encodeVduseName(name), "VDUSE_DESTROY_DEV");
+    return true;
+  } catch (error) {
+    if (error instanceof SysError && error.errno === ERRNO.EBUSY) return false;
+    throw error;
+  }
+}

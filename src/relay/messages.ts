@@ -9,6 +9,7 @@ import type { MappedRange } from "../memory/region.ts";
 
 /** One vring as a Worker sees it: sizes and places. */
 export interface RingPlace {
+  /** Descriptors. */
   num: number;
   /** Ring format. */
   packed: boolean;

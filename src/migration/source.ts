@@ -13,7 +13,7 @@ import { greet, type MigrationReport, receiveReports, settleDoubt } from "./hand
 import { encodeOffer } from "./offer.ts";
 import { PageSender, type RoundResult } from "./pages.ts";
 import { FRAME, MAX_JSON } from "./protocol.ts";
-import type { SourceGuest } from "./source_guest.ts";
+import { drainTimeout, type SourceGuest } from "./source_guest.ts";
 import {
   type Downtime,
   type Estimate,
@@ -204,6 +204,7 @@ export class Migration implements Disposable {
       const result = await sender.send(round, dirty, false);
       this.#rounds.push(result);
       dirty.clear();
+      await this.#untilLogged();
       const dirtyPages = this.#guest.harvest(dirty);
       // The pace of the best round: small rounds measure the round trip, not the link.
       const pace = Math.min(...this.#rounds.filter((one) => one.pages > 0).map((one) => one.ms / one.pages));
@@ -212,9 +213,9 @@ export class Migration implements Disposable {
       this.#remaining = dirtyPages;
       this.#options.onEvent?.({ kind: "round", round: result, dirtyPages, estimateMs });
       if (this.#cancelled !== undefined) throw this.#cancelled;
-      if (estimateMs <= downtimeLimitMs && !this.#guest.markingAll) return;
+      if (estimateMs <= downtimeLimitMs) return;
       if (round < maxIterations) continue;
-      if (onNoConvergence === "stop" && !this.#guest.markingAll) return;
+      if (onNoConvergence === "stop") return;
       throw new SvqError(
         "NO_CONVERGENCE",
         `After ${round} rounds ${dirtyPages} pages are still dirty: stopping would take about ${Math.round(estimateMs)} ms`,
@@ -223,6 +224,17 @@ export class Migration implements Disposable {
           hint: "allow a longer --downtime-limit, more --max-bandwidth, or use --on-no-convergence stop",
         },
       );
+    }
+  }
+
+  // A device that is slow to give its rings to the relay: until then all memory counts as dirty, and no round makes it less.
+  async #untilLogged(): Promise<void> {
+    const { drainTimeoutMs } = this.#options;
+    const deadline = performance.now() + drainTimeoutMs;
+    while (this.#guest.markingAll) {
+      if (this.#cancelled !== undefined) throw this.#cancelled;
+      if (performance.now() > deadline) throw drainTimeout(drainTimeoutMs);
+      await new Promise((resolve) => setTimeout(resolve, 10));
     }
   }
 

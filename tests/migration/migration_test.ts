@@ -124,7 +124,7 @@ Deno.test("A device that does not give its rings back in time keeps the guest: i
   using _migration = migration;
   const result = await migration.run();
   assert.equal(result.error?.code, "DRAIN_TIMEOUT");
-  assert.equal(result.phase, "stop");
+  assert.ok(["rounds", "stop"].includes(result.phase), "it may already be late when the dirty log is turned on");
   await source.settled();
   await progress(guest, 3);
   assertClean(await guest.driver.stop(10_000));

@@ -39,8 +39,12 @@ Deno.test("A guest under load moves to another device; memory is identical and n
   await assertLives(hosts.own(await destination.arrived()));
 });
 
-Deno.test("A guest moves from A to B and back to A, twice", async () => {
-  await using hosts = new Hosts({ queues: 2 });
+for (const packed of [false, true]) {
+  Deno.test(`A guest with ${packed ? "packed" : "split"} rings moves from A to B and back to A, twice`, () => thereAndBack(packed));
+}
+
+async function thereAndBack(packed: boolean): Promise<void> {
+  await using hosts = new Hosts({ queues: 2, packed, device: { jitterUs: 300 } });
   let guest = await hosts.guest();
   for (let move = 0; move < 4; move++) {
     const { destination, path } = hosts.destination();
@@ -55,7 +59,7 @@ Deno.test("A guest moves from A to B and back to A, twice", async () => {
     await progress(guest);
   }
   await assertLives(guest);
-});
+}
 
 const CANCELLABLE: Phase[] = ["connect", "offer", "log", "rounds", "stop", "last_round", "state"];
 

@@ -253,13 +253,17 @@ export class Migration implements Disposable {
     this.#rounds.push(last);
     this.#remaining = 0;
     this.#enter("state");
-    const own = this.#options.verify ? guest.map.digest() : undefined;
+    const begun = performance.now();
+    let ownUs = 0;
+    const own = this.#options.verify ? guest.map.digest().finally(() => ownUs = (performance.now() - begun) * 1000) : undefined;
     // Waited for below; what fails first is thrown.
     own?.catch(() => {});
     const prepared = await channel.readJson(await channel.receiveHead([FRAME.PREPARED]));
-    if (typeof prepared.verify_us === "number") this.#verifyUs = prepared.verify_us;
     if (own === undefined) return;
     this.#memoryIdentical = digestText(await own) === prepared.digest;
+    // Both sides do it at the same time.
+    const there = typeof prepared.verify_us === "number" ? prepared.verify_us : 0;
+    this.#verifyUs = Math.round(Math.max(ownUs, there));
     if (!this.#memoryIdentical) {
       throw new SvqError("MEMORY_DIFFERS", "The memory that the destination received is not the memory of the source", {
         exitCode: EXIT.migrationAborted,

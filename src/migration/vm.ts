@@ -433,8 +433,8 @@ export class VmMigration implements AsyncDisposable {
   }
 
   async #relaysBack(): Promise<void> {
-    for (const name of this.#options.sourceRelays) {
-      const back = await settled(async () => isBack(await relayStatus(name))).catch(() => false);
+    for (const [i, name] of this.#options.sourceRelays.entries()) {
+      const back = await settled(async () => isBack(await relayStatus(name), this.#before[i]!)).catch(() => false);
       if (!back) this.#warn(`Relay ${name} is not back in its mode yet: svq relay status ${name}`);
     }
   }

@@ -172,8 +172,23 @@ export function knownLastAvail(view: RingView): number {
   const { lastAvail } = view.snapshot.positions;
   if (lastAvail === null) return -1;
   if (view.layout === "split") return ((view.availIdx - lastAvail) & 0xffff) <= view.outstanding ? lastAvail : -1;
+  const { used } = view.snapshot.positions;
   if ((lastAvail & 0x7fff) >= view.num) return -1;
-  return packedDistance(lastAvail, view.nextAvail().position, view.num) >= 0 ? lastAvail : -1;
+  return used === null || packedDistance(used, lastAvail, view.num) >= 0 ? lastAvail : -1;
+}
+
+/**
+ * Packed: where the driver has published up to, as slot | wrap<<15. From where the device stands that can be read off the
+ * slots; otherwise it is {@linkcode RingView.nextAvail}, which is right as long as the driver is not in the middle of a batch.
+ */
+export function packedEnd(view: RingView): { position: number; regular: boolean } {
+  const lastAvail = knownLastAvail(view);
+  if (lastAvail < 0) return view.nextAvail();
+  const { used } = view.snapshot.positions;
+  let room = view.num - (used === null ? 0 : packedDistance(used, lastAvail, view.num));
+  let position = lastAvail;
+  for (; room > 0 && view.isAvailable(position & 0x7fff, position >>> 15); room--) position = packedAdvance(position, 1, view.num);
+  return { position, regular: true };
 }
 
 /** Which chains are outstanding. */
@@ -190,7 +205,7 @@ interface Candidate {
 }
 
 /** What the past must say for a chain before it is called outstanding. */
-const LIKELY = 0.5;
+const LIKELY = 0.7;
 
 // Positions are counted back from the avail index.
 //
@@ -278,7 +293,7 @@ function availableBefore(view: RingView, end: number): number {
 
 function packedOutstanding(view: RingView): OutstandingChains {
   const { num } = view;
-  const { position: end, regular } = view.nextAvail();
+  const { position: end, regular } = packedEnd(view);
   if (!regular) return { chains: [], count: null, repeated: [] };
   const lastAvail = knownLastAvail(view);
   const { used } = view.snapshot.positions;

@@ -236,7 +236,9 @@ function verifyPacked(view: RingView, history: boolean): Anomaly[] {
   const end = packedEnd(view);
   if (history && !driver.regular) {
     const slot = driver.position & 0x7fff;
-    found.push(anomaly("PACKED_WRAP_COUNTER", slot, `The wrap counter in the AVAIL bits changes at slot ${slot} and again behind it`));
+    found.push(
+      anomaly("PACKED_WRAP_COUNTER", slot, `The wrap counter in the AVAIL bits changes at slot ${slot} and more than once behind it`),
+    );
   } else if (history && driver.position !== end.position) {
     const slot = end.position & 0x7fff;
     const detail = `Slot ${slot}, which the device has not reached, is not available; the driver has filled up to ${text(driver.position)}`;

@@ -176,7 +176,7 @@ const PACKED: readonly [VringRule, string, Break][] = [
   ["PACKED_EVENT_FLAGS", "reserved", (i) => i.word("avail", 1, 3)],
   ["PACKED_EVENT_FLAGS", "not negotiated", (i) => i.word("used", 1, 2)],
   ["PACKED_EVENT_OFFSET", "", (i) => void (i.shape.eventIdx = true, i.word("used", 1, 2), i.word("used", 0, NUM))],
-  ["PACKED_WRAP_COUNTER", "", (i) => i.slot(6, BUFFER, 1, 5, AVAIL)],
+  ["PACKED_WRAP_COUNTER", "", (i) => [5, 7].forEach((slot) => i.slot(slot, BUFFER, 1, 5, AVAIL))],
   ["USED_ID_OUT_OF_RANGE", "", (i) => i.slot(0, BUFFER, 16, NUM, AVAIL | USED)],
   [
     "USED_NOT_IN_FLIGHT",
@@ -216,6 +216,19 @@ Deno.test("Every rule about a ring's contents has an image that breaks it", () =
   const missing = Object.keys(VRING_RULES).filter((rule) => rule !== "STATE_INVALID" && !covered.has(rule as VringRule));
   assert.deepEqual(missing, []);
   assert.ok(covered.size >= 25);
+});
+
+Deno.test("A driver in the middle of a batch breaks no rule: the first slot of the batch is what it has not published", () => {
+  const image = new Image("packed");
+  for (const slot of [5, 6]) image.slot(slot, BUFFER, 1, 5, AVAIL);
+  image.lastAvail = image.used = image.lastUsed = null;
+  assert.deepEqual(verifyRing(image.snapshot()), []);
+  assert.equal(dumpRing(image.snapshot())!.avail_idx, 4);
+  // Over the end of the ring, and with the first slot in front of it.
+  for (const slot of [4, 5, 6, 7]) image.slot(slot, BUFFER, 1, 5, slot === 6 ? 0 : AVAIL);
+  for (const slot of [0, 1]) image.slot(slot, BUFFER, 1, 5, USED);
+  const dump = dumpRing(image.snapshot())!;
+  assert.deepEqual([dump.avail_idx, dump.wrap_counters!.avail], [6, 1]);
 });
 
 Deno.test("A sound image breaks no rule, whatever is known of the positions", () => {

@@ -58,7 +58,7 @@ export function encodeVduseName(name: string): Uint8Array<ArrayBuffer> {
   if (text.length === 0 || text.length >= NAME_BYTES || /[/\0]/.test(name) || name === "." || name === ".." || name === "control") {
     throw new SvqError("BAD_NAME", `${JSON.stringify(name)} cannot be the name of a VDUSE device`, {
       exitCode: 2,
-      hint: "A name has 1 to 255 bytes, no slash, and is not \"control\"",
+      hint: 'A name has 1 to 255 bytes, no slash, and is not "control"',
     });
   }
   const bytes = new Uint8Array(NAME_BYTES);

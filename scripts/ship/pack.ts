@@ -28,6 +28,9 @@ const IMPORT = /\s*(?:\/\/[^\n]*\n\s*)*import\s*(?:\{([^}]*)\}\s*from\s*)?"\.\/(
 // Behind it stand the licences of packages.
 const EXPORT = /\bexport\s*\{([^}]*)\};\s*((?:\/\*[\s\S]*?\*\/\s*)*)$/;
 
+// No module may have a name of its own like this.
+const LOAD = "__svq_load";
+
 function renames(list: string): string {
   return list.split(",").map((item) => item.trim()).filter((item) => item !== "").map((item) => item.replace(/\s+as\s+/, ": ")).join(", ");
 }
@@ -47,13 +50,14 @@ function exported(list: string): string {
  * @throws SyntaxError where something of a module is left
  */
 export function toPiece(name: string, module: string): string {
+  if (module.includes(LOAD)) throw new Error(`${name} uses the name ${LOAD}`);
   let at = 0;
   let imports = "";
   for (;;) {
     IMPORT.lastIndex = at;
     const match = IMPORT.exec(module);
     if (match === null) break;
-    imports += `${match[1] === undefined ? "" : `const { ${renames(match[1])} } = `}load("${match[2]}");\n`;
+    imports += `${match[1] === undefined ? "" : `const { ${renames(match[1])} } = `}${LOAD}("${match[2]}");\n`;
     at = IMPORT.lastIndex;
   }
   let body = module.slice(at);
@@ -63,10 +67,10 @@ export function toPiece(name: string, module: string): string {
     return licences;
   });
   body = body
-    .replace(/\bimport\("\.\/([\w.-]+)"\)/g, `Promise.resolve().then(() => load("$1"))`)
-    .replace(/new URL\("\.\/([\w]+_worker\.js)",\s*import\.meta\.url\)/g, `load.worker("$1")`)
+    .replace(/\bimport\("\.\/([\w.-]+)"\)/g, `Promise.resolve().then(() => ${LOAD}("$1"))`)
+    .replace(/new URL\("\.\/([\w]+_worker\.js)",\s*import\.meta\.url\)/g, `${LOAD}.worker("$1")`)
     .replaceAll("import.meta.url", JSON.stringify(`file:///svq/${name}`));
-  const text = `(function (load) {\n"use strict";\n${imports}${body}\nreturn { ${exports} };\n})\n//# sourceURL=svq:${name}\n`;
+  const text = `(function (${LOAD}) {\n"use strict";\n${imports}${body}\nreturn { ${exports} };\n})\n//# sourceURL=svq:${name}\n`;
   new Function(text);
   return text;
 }

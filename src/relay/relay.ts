@@ -421,7 +421,7 @@ export class Relay implements VhostBackend {
   async getVringBase(index: number): Promise<number> {
     const queue = this.#queue(index);
     return await queue.lane.run(async () => {
-      await queue.leave();
+      await this.#leave(queue);
       // The VMM reads the log when it has the answer: of a queue that could not be switched, nothing else is known.
       if (this.markingAll && this.#logging) this.dirty.markAll(this.memory.regions);
       queue.unkick();

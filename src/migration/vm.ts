@@ -9,6 +9,7 @@
 import { EXIT, SvqError } from "../errors.ts";
 import { type MigrationInfo, type QemuFacts, qemuFacts, queryMigrate, queryRunState } from "./qemu.ts";
 import { QmpClient, QmpError } from "./qmp.ts";
+import { pinnedMemoryChecks } from "./pinned_memory.ts";
 import { blockerHint, type Check, checkError, checkMigration } from "./vm_checks.ts";
 import { isBack, relayFacts, relayStatus, type RingPosition, ringPositions } from "./vm_relays.ts";
 import type { RelayStatus } from "../relay/status.ts";
@@ -172,7 +173,11 @@ export class VmMigration implements AsyncDisposable {
     this.#sourceFacts = facts.source;
     this.#destinationFacts = facts.destination;
     this.#before = facts.sourceRelays.flatMap(({ status }) => status ?? []);
-    this.#checks = checkMigration(facts).map((check) =>
+    const pinned = [
+      ...await pinnedMemoryChecks("source", this.#source, facts.sourceRelays),
+      ...await pinnedMemoryChecks("destination", this.#destination, facts.destinationRelays),
+    ];
+    this.#checks = [...checkMigration(facts), ...pinned].map((check) =>
       check.ok || !skipChecks.includes(check.code) ? check : { ...check, ok: true, message: `${check.message} (skipped)` }
     );
     return this.#checks;

@@ -211,6 +211,7 @@ export class RelayService implements AsyncDisposable {
       config: relay?.configSeen === undefined ? null : Array.from(relay.configSeen, (byte) => byte.toString(16).padStart(2, "0")).join(""),
       masked_features: featureNames(this.#device?.info.deviceId ?? 0, offered & MASKED_FEATURES),
       maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
+      pins_memory: this.#device?.info.pinsMemory ?? null,
       queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],
       error: this.#deviceError ?? null,
     };

@@ -89,6 +89,8 @@ export interface RelayStatus {
   masked_features: string[];
   /** Memory regions given to the device. */
   maps: { guest: number; shadow: number };
+  /** The device pins the guest's memory; null where nobody knows. */
+  pins_memory: boolean | null;
   /** All queues that the front-end has set up. */
   queues: QueueStatus[];
   /** Why the device is gone. */

@@ -35,6 +35,8 @@ export interface BackendInfo {
   iovaRange?: { readonly first: bigint; readonly last: bigint };
   /** Largest ring, descriptors, where the device tells it. */
   vringNumMax?: number;
+  /** It pins the guest's memory, which then must not be given back to the host; undefined where nobody knows. */
+  pinsMemory?: boolean;
   /** How its rings stop; undefined means `each`. */
   ringStop?: RingStop;
 }

@@ -115,6 +115,7 @@ export class VhostVdpa implements VhostBackend {
       this.#configSize = node.configSize();
       const range = node.iovaRange();
       const canSuspend = this.#has(BACKEND_FEATURE.SUSPEND);
+      const pins = "pins" in options ? options.pins : pinsMemory(options.driver);
       this.info = {
         kind: "vhost-vdpa",
         address: options.address ?? device.path,
@@ -127,13 +128,14 @@ export class VhostVdpa implements VhostBackend {
         iovaRange: range,
         vringNumMax: this.vringNumMax,
         ringStop: ringStopOf(this.backendFeatures, options.driver),
+        ...(pins === undefined ? {} : { pinsMemory: pins }),
       };
       this.maps = new VdpaMaps(node, {
         range,
         addressSpaces: node.asNum() ?? 1,
         batch: this.#has(BACKEND_FEATURE.IOTLB_BATCH),
         asids: this.#has(BACKEND_FEATURE.IOTLB_ASID),
-        pins: "pins" in options ? options.pins : pinsMemory(options.driver),
+        pins,
         memlock: memlockStatus,
       });
       this.#engine = new VdpaEngine(node, this.maps, {

@@ -64,6 +64,7 @@ export class Gate implements AsyncDisposable {
         const value = Reflect.get(target, name);
         return typeof value === "function" ? value.bind(target) : value;
       },
+      set: (target, name, value) => Reflect.set(target, name, value),
     });
   }
 

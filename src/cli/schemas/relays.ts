@@ -46,6 +46,7 @@ const relay = {
   offered_features: optional(text("Features that a guest could negotiate, 0x…")),
   queue_num: optional(count("Queues of the device")),
   config: optional(nullable(text("Configuration space in hexadecimal, as the VMM last read it"))),
+  pins_memory: optional(nullable(flag("The device pins the guest's memory; null where nobody knows"))),
   maps: object({ guest: count(), shadow: count() }, "Memory maps made at the device"),
   queues: list(queue),
 };

@@ -43,8 +43,8 @@ export const vm: Command<CliContext> = buildCommand({
     flags: {
       source: pathFlag("QMP socket of the QEMU that runs the guest", {}),
       destination: pathFlag("QMP socket of the QEMU that waits for it (-incoming defer)", {}),
-      sourceRelay: textFlag("Relays of the source's devices, separated by commas", { placeholder: "NAME[,NAME…]" }),
-      destinationRelay: textFlag("Relays of the same devices at the destination", { placeholder: "NAME[,NAME…]" }),
+      sourceRelay: textFlag("Relays of the source's devices, separated by commas", { placeholder: "LIST" }),
+      destinationRelay: textFlag("Relays of the same devices at the destination", { placeholder: "LIST" }),
       uri: textFlag(
         "Where the stream goes: unix:PATH or tcp:HOST:PORT (default: where the destination listens, or a private unix socket)",
         {

@@ -84,7 +84,7 @@ export class RingView {
   /** Longest chain that the device takes, in segments. */
   readonly maxChain: number;
 
-  /** @param snapshot of a legal size: see {@linkcode isRingSize} */
+  /** Views over a snapshot. @param snapshot of a legal size: see {@linkcode isRingSize} */
   constructor(readonly snapshot: RingSnapshot) {
     this.layout = snapshot.layout;
     this.num = snapshot.num;

@@ -8,6 +8,7 @@ import { COUNTER } from "../../src/relay/counters.ts";
 import { DEFAULT_RELAY_CONFIG, Relay, type RelayConfig, type RelayMode } from "../../src/relay/relay.ts";
 import type { VhostBackend } from "../../src/vhost/backend.ts";
 import { Gate } from "../support/gate.ts";
+import { HandMemory, HandRing } from "../support/hand_ring.ts";
 import { vmTest, type VmTestOptions } from "../support/lab_vm.ts";
 import { waitUntil } from "../support/wait.ts";
 
@@ -76,14 +77,15 @@ const plain: VmTestOptions = {
 
 vmTest("modes change under load on vdpa_sim_blk, and the device leaves the guest's used ring alone after each switch", plain, async () => {
   await using device = await openDevice("vdpa:blk0");
-  await using gate = new Gate(device);
-  const { relay, config, errors } = relayOver(gate.device, "passthrough");
+  let mode: RelayMode = "passthrough";
+  await using gate = new Gate(device, () => mode === "shadow" || mode === "used");
+  const { relay, config, errors } = relayOver(gate.device, mode);
   await using _ = { [Symbol.asyncDispose]: () => relay.close() };
   await using driver = await EmbeddedDriver.open(relay, SHAPE);
   const run = driver.run();
   await progress(driver, "passthrough");
-  for (const mode of ["shadow", "passthrough", "used", "notify", "shadow", "used", "passthrough"] as const) {
-    config.mode = mode;
+  for (const next of ["shadow", "passthrough", "used", "notify", "shadow", "used", "passthrough"] as const) {
+    config.mode = mode = next;
     await relay.applyMode();
     assert.equal(relay.queues[0]!.mode, mode);
     await progress(driver, mode);
@@ -138,3 +140,58 @@ vmTest(
   behindIommu,
   () => atRest("vpblk"),
 );
+
+const net: VmTestOptions = { file: import.meta.url, modules: ["tun", "vhost_net"], timeoutMs: 300_000 };
+
+/** An ARP request of 192.0.2.2 for 192.0.2.1, padded to 60 bytes. */
+function arpRequest(): Uint8Array {
+  const mac = [0x02, 0, 0, 0, 0, 2];
+  const frame = new Uint8Array(60);
+  frame.set([...Array(6).fill(0xff), ...mac, 0x08, 0x06]);
+  frame.set([0, 1, 8, 0, 6, 4, 0, 1, ...mac, 192, 0, 2, 2, 0, 0, 0, 0, 0, 0, 192, 0, 2, 1], 14);
+  return frame;
+}
+
+vmTest("frames go through the relay and vhost-net to a tap, and answers come back, in every mode", net, async () => {
+  await using device = await openDevice("/dev/vhost-net,tap=svqtap0");
+  for (const args of ["addr add 192.0.2.1/24 dev svqtap0", "link set svqtap0 up"]) {
+    assert.equal((await new Deno.Command("ip", { args: args.split(" ") }).output()).code, 0, args);
+  }
+  const { relay, config, errors } = relayOver(device, "passthrough");
+  await using _ = { [Symbol.asyncDispose]: () => relay.close() };
+  using memory = new HandMemory();
+  using rx = new HandRing(memory, 0, 0x10000);
+  using tx = new HandRing(memory, 1, 0x20000);
+  await relay.setFeatures(1n << 32n);
+  await relay.setMemTable([memory.region]);
+  for (const ring of [rx, tx]) {
+    const start = ring.start();
+    await relay.setVringNum(start.index, start.num);
+    await relay.setVringBase(start.index, 0);
+    await relay.setVringAddresses(start.index, start.addresses);
+    await relay.setVringCall(start.index, start.call);
+    await relay.setVringKick(start.index, start.kick!);
+    await relay.setVringEnable(start.index, true);
+  }
+  memory.bytes.fill(0, 0x50000, 0x50000 + 128);
+  memory.bytes.set(arpRequest(), 0x50000 + 12);
+  const answers: string[] = [];
+  rx.offer([0x40000, 2048, true]);
+  for (const mode of ["passthrough", "shadow", "used", "notify", "passthrough", "shadow"] as const) {
+    config.mode = mode;
+    await relay.applyMode();
+    assert.deepEqual(relay.queues.map((queue) => queue.mode), [mode, mode]);
+    tx.offer([0x50000, 12 + 60, false]);
+    await tx.taken("the request to leave");
+    // Other frames (IPv6 neighbour discovery) may come first.
+    for (let answered = false; !answered;) {
+      await rx.taken("an answer");
+      const frame = memory.bytes.slice(0x40000 + 12, 0x40000 + 12 + 42);
+      answered = frame[12] === 8 && frame[13] === 6 && frame[21] === 2;
+      if (answered) answers.push(frame.slice(28, 32).join("."));
+      rx.offer([0x40000, 2048, true]);
+    }
+  }
+  assert.deepEqual(answers, Array(6).fill("192.0.2.1"));
+  assert.deepEqual(errors, []);
+});

@@ -170,12 +170,3 @@ vmTest("through virtio_vdpa the kernel has it as a disk, and what it writes lies
   await server.process.expectExit(0, PATIENCE_MS);
   assert.deepEqual(names(), []);
 });
-
-vmTest("without the module the error names it", { file: import.meta.url, modules: ["vhost_vdpa"] }, async () => {
-  await using disk = await SimDevice.open({ kind: "blk", size: MIB });
-  await assert.rejects(VduseDevice.create("none", disk), (error: SvqError) => {
-    assert.equal(error.code, "MODULE_MISSING");
-    assert.match(error.hint!, /modprobe vduse/);
-    return true;
-  });
-});

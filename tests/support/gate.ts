@@ -49,14 +49,16 @@ export class Gate implements AsyncDisposable {
   readonly device: VhostBackend;
   /** Where the ring lay that the device was started with last. */
   addresses: VringAddresses | undefined;
+  #between = false;
   #kick: Pump | undefined;
   #call: Pump | undefined;
 
-  constructor(device: VhostBackend) {
+  /** @param relayed asked when a ring starts: stand in between? What passes through here comes later than what is written to memory. */
+  constructor(device: VhostBackend, readonly relayed: () => boolean = () => true) {
     const wrapped: Pick<VhostBackend, "startVrings" | "setVringKick" | "setVringCall"> = {
       startVrings: (rings) => this.#start(device, rings),
-      setVringKick: async (_index, fd) => await this.#setKick(fd),
-      setVringCall: async (_index, fd) => await this.#setCall(fd),
+      setVringKick: (index, fd) => this.#between ? this.#setKick(fd) : device.setVringKick(index, fd),
+      setVringCall: (index, fd) => this.#between ? this.#setCall(fd) : device.setVringCall(index, fd),
     };
     this.device = new Proxy(device, {
       get: (target, name) => {
@@ -73,6 +75,14 @@ export class Gate implements AsyncDisposable {
 
   async #start(device: VhostBackend, [ring]: readonly VringStart[]): Promise<void> {
     this.addresses = ring!.addresses;
+    this.#between = this.relayed();
+    if (!this.#between) {
+      await this.#kick?.close();
+      await this.#call?.close();
+      this.#kick = this.#call = undefined;
+      await device.startVrings!([ring!]);
+      return;
+    }
     await this.#setKick(ring!.kick);
     await this.#setCall(ring!.call);
     await device.startVrings!([{ ...ring!, kick: this.#toDevice.fd, call: this.#fromDevice.fd }]);

@@ -1,0 +1,142 @@
+/**
+ * A VMM and svq drive on a kernel vDPA device through svq relay run, in the lab VM.
+ */
+import assert from "node:assert/strict";
+import { runCli } from "../../src/cli/app.ts";
+import type { Sink } from "../../src/cli/output.ts";
+import { VhostVdpa } from "../../src/vhost/vdpa.ts";
+import { BOOT_OK, bootSector, FILL_BYTE } from "../support/boot_sector.ts";
+import { HandMemory, HandRing } from "../support/hand_ring.ts";
+import { vdpaNode, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
+import { Process } from "../support/process.ts";
+import { waitUntil } from "../support/wait.ts";
+
+const PATIENCE_MS = 180_000;
+const SECTORS = 40;
+
+const options: VmTestOptions = {
+  file: import.meta.url,
+  modules: ["vhost_vdpa", "vdpa_sim_blk"],
+  setup: ["vdpa dev add name blk0 mgmtdev vdpasim_blk"],
+  timeoutMs: 900_000,
+};
+
+function svq(...args: string[]): { ended: Promise<number>; texts: { stdout: string; stderr: string } } {
+  const texts = { stdout: "", stderr: "" };
+  const sink = (name: keyof typeof texts): Sink => ({ isTerminal: false, write: (text) => void (texts[name] += text) });
+  const env = (name: string) => name === "XDG_RUNTIME_DIR" ? "/run" : Deno.env.get(name);
+  return { ended: runCli(args, { stdout: sink("stdout"), stderr: sink("stderr"), env }), texts };
+}
+
+/** `svq relay run` in this process, stopped by `svq relay stop` when disposed. */
+async function relay(device: string, name: string, ...args: string[]): Promise<{ path: string } & AsyncDisposable> {
+  const path = `/tmp/${name}.sock`;
+  const running = svq("relay", "run", "--name", name, "--front", `unix:${path}`, "--device", device, ...args);
+  await waitUntil("the relay", () => running.texts.stderr.includes(": ready"), PATIENCE_MS);
+  return {
+    path,
+    async [Symbol.asyncDispose]() {
+      const stopping = svq("relay", "stop", name);
+      assert.equal(await stopping.ended, 0, stopping.texts.stderr);
+      assert.equal(await running.ended, 0, running.texts.stderr);
+    },
+  };
+}
+
+/** Sectors of a disk, one request each, with nobody else on it. */
+async function withDisk(
+  node: string,
+  use: (move: (sector: number, write?: Uint8Array) => Promise<Uint8Array>) => Promise<void>,
+): Promise<void> {
+  await using device = VhostVdpa.open(node, {});
+  using memory = new HandMemory();
+  using ring = new HandRing(memory, 0, 0x10000);
+  await device.setMemTable([memory.region]);
+  await device.setFeatures(0n);
+  await device.startVrings([ring.start()]);
+  const [head, data, status] = [0x40000, 0x41000, 0x42000];
+  await use(async (sector, write) => {
+    memory.bytes.fill(0, head, head + 16);
+    memory.view.setUint32(head, write === undefined ? 0 : 1, true);
+    memory.view.setBigUint64(head + 8, BigInt(sector), true);
+    if (write !== undefined) memory.bytes.set(write, data);
+    memory.bytes[status] = 0xff;
+    ring.offer([head, 16, false], [data, 512, write === undefined], [status, 1, true]);
+    await ring.taken(`sector ${sector}`);
+    assert.equal(memory.bytes[status], 0, `status of sector ${sector}`);
+    return memory.bytes.slice(data, data + 512);
+  });
+}
+
+for (const mode of ["passthrough", "shadow"]) {
+  vmTest(`svq drive does a checked workload on vdpa_sim_blk through svq relay run in mode ${mode}`, options, async () => {
+    await using front = await relay(vdpaNode("blk0"), `drive-${mode}`, "--mode", mode);
+    const { ended, texts } = svq(
+      "drive",
+      `unix:${front.path}`,
+      "--requests",
+      "100",
+      "--region",
+      "4MiB",
+      "--ram",
+      "4MiB",
+      "--depth",
+      "8",
+      "-j",
+    );
+    assert.equal(await ended, 0, texts.stderr);
+    const { requests } = JSON.parse(texts.stdout);
+    assert.deepEqual([requests.lost, requests.duplicated, requests.corrupted], [0, 0, 0]);
+    assert.ok(requests.completed >= 100);
+  });
+}
+
+async function boots(node: string, name: string, mode: string): Promise<void> {
+  await withDisk(node, async (move) => {
+    await move(0, bootSector(SECTORS));
+    for (let sector = 1; sector <= SECTORS; sector++) await move(sector, new Uint8Array(512));
+  });
+  {
+    await using front = await relay(node, name, "--mode", mode);
+    await using qemu = new Process("qemu-system-x86_64", {
+      name: "nested QEMU",
+      args: [
+        ...["-accel", "tcg", "-M", "pc,graphics=off,memory-backend=m,hpet=off", "-m", "32", "-nodefaults", "-display", "none"],
+        ...["-object", "memory-backend-memfd,id=m,size=32M,share=on", "-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"],
+        ...["-chardev", `socket,id=c,path=${front.path}`, "-device", "vhost-user-blk-pci,chardev=c,num-queues=1,bootindex=0"],
+      ],
+    });
+    await qemu.expectExit(BOOT_OK, PATIENCE_MS);
+    await qemu.stdout.done;
+    assert.match(qemu.stdout.text, new RegExp(`\\.{${SECTORS}}K`));
+  }
+  await withDisk(node, async (move) => {
+    for (let sector = 1; sector <= SECTORS; sector++) {
+      const bytes = await move(sector);
+      const wrong = bytes.findIndex((byte, i) => byte !== (i % 2 === 0 ? sector : FILL_BYTE));
+      assert.equal(wrong, -1, `sector ${sector}`);
+    }
+  });
+}
+
+for (const mode of ["passthrough", "shadow"]) {
+  vmTest(
+    `a nested QEMU boots from vdpa_sim_blk through svq in mode ${mode}, and its sectors are on the disk`,
+    options,
+    () => boots(vdpaNode("blk0"), `boot-${mode}`, mode),
+  );
+}
+
+const behindIommu: VmTestOptions = {
+  file: import.meta.url,
+  modules: ["vhost_vdpa"],
+  setup: ["lab-vp 05 vpblk"],
+  vp: { blk: true },
+  timeoutMs: 900_000,
+};
+
+vmTest(
+  "a nested QEMU boots from vp_vdpa through svq, and its sectors are on the disk",
+  behindIommu,
+  () => boots(vdpaNode("vpblk"), "boot-vp", "auto"),
+);

@@ -7,13 +7,15 @@
  */
 import { type ErrorRecord, EXIT, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
 import { GuestMemory } from "../memory/guest_memory.ts";
+import type { OwnedFd } from "../ffi/mod.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
 import { VIRTIO_FEATURE_BITS, VIRTIO_STATUS } from "../uapi/virtio.ts";
-import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import { Arena } from "./arena.ts";
 import { Counters } from "./counters.ts";
+import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
 import { RelayQueue } from "./relay_queue.ts";
@@ -79,6 +81,8 @@ export interface RelayEvents {
   log(message: string): void;
   /** A queue stopped, or the device is gone. */
   error(error: ErrorRecord): void;
+  /** The device is gone: {@linkcode Relay.attach} another connection to it, or {@linkcode Relay.giveUp}. Absent: queues fail. */
+  deviceLost?: (error: Error) => void;
 }
 
 /** A relay over one device, for one front-end. */
@@ -100,8 +104,12 @@ export class Relay implements VhostBackend {
   readonly sendRarp?: (mac: Uint8Array<ArrayBuffer>) => Promise<void>;
   /** See {@linkcode VhostBackend.setMtu}. */
   readonly setMtu?: (mtu: number) => Promise<void>;
+  /** See {@linkcode VhostBackend.setDeviceStateFd}. */
+  readonly setDeviceStateFd?: (direction: DeviceStateDirection, phase: number, fd: number) => Promise<OwnedFd | undefined>;
+  /** See {@linkcode VhostBackend.checkDeviceState}. */
+  readonly checkDeviceState?: () => Promise<void>;
 
-  readonly #device: VhostBackend;
+  readonly #slot: DeviceSlot;
   readonly #config: RelayConfig;
   readonly #events: RelayEvents;
   readonly #workers: RelayWorker[] = [];
@@ -119,10 +127,13 @@ export class Relay implements VhostBackend {
   #closed = false;
   #deviceError: Error | undefined;
   #configSeen: Uint8Array<ArrayBuffer> | undefined;
+  #offered: bigint | undefined;
+  #status = 0;
+  #losses = 0;
 
   /** @param device open, with nothing set up; the relay drives it from now on, and does not close it */
   constructor(device: VhostBackend, config: RelayConfig, events: RelayEvents) {
-    this.#device = device;
+    this.#slot = new DeviceSlot(device);
     this.#config = config;
     this.#events = events;
     // Net devices count queue pairs, and have a control queue.
@@ -131,10 +142,22 @@ export class Relay implements VhostBackend {
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
-    if (device.sendRarp !== undefined) this.sendRarp = (mac) => device.sendRarp!(mac);
-    if (device.setMtu !== undefined) this.setMtu = (mtu) => device.setMtu!(mtu);
+    if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
+    if (device.setMtu !== undefined) this.setMtu = (mtu) => this.#slot.use((device) => device.setMtu!(mtu));
+    if (device.setDeviceStateFd !== undefined) {
+      this.setDeviceStateFd = (direction, phase, fd) => this.#slot.use((device) => device.setDeviceStateFd!(direction, phase, fd));
+      this.checkDeviceState = () => this.#slot.use((device) => device.checkDeviceState!());
+    }
+    this.#listen(device);
+  }
+
+  #listen(device: VhostBackend): void {
     device.onConfigChange = () => this.onConfigChange?.();
-    device.onFailure = (error) => this.#deviceFailed(error);
+    device.onFailure = (error) => this.#deviceGone(device, error);
+  }
+
+  get #device(): VhostBackend {
+    return this.#slot.device;
   }
 
   #newWorker(): RelayWorker {
@@ -191,7 +214,7 @@ export class Relay implements VhostBackend {
         throw new SvqError("NO_SUCH_QUEUE", `Queue ${index}: the device has ${this.#device.info.queueNum} queues`);
       }
       queue = new RelayQueue(index, this.#workers[index % this.#workers.length]!, {
-        device: this.#device,
+        device: () => this.#device,
         memory: this.memory,
         arena: () => this.#arena!,
         features: () => this.#features,
@@ -221,7 +244,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.getFeatures}. */
   async getFeatures(): Promise<bigint> {
-    const offered = await this.#device.getFeatures() & ~MASKED_FEATURES;
+    const offered = await this.#deviceFeatures() & ~MASKED_FEATURES;
     const { guestRing } = this.#config;
     if (guestRing === "auto") return offered;
     return guestRing === "packed" ? offered | RING_PACKED : offered & ~RING_PACKED;
@@ -240,7 +263,7 @@ export class Relay implements VhostBackend {
     }
     if (!this.#featuresSet || rest !== this.#features) {
       this.#devicePacked = await this.#chooseDeviceRing((rest & RING_PACKED) !== 0n);
-      await this.#device.setFeatures(this.#devicePacked ? rest | RING_PACKED : rest & ~RING_PACKED);
+      await this.#slot.use((device) => device.setFeatures(this.#deviceWord(rest)));
       this.#features = rest;
       this.#featuresSet = true;
     }
@@ -254,8 +277,22 @@ export class Relay implements VhostBackend {
     else switched.then(() => this.#logging ? undefined : this.dirty.stop()).catch((error) => this.#report(error));
   }
 
+  #deviceWord(features: bigint): bigint {
+    return this.#devicePacked ? features | RING_PACKED : features & ~RING_PACKED;
+  }
+
+  // They do not change while the device is there, and are asked for often: QEMU does it to know that it was heard.
+  async #deviceFeatures(): Promise<bigint> {
+    return this.#offered ??= await this.#slot.use((device) => device.getFeatures());
+  }
+
+  /** What the device offers, as far as it was asked. */
+  get offered(): bigint | undefined {
+    return this.#offered;
+  }
+
   async #chooseDeviceRing(guestPacked: boolean): Promise<boolean> {
-    const has = (await this.#device.getFeatures() & RING_PACKED) !== 0n;
+    const has = (await this.#deviceFeatures() & RING_PACKED) !== 0n;
     const { deviceRing } = this.#config;
     if (deviceRing === "packed" && !has) {
       throw new SvqError("MISSING_FEATURE", `${this.#device.info.address} has no packed rings`, {
@@ -348,8 +385,8 @@ export class Relay implements VhostBackend {
         this.memory.add(region);
         added.push(region);
       }
-      const arena = this.#ensureArena();
-      await this.#device.setMemTable([arena.region(DEVICE_UADDR_OFFSET), ...this.memory.regions.map((region) => this.#toDevice(region))]);
+      this.#ensureArena();
+      await this.#ofMemory((device) => device.setMemTable(this.#deviceTable()));
       this.#arenaAtDevice = true;
     } catch (error) {
       for (const region of added) this.memory.remove(region);
@@ -358,16 +395,30 @@ export class Relay implements VhostBackend {
     await this.#memoryChanged();
   }
 
+  #deviceTable(): MemoryRegion[] {
+    return [this.#arena!.region(DEVICE_UADDR_OFFSET), ...this.memory.regions.map((region) => this.#toDevice(region))];
+  }
+
+  // The successor of a lost device gets the whole table.
+  async #ofMemory(work: (device: VhostBackend) => Promise<void>): Promise<void> {
+    if (this.#slot.lost !== undefined) return;
+    try {
+      await work(this.#device);
+    } catch (error) {
+      if (!deviceIsGone(error) || this.#events.deviceLost === undefined) throw error;
+    }
+  }
+
   /** See {@linkcode VhostBackend.addMemRegion}. */
   async addMemRegion(region: MemoryRegion): Promise<void> {
     const mapped = this.memory.add(region);
     try {
       const arena = this.#ensureArena();
       if (!this.#arenaAtDevice) {
-        await this.#device.addMemRegion(arena.region(DEVICE_UADDR_OFFSET));
+        await this.#ofMemory((device) => device.addMemRegion(arena.region(DEVICE_UADDR_OFFSET)));
         this.#arenaAtDevice = true;
       }
-      await this.#device.addMemRegion(this.#toDevice(mapped));
+      await this.#ofMemory((device) => device.addMemRegion(this.#toDevice(mapped)));
     } catch (error) {
       this.memory.remove(region);
       throw error;
@@ -383,7 +434,7 @@ export class Relay implements VhostBackend {
     }
     const { gpa, size } = found;
     await this.#dropRegions([found]);
-    await this.#device.removeMemRegion({ gpa, size, uaddr: gpa + DEVICE_UADDR_OFFSET });
+    await this.#ofMemory((device) => device.removeMemRegion({ gpa, size, uaddr: gpa + DEVICE_UADDR_OFFSET }));
   }
 
   // Workers stop using the regions, chains in them come back, and only then they are unmapped.
@@ -447,24 +498,37 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.getVringBase}. Resolves when the device holds nothing and the last dirty bit is set. */
   async getVringBase(index: number): Promise<number> {
     const queue = this.#queue(index);
-    return await queue.lane.run(async () => {
-      await queue.leave();
+    return await this.#left(queue, async () => {
       queue.unkick();
       queue.lastBase = queue.base;
       return queue.base;
     });
   }
 
+  // Where the device was lost with requests in hand that cannot be made available again, its successor finishes them first.
+  async #left<T>(queue: RelayQueue, next: () => Promise<T>): Promise<T> {
+    for (;;) {
+      try {
+        return await queue.lane.run(async () => {
+          await queue.leave();
+          return await next();
+        });
+      } catch (error) {
+        const lost = this.#slot.lost !== undefined && error instanceof SvqError && error.code === "RING_GAP";
+        if (!(lost || deviceIsGone(error)) || this.#events.deviceLost === undefined) throw error;
+        await pause(0);
+        await this.#slot.present();
+      }
+    }
+  }
+
   /** See {@linkcode VhostBackend.setVringKick}. */
   async setVringKick(index: number, fd: number | null): Promise<void> {
     const queue = this.#queue(index);
-    await queue.lane.run(async () => {
-      // A new kick eventfd for a ring that runs: the ring changes hands once.
-      const { mode } = queue;
-      await queue.leave();
+    // A new kick eventfd for a ring that runs: the ring changes hands once.
+    await this.#left(queue, async () => {
       queue.setKick(fd);
-      if (mode === undefined) await this.#startIfReady(queue);
-      else await queue.enter(mode);
+      await this.#startIfReady(queue);
     });
   }
 
@@ -492,9 +556,11 @@ export class Relay implements VhostBackend {
     if (queue.state !== "stopped" || !queue.ready) return;
     try {
       this.#checkRing(queue);
+      if (this.#slot.lost !== undefined) return queue.wait();
       await this.#ensureDriverOk();
       await queue.enter(this.wantedMode(queue.index));
     } catch (error) {
+      if (deviceIsGone(error) && this.#events.deviceLost !== undefined) return queue.wait();
       queue.fail(error);
       throw error;
     }
@@ -503,8 +569,8 @@ export class Relay implements VhostBackend {
   // A front-end without STATUS never says DRIVER_OK, and a device with it may wait for that before it touches a ring.
   async #ensureDriverOk(): Promise<void> {
     if (this.#statusByGuest || this.#driverOk || !hasBit(this.#device.info.protocolFeatures, PROTOCOL_FEATURE.STATUS)) return;
-    this.#driverOk = true;
     await this.#device.setStatus(RUNNING_STATUS);
+    this.#driverOk = true;
   }
 
   #checkRing(queue: RelayQueue): void {
@@ -545,6 +611,75 @@ export class Relay implements VhostBackend {
     }).catch((failure) => this.#report(failure));
   }
 
+  // Its owner may find a successor; meanwhile the VMM is held and the guest's requests wait.
+  #deviceGone(device: VhostBackend, error: Error): void {
+    if (this.#closed || device !== this.#device) return;
+    if (this.#events.deviceLost === undefined) return this.#deviceFailed(error);
+    const first = this.#slot.lost === undefined;
+    this.#losses++;
+    this.#slot.lose(error);
+    for (const queue of this.queues) queue.lane.run(() => queue.lose()).catch((failure) => this.#report(failure));
+    if (first) this.#events.deviceLost(error);
+  }
+
+  /**
+   * Puts `device`, another connection to the device that was lost, in its place: features, memory, status, and every ring
+   * from where it stood. Where the Worker has a record, what was in flight is done again, in order.
+   *
+   * @throws SvqError FEATURES_CHANGED, and what the device says; the relay still waits for a device then
+   */
+  async attach(device: VhostBackend): Promise<void> {
+    const offered = await device.getFeatures();
+    const word = this.#deviceWord(this.#features);
+    const missing = word & ~offered;
+    if (this.#featuresSet && missing !== 0n) {
+      throw new SvqError("FEATURES_CHANGED", `The device has come back without features that the guest uses: 0x${missing.toString(16)}`);
+    }
+    const losses = this.#losses;
+    this.#slot.replace(device);
+    this.#listen(device);
+    try {
+      if (this.#featuresSet) await device.setFeatures(word);
+      if (this.#arenaAtDevice) await device.setMemTable(this.#deviceTable());
+      if (this.#driverOk) await device.setStatus(RUNNING_STATUS);
+      this.#offered = offered;
+      for (const queue of this.queues) await queue.lane.run(() => queue.recover(this.wantedMode(queue.index)));
+      if (this.#statusByGuest) await device.setStatus(this.#status);
+      if (losses !== this.#losses) throw new SvqError("DEVICE_LOST", "The device was lost again at once");
+    } catch (error) {
+      for (const queue of this.queues) await queue.lane.run(() => queue.lose());
+      throw error;
+    }
+    this.#slot.found();
+    // What became ready in the meantime, and what the VMM wishes by now.
+    for (const queue of this.queues) await queue.lane.run(() => queue.recover(this.wantedMode(queue.index)));
+    this.applyMode().catch((error) => this.#report(error));
+    this.#compareConfig().catch((error) => this.#report(error));
+  }
+
+  // A disk may have been resized while nobody was there to tell.
+  async #compareConfig(): Promise<void> {
+    const seen = this.#configSeen;
+    if (seen === undefined) return;
+    const now = await this.#device.getConfig(0, seen.length);
+    if (now.some((byte, i) => byte !== seen[i])) this.onConfigChange?.();
+  }
+
+  /** No successor will come: whoever waits for one is told so. */
+  giveUp(reason: string): void {
+    this.#slot.giveUp(reason);
+  }
+
+  /** Is the device gone, and its successor not there yet? */
+  get deviceLost(): boolean {
+    return this.#slot.lost !== undefined;
+  }
+
+  /** Has a queue failed, so that the guest must reset the device? */
+  get needsReset(): boolean {
+    return this.queues.some((queue) => queue.state === "failed");
+  }
+
   #deviceFailed(error: Error): void {
     if (this.#closed) return;
     this.#deviceError = error;
@@ -561,7 +696,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.getConfig}. */
   async getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
-    const bytes = await this.#device.getConfig(offset, size);
+    const bytes = await this.#slot.use((device) => device.getConfig(offset, size));
     if (offset === 0) this.#configSeen = bytes.slice();
     return bytes;
   }
@@ -573,12 +708,13 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.setConfig}. */
   setConfig(offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void> {
-    return this.#device.setConfig(offset, bytes);
+    return this.#slot.use((device) => device.setConfig(offset, bytes));
   }
 
-  /** See {@linkcode VhostBackend.getStatus}. */
-  getStatus(): Promise<number> {
-    return this.#device.getStatus();
+  /** See {@linkcode VhostBackend.getStatus}; with NEEDS_RESET where a queue has failed. */
+  async getStatus(): Promise<number> {
+    const status = await this.#slot.use((device) => device.getStatus());
+    return this.needsReset && status !== 0 ? status | VIRTIO_STATUS.NEEDS_RESET : status;
   }
 
   /**
@@ -589,20 +725,32 @@ export class Relay implements VhostBackend {
     if (status === 0) await this.#stopRings();
     this.#statusByGuest = status !== 0;
     this.#driverOk = false;
-    await this.#device.setStatus(status);
+    // NEEDS_RESET is the device's to set.
+    this.#status = status & ~VIRTIO_STATUS.NEEDS_RESET;
+    await this.#slot.use((device) => device.setStatus(this.#status));
   }
 
   /** See {@linkcode VhostBackend.reset}. */
   async reset(): Promise<void> {
-    await this.#stopRings();
-    this.#driverOk = false;
-    await this.#device.reset();
+    if (this.#slot.lost !== undefined) await this.#dropRings();
+    else await this.#stopRings();
+    this.#driverOk = this.#statusByGuest = false;
+    this.#status = 0;
+    await this.#slot.use((device) => device.reset());
   }
 
   async #stopRings(): Promise<void> {
     for (const queue of this.queues) {
+      if (this.#deviceError === undefined) await this.#left(queue, () => Promise.resolve(queue.unkick()));
+      else await queue.lane.run(() => Promise.resolve(queue.unkick()));
+    }
+  }
+
+  // What a lost device held is of no interest to a guest that resets it.
+  async #dropRings(): Promise<void> {
+    for (const queue of this.queues) {
       await queue.lane.run(async () => {
-        if (this.#deviceError === undefined) await queue.leave();
+        if (queue.state === "waiting") await queue.abandon();
         queue.unkick();
       });
     }
@@ -621,7 +769,8 @@ export class Relay implements VhostBackend {
   async #stopAll(): Promise<void> {
     for (const queue of this.queues) {
       await queue.lane.run(async () => {
-        if (this.#deviceError === undefined) await queue.leave().catch((error) => this.#report(error));
+        const reachable = this.#deviceError === undefined && this.#slot.lost === undefined;
+        if (reachable) await queue.leave().catch((error) => this.#report(error));
         queue.forget();
       });
     }
@@ -631,6 +780,7 @@ export class Relay implements VhostBackend {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    this.#slot.giveUp("The relay has ended");
     await this.#stopAll();
     this.#device.onConfigChange = undefined;
     this.#device.onFailure = undefined;

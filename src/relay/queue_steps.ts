@@ -281,8 +281,10 @@ export class QueueSteps {
     const used = packed ? undefined : new Uint16Array(memory.buffer(ring.addresses.used, 6 + 8 * ring.num));
     for (let now = ring;;) {
       // Kicks go to an eventfd that nobody signals: the device finishes what it has seen.
-      await device.setVringKick(this.#index, this.#silentKick.fd);
-      await this.#settle(used, ring.num);
+      if (device.info.kickExchange !== false) {
+        await device.setVringKick(this.#index, this.#silentKick.fd);
+        await this.#settle(used, ring.num);
+      }
       const base = await this.#stopDevice(false);
       const drained = used === undefined
         ? () => Promise.resolve(completePackedBase(base, ring.num) >>> 16 === (base & 0xffff))

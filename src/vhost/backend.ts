@@ -30,6 +30,13 @@ export interface BackendInfo {
   protocolFeatures: bigint;
   /** Can SUSPEND and RESUME (vhost-vdpa). */
   canSuspend: boolean;
+  /**
+   * May the kick eventfd of a running ring be exchanged (default yes)? Back-ends on rust-vmm's crates do not listen to the new one
+   * and then fail to stop the ring.
+   */
+  kickExchange?: boolean;
+  /** vhost-user: protocol features that the device offers, used here or not. */
+  offeredProtocolFeatures?: bigint;
   /** Has a device configuration space that can be read. */
   hasConfig: boolean;
   /** Addresses that the device can be given, both ends inclusive, bytes; undefined where no limit is known. */

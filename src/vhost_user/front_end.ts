@@ -401,8 +401,10 @@ async function negotiate(requester: Requester, options: FrontEndOptions, openCha
   const features = await getU64(REQUEST.GET_FEATURES);
   const hasProtocolFeatures = hasBit(features, VHOST_USER_F_PROTOCOL_FEATURES);
   let protocolFeatures = 0n;
+  let offeredProtocolFeatures = 0n;
   if (hasProtocolFeatures) {
-    protocolFeatures = await getU64(REQUEST.GET_PROTOCOL_FEATURES) & (options.protocolFeatures ?? FRONT_END_PROTOCOL_FEATURES);
+    offeredProtocolFeatures = await getU64(REQUEST.GET_PROTOCOL_FEATURES);
+    protocolFeatures = offeredProtocolFeatures & (options.protocolFeatures ?? FRONT_END_PROTOCOL_FEATURES);
     await requester.tell(REQUEST.SET_PROTOCOL_FEATURES, encodeU64(protocolFeatures));
     requester.replyAck = hasBit(protocolFeatures, PROTOCOL_FEATURE.REPLY_ACK);
   }
@@ -422,6 +424,9 @@ async function negotiate(requester: Requester, options: FrontEndOptions, openCha
     queueNum,
     maxMemSlots,
     protocolFeatures,
+    offeredProtocolFeatures,
+    // libvhost-user, DPDK and SPDK offer it, whatever they do with it; rust-vmm's crates do not know it.
+    kickExchange: hasBit(offeredProtocolFeatures, PROTOCOL_FEATURE.HOST_NOTIFIER),
     canSuspend: false,
     hasConfig: hasBit(protocolFeatures, PROTOCOL_FEATURE.CONFIG),
   };

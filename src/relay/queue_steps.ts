@@ -68,6 +68,8 @@ interface DeviceRing {
   addresses: VringAddresses;
   kick: number | null;
   call: number | null;
+  /** A ring of the relay's own is always enabled: disabled means that the Worker takes nothing from the guest. */
+  enabled: boolean;
 }
 
 /** How long a stopped device may take to give back what it holds before it is resumed, ms. */
@@ -206,8 +208,9 @@ export class QueueSteps {
     // The device never logs: no log address goes to it.
     const addresses = { desc, avail, used };
     const { num, base } = ring;
-    if (mode === "passthrough") return { num, base, addresses, kick: ring.kick, call: ring.call };
-    return { num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd };
+    const { enabled } = ring;
+    if (mode === "passthrough") return { num, base, addresses, kick: ring.kick, call: ring.call, enabled };
+    return { num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd, enabled };
   }
 
   #ownRing(mode: RunningMode, ring: GuestRing): DeviceRing {
@@ -215,7 +218,7 @@ export class QueueSteps {
     const iova = this.#context.arena().place(this.#index, num);
     const desc = mode === "used" ? ring.addresses.desc : iova.desc;
     const base = this.#context.devicePacked() ? PACKED_BASE_START : 0;
-    return { num, base, addresses: { ...iova, desc }, kick: this.#deviceKick.fd, call: this.#deviceCall.fd };
+    return { num, base, addresses: { ...iova, desc }, kick: this.#deviceKick.fd, call: this.#deviceCall.fd, enabled: true };
   }
 
   // A split ring needs a power of two; a packed ring may have any size.
@@ -251,7 +254,7 @@ export class QueueSteps {
     const device = this.#context.device();
     const index = this.#index;
     if (device.startVrings !== undefined) {
-      await device.startVrings([{ index, ...own, err: ring.err, enabled: ring.enabled }]);
+      await device.startVrings([{ index, ...own, err: ring.err }]);
       return;
     }
     await device.setVringNum(index, own.num);
@@ -260,7 +263,7 @@ export class QueueSteps {
     await device.setVringCall(index, own.call);
     await device.setVringErr(index, ring.err);
     await device.setVringKick(index, own.kick);
-    await device.setVringEnable(index, ring.enabled);
+    await device.setVringEnable(index, own.enabled);
   }
 
   // A stopped device may still be finishing requests, and has closed the call eventfd that it wants to signal then:
@@ -320,7 +323,8 @@ export class QueueSteps {
       if (atRest || await this.#until(async () => (await this.#poll()).deviceBase === done)) break;
       const iova = arena().peek(this.#index, num);
       const addresses = mode === "used" ? { ...iova, desc: ring.addresses.desc } : iova;
-      await this.#giveToDevice({ num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd }, ring);
+      const own = { num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd, enabled: true };
+      await this.#giveToDevice(own, ring);
       signalEventfd(this.#deviceKick.fd);
       await pause(QUIET_MS);
     }

@@ -7,7 +7,7 @@
  */
 import { type ErrorRecord, EXIT, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
 import { GuestMemory } from "../memory/guest_memory.ts";
-import type { OwnedFd } from "../ffi/mod.ts";
+import { isSameFile, type OwnedFd } from "../ffi/mod.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
@@ -375,7 +375,8 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.setMemTable}. */
   async setMemTable(regions: readonly MemoryRegion[]): Promise<void> {
-    const same = (a: MemoryRegion, b: MemoryRegion) => a.gpa === b.gpa && a.size === b.size && a.uaddr === b.uaddr;
+    const same = (a: MemoryRegion, b: MemoryRegion) =>
+      a.gpa === b.gpa && a.size === b.size && a.uaddr === b.uaddr && a.fdOffset === b.fdOffset && isSameFile(a.fd, b.fd);
     const gone = this.memory.regions.filter((old) => !regions.some((region) => same(old, region)));
     await this.#dropRegions(gone);
     const added: MemoryRegion[] = [];

@@ -91,6 +91,18 @@ for (const mode of ["passthrough", "shadow"]) {
   });
 }
 
+function nestedQemu(disk: string, ...args: string[]): Process {
+  return new Process("qemu-system-x86_64", {
+    name: "nested QEMU",
+    args: [
+      ...["-accel", "tcg", "-M", "pc,graphics=off,memory-backend=m,hpet=off", "-m", "32", "-nodefaults", "-display", "none"],
+      ...["-object", "memory-backend-memfd,id=m,size=32M,share=on", "-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"],
+      ...["-chardev", `socket,id=c,path=${disk}`, "-device", "vhost-user-blk-pci,chardev=c,num-queues=1,bootindex=0"],
+      ...args,
+    ],
+  });
+}
+
 async function boots(node: string, name: string, mode: string): Promise<void> {
   await withDisk(node, async (move) => {
     await move(0, bootSector(SECTORS));
@@ -98,14 +110,7 @@ async function boots(node: string, name: string, mode: string): Promise<void> {
   });
   {
     await using front = await relay(node, name, "--mode", mode);
-    await using qemu = new Process("qemu-system-x86_64", {
-      name: "nested QEMU",
-      args: [
-        ...["-accel", "tcg", "-M", "pc,graphics=off,memory-backend=m,hpet=off", "-m", "32", "-nodefaults", "-display", "none"],
-        ...["-object", "memory-backend-memfd,id=m,size=32M,share=on", "-serial", "stdio", "-device", "isa-debug-exit,iobase=0xf4,iosize=1"],
-        ...["-chardev", `socket,id=c,path=${front.path}`, "-device", "vhost-user-blk-pci,chardev=c,num-queues=1,bootindex=0"],
-      ],
-    });
+    await using qemu = nestedQemu(front.path);
     await qemu.expectExit(BOOT_OK, PATIENCE_MS);
     await qemu.stdout.done;
     assert.match(qemu.stdout.text, new RegExp(`\\.{${SECTORS}}K`));
@@ -140,3 +145,49 @@ vmTest(
   behindIommu,
   () => boots(vdpaNode("vpblk"), "boot-vp", "auto"),
 );
+
+const pair: VmTestOptions = {
+  file: import.meta.url,
+  modules: ["vhost_vdpa", "vdpa_sim_blk shared_backend=1"],
+  setup: ["vdpa dev add name blk0 mgmtdev vdpasim_blk", "vdpa dev add name blk1 mgmtdev vdpasim_blk"],
+  timeoutMs: 900_000,
+};
+
+vmTest("svq migrate vm takes a guest from one nested QEMU and vDPA device to another, and its disk is right", pair, async () => {
+  await withDisk(vdpaNode("blk0"), async (move) => void await move(0, bootSector(SECTORS, true)));
+  {
+    await using from = await relay(vdpaNode("blk0"), "from");
+    await using to = await relay(vdpaNode("blk1"), "to");
+    const monitor = (name: string) => ["-qmp", `unix:/tmp/${name}.qmp,server=on,wait=off`];
+    await using source = nestedQemu(from.path, ...monitor("source"));
+    await using destination = nestedQemu(to.path, ...monitor("destination"), "-incoming", "defer");
+    await waitUntil("the guest to write", () => source.stdout.text.length > 5, PATIENCE_MS);
+    const args = [
+      "--source",
+      "/tmp/source.qmp",
+      "--destination",
+      "/tmp/destination.qmp",
+      "--source-relay",
+      "from",
+      "--destination-relay",
+      "to",
+    ];
+    const { ended, texts } = svq("migrate", "vm", ...args, "--uri", "unix:/tmp/migration", "-j");
+    assert.equal(await ended, 0, texts.stderr + texts.stdout);
+    const document = JSON.parse(texts.stdout);
+    assert.equal(document.outcome, "completed");
+    assert.deepEqual(document.positions.map(({ index, agree }: { index: number; agree: boolean }) => [index, agree]), [[0, true]]);
+    await waitUntil("the guest to go on", () => destination.stdout.text.length > 5, PATIENCE_MS);
+    await destination.write("q");
+    await destination.expectExit(BOOT_OK, PATIENCE_MS);
+    assert.match(destination.stdout.text, /^\.+K/);
+    assert.ok(!source.stdout.text.includes("F"));
+  }
+  await withDisk(vdpaNode("blk1"), async (move) => {
+    const fill = (await move(1))[1];
+    for (let sector = 1; sector <= SECTORS; sector++) {
+      const bytes = await move(sector);
+      assert.equal(bytes.findIndex((byte, i) => byte !== (i % 2 === 0 ? sector : fill)), -1, `sector ${sector}`);
+    }
+  });
+});

@@ -3,6 +3,7 @@ export interface JunitCounts {
   passed: number;
   failed: number;
   skipped: number;
+  passedNames: string[];
   skippedNames: string[];
   failedNames: string[];
 }
@@ -19,7 +20,7 @@ function unescape(text: string): string {
 
 /** Reads the report that `deno test --junit-path` writes: one `testcase` element per test, empty when it passed. */
 export function parseJunit(xml: string): JunitCounts {
-  const counts: JunitCounts = { passed: 0, failed: 0, skipped: 0, skippedNames: [], failedNames: [] };
+  const counts: JunitCounts = { passed: 0, failed: 0, skipped: 0, passedNames: [], skippedNames: [], failedNames: [] };
   for (const match of xml.matchAll(/<testcase\b([^>]*?)(?:\/>|>([\s\S]*?)<\/testcase>)/g)) {
     const [, attributes = "", body = ""] = match;
     const name = unescape(/\bname="([^"]*)"/.exec(attributes)?.[1] ?? "?");
@@ -31,6 +32,7 @@ export function parseJunit(xml: string): JunitCounts {
       counts.failedNames.push(name);
     } else {
       counts.passed++;
+      counts.passedNames.push(name);
     }
   }
   return counts;

@@ -72,7 +72,7 @@ async function main(args: string[]): Promise<number> {
 
   const { code } = await new Deno.Command(Deno.execPath(), { args: ["check", "--quiet"], cwd: ROOT, stdin: "null" }).spawn().status;
   if (code !== 0) return 1;
-  const total: JunitCounts = { passed: 0, failed: 0, skipped: 0, skippedNames: [], failedNames: [] };
+  const total: JunitCounts = { passed: 0, failed: 0, skipped: 0, passedNames: [], skippedNames: [], failedNames: [] };
   for (const files of groups) {
     if (files.length === 0) continue;
     // The lab is set up here, before the first test, so that no test's time includes it.

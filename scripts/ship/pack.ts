@@ -28,6 +28,9 @@ const IMPORT = /\s*(?:\/\/[^\n]*\n\s*)*import\s*(?:\{([^}]*)\}\s*from\s*)?"\.\/(
 // Behind it stand the licences of packages.
 const EXPORT = /\bexport\s*\{([^}]*)\};\s*((?:\/\*[\s\S]*?\*\/\s*)*)$/;
 
+// No module may have a name of its own like this.
+const LOAD = "__svq_load";
+
 function renames(list: string): string {
   return list.split(",").map((item) => item.trim()).filter((item) => item !== "").map((item) => item.replace(/\s+as\s+/, ": ")).join(", ");
 }
@@ -47,13 +50,14 @@ function exported(list: string): string {
  * @throws SyntaxError where something of a module is left
  */
 export function toPiece(name: string, module: string): string {
+  if (module.includes(LOAD)) throw new Error(`${name} uses the name ${LOAD}`);
   let at = 0;
   let imports = "";
   for (;;) {
     IMPORT.lastIndex = at;
     const match = IMPORT.exec(module);
     if (match === null) break;
-    imports += `${match[1] === undefined ? "" : `const { ${renames(match[1])} } = `}load("${match[2]}");\n`;
+    imports += `${match[1] === undefined ? "" : `const { ${renames(match[1])} } = `}${LOAD}("${match[2]}");\n`;
     at = IMPORT.lastIndex;
   }
   let body = module.slice(at);
@@ -63,52 +67,55 @@ export function toPiece(name: string, module: string): string {
     return licences;
   });
   body = body
-    .replace(/\bimport\("\.\/([\w.-]+)"\)/g, `Promise.resolve().then(() => load("$1"))`)
-    .replace(/new URL\("\.\/([\w]+_worker\.js)",\s*import\.meta\.url\)/g, `load.worker("$1")`)
+    .replace(/\bimport\("\.\/([\w.-]+)"\)/g, `Promise.resolve().then(() => ${LOAD}("$1"))`)
+    .replace(/new URL\("\.\/([\w]+_worker\.js)",\s*import\.meta\.url\)/g, `${LOAD}.worker("$1")`)
     .replaceAll("import.meta.url", JSON.stringify(`file:///svq/${name}`));
-  const text = `(function (load) {\n"use strict";\n${imports}${body}\nreturn { ${exports} };\n})\n//# sourceURL=svq:${name}\n`;
+  const text = `(function (${LOAD}) {\n"use strict";\n${imports}${body}\nreturn { ${exports} };\n})\n//# sourceURL=svq:${name}\n`;
   new Function(text);
   return text;
 }
 
-/** Source that starts a thread: reads the pieces from the running file and hands them to the boot code. */
-function stageSource(position: string, size: string, entry: string): string {
-  return `const f=Deno.openSync("/proc/self/exe"),b=new Uint8Array(${size});f.seekSync(${position},0);let n=0;` +
-    `for(let k;n<b.length&&(k=f.readSync(b.subarray(n)))!==null;)n+=k;f.close();` +
+/** A number that takes eight places, so that texts keep their length whatever it is. */
+function padded(value: number): string {
+  return String(value).padStart(8);
+}
+
+/** Source that starts a thread: reads pieces from the running file, when they are needed, and hands them to the boot code. */
+function stageSource(position: number, indexSize: number, entry: string): string {
+  return `const f=Deno.openSync("/proc/self/exe"),r=(s,e)=>{const b=new Uint8Array(e-s);f.seekSync(${padded(position)}+s,0);let n=0;` +
+    `for(let k;n<b.length&&(k=f.readSync(b.subarray(n)))!==null;)n+=k;` +
     `if(n<b.length){console.error("error: this file of svq is incomplete: copy it again");Deno.exit(1)}` +
-    `const t=(s,e)=>new TextDecoder().decode(b.subarray(s,e)),i=JSON.parse(t(0,b.indexOf(10))),p=(x)=>t(...i[x]);` +
+    `return new TextDecoder().decode(b)},i=JSON.parse(r(0,${padded(indexSize)})),p=(x)=>r(...i[x]);` +
     `(0,eval)(p("boot.js"))(p,(e)=>p("stage.js").replace("EN"+"TRY",e),"${entry}")`;
 }
 
-function payloadOf(bundle: Bundle, boot: string, position: number): Uint8Array<ArrayBuffer> {
+/**
+ * The pieces behind their index, a JSON object with begin and end of each.
+ *
+ * @param position where it will lie in the file
+ */
+function payloadOf(bundle: Bundle, boot: string, position: number): { bytes: Uint8Array<ArrayBuffer>; indexSize: number } {
   const encoder = new TextEncoder();
-  const build = (size: number): Uint8Array<ArrayBuffer> => {
-    const texts = new Map([...bundle.files].map(([name, text]) => [name, toPiece(name, text)]));
-    texts.set("boot.js", boot.replace(/^(?:\/\/.*\n)+/, "").replace("ENVIRONMENT", JSON.stringify(ENVIRONMENT)));
-    texts.set("stage.js", stageSource(String(position), String(size).padStart(8, " "), "ENTRY"));
-    const parts = [...texts].map(([name, text]) => [name, encoder.encode(text)] as const);
-    // Offsets of fixed width: the index does not change its length when they are known.
-    let end = 0;
-    const index = (base: number) => {
-      end = base;
-      const cells = parts.map(([name, bytes]) => {
-        const begin = end;
-        end += bytes.length;
-        return `${JSON.stringify(name)}:[${String(begin).padStart(8)},${String(end).padStart(8)}]`;
-      });
-      return encoder.encode(`{${cells.join(",")}}\n`);
-    };
-    const head = index(index(0).length);
-    const result = new Uint8Array(end);
-    result.set(head);
-    let at = head.length;
-    for (const [, bytes] of parts) {
-      result.set(bytes, at);
-      at += bytes.length;
-    }
-    return result;
+  const texts = new Map([...bundle.files].map(([name, text]) => [name, toPiece(name, text)]));
+  texts.set("stage.js", stageSource(position, 0, "ENTRY"));
+  // Every start reads the last piece, and so finds out when the file was not copied to its end.
+  texts.set("boot.js", boot.replace(/^(?:\/\/.*\n)+/, "").replace("ENVIRONMENT", JSON.stringify(ENVIRONMENT)));
+  const lengths = [...texts].map(([name, text]) => [name, encoder.encode(text).length] as const);
+  const index = (base: number) => {
+    let end = base;
+    const cells = lengths.map(([name, length]) => `${JSON.stringify(name)}:[${padded(end)},${padded(end += length)}]`);
+    return encoder.encode(`{${cells.join(",")}}\n`);
   };
-  return build(build(0).length);
+  const indexSize = index(0).length;
+  texts.set("stage.js", stageSource(position, indexSize, "ENTRY"));
+  const parts = [index(indexSize), ...[...texts.values()].map((text) => encoder.encode(text))];
+  const bytes = new Uint8Array(parts.reduce((sum, part) => sum + part.length, 0));
+  let at = 0;
+  for (const part of parts) {
+    bytes.set(part, at);
+    at += part.length;
+  }
+  return { bytes, indexSize };
 }
 
 /**
@@ -124,11 +131,11 @@ export function packProgram(runtime: Uint8Array<ArrayBuffer>, bundle: Bundle, bo
   const align = image.machine === "x86_64" ? 4096 : 65536;
   const offset = Math.ceil(runtime.length / align) * align;
   const address = image.endAddress(align);
-  const launcher = (position: number, size: number): Uint8Array<ArrayBuffer> => {
+  const launcher = (position: number, indexSize: number): Uint8Array<ArrayBuffer> => {
     const words = [
       ...["run", "--quiet", "--no-config", "--no-lock", "--no-remote", "--no-npm", "--no-prompt", "--no-code-cache"],
       PERMISSION,
-      `data:text/javascript,${encodeURIComponent(stageSource(String(position), String(size).padStart(8, " "), "main.js"))}`,
+      `data:text/javascript,${encodeURIComponent(stageSource(position, indexSize, "main.js"))}`,
     ];
     return assembleLauncher(image.machine, {
       address,
@@ -140,11 +147,11 @@ export function packProgram(runtime: Uint8Array<ArrayBuffer>, bundle: Bundle, bo
   };
   const length = Math.ceil((launcher(offset, 0).length + 4096) / align) * align;
   const payload = payloadOf(bundle, boot, offset + length);
-  const code = launcher(offset + length, payload.length);
+  const code = launcher(offset + length, payload.indexSize);
   image.addSegment({ offset, vaddr: address, size: code.length, align, entry: address });
-  const result = new Uint8Array(offset + length + payload.length);
+  const result = new Uint8Array(offset + length + payload.bytes.length);
   result.set(image.bytes);
   result.set(code, offset);
-  result.set(payload, offset + length);
+  result.set(payload.bytes, offset + length);
   return result;
 }

@@ -43,7 +43,6 @@
  *
  * @module
  */
-import { buildApplication, type Command, run, text_en } from "@stricli/core";
 import { EXIT, SvqError } from "../errors.ts";
 import { suggestionHint } from "../suggest.ts";
 import { COMMANDS } from "./commands.ts";
@@ -52,7 +51,6 @@ import { ExitWith } from "./exit_with.ts";
 import { fillDefaults, loadConfig } from "./defaults.ts";
 import { type GlobalFlags, takeGlobalFlags } from "./globals.ts";
 import { argumentsOf, entriesOf, findEntry, flagsOf, isGroup, type Target } from "./model.ts";
-import { parseErrorText } from "./parse_errors.ts";
 import { stopBecauseUnread } from "./signals.ts";
 import { usageError } from "./usage.ts";
 
@@ -104,7 +102,11 @@ function emergencyFlags(args: readonly string[]): GlobalFlags {
 
 async function dispatch(context: CliContext, words: readonly string[]): Promise<void> {
   const { flags, output } = context;
-  if (flags.version && words.length === 0) return runCommand(context, await resolve(["version"]));
+  if ((flags.version && words.length === 0) || (words.length === 1 && words[0] === "version" && !flags.help)) {
+    // Scripts ask this all the time: it needs no framework.
+    const { printVersion } = await import("./print_version.ts");
+    return printVersion(output);
+  }
   const wantsHelp = flags.help || words[0] === "help";
   const names = words[0] === "help" ? words.slice(1) : words;
   if (names.length === 0) {
@@ -155,33 +157,6 @@ async function runCommand(context: CliContext, { path, target, words }: Resolved
   const needsConfig = model.flags.length > 0 || model.args.length > 0 || context.flags.config !== undefined;
   const sources = needsConfig ? await loadConfig(context.flags.config, context.host.env) : { config: {}, configPath: undefined };
   const filled = fillDefaults(model, words, { env: context.host.env, ...sources });
-  await parseAndRun(context, target, name, filled.words, filled.origins);
-}
-
-async function parseAndRun(
-  context: CliContext,
-  command: Command<CliContext>,
-  name: string,
-  words: readonly string[],
-  origins: ReadonlyMap<string, string>,
-): Promise<void> {
-  // The framework formats errors to text; ours leave it as they are, by being thrown through it.
-  const rethrow = (error: unknown): never => {
-    throw error;
-  };
-  const app = buildApplication(command, {
-    name: `svq ${name}`,
-    scanner: { caseStyle: "allow-kebab-for-camel", allowArgumentEscapeSequence: true },
-    localization: {
-      text: {
-        ...text_en,
-        exceptionWhileParsingArguments: (error) => rethrow(parseErrorText(error, { name, command, words, origins })),
-        exceptionWhileLoadingCommandFunction: rethrow,
-        exceptionWhileLoadingCommandContext: rethrow,
-        exceptionWhileRunningCommand: rethrow,
-        commandErrorResult: rethrow,
-      },
-    },
-  }, {});
-  await run(app, words, context);
+  const { parseAndRun } = await import("./parse_and_run.ts");
+  await parseAndRun(context, target, { name, ...filled });
 }

@@ -124,6 +124,14 @@ class Demo {
     );
     guest.driver.run({}).catch(() => {});
     await this.#load(guest);
+    config.mode = "shadow";
+    await guest.relay.applyMode();
+    const { total, drain, rings } = switchTimes(guest);
+    this.#step(
+      "shadow",
+      `Under load the device gets a ring of the relay's own, in ${formatDuration(total * 1000)} (drain ${formatDuration(drain * 1000)}, ` +
+        `new ring ${formatDuration(rings * 1000)}): now the relay sees every page that the device writes`,
+    );
     using source = new SourceGuest(guest.driver, guest.relay);
     source.filter = this.#options.filter;
     using migration = new Migration(source, {
@@ -132,7 +140,7 @@ class Demo {
       downtimeLimitMs: DOWNTIME_LIMIT_MS,
       maxIterations: MAX_ITERATIONS,
       run: () => ({ durationMs: this.#options.loadMs, drainMs: 10_000 }),
-      onEvent: (event) => this.#tell(event, guest),
+      onEvent: (event) => this.#tell(event),
     });
     const cancel = () => {
       migration.cancel(this.#options.signal?.reason ?? cancelled());
@@ -187,7 +195,7 @@ class Demo {
     }
   }
 
-  #tell(event: MigrationEvent, guest: Guest): void {
+  #tell(event: MigrationEvent): void {
     if (event.kind === "round") {
       this.#estimateMs = event.estimateMs;
       const { round, pages, zeroPages, bytes, ms } = event.round;
@@ -203,14 +211,6 @@ class Demo {
     if (event.kind !== "phase") return;
     if (event.phase === "log") {
       this.#step("migrate", "The destination, a second process with a device of its own, agrees. The dirty log is turned on");
-    }
-    if (event.phase === "rounds") {
-      const { total, drain, rings } = switchTimes(guest);
-      this.#step(
-        "shadow",
-        `Under load the ring was moved behind the relay in ${formatDuration(total * 1000)} (drain ${formatDuration(drain * 1000)}, ` +
-          `new ring ${formatDuration(rings * 1000)}): now it sees every page that the device writes`,
-      );
     }
     if (event.phase === "stop") {
       const why = this.#estimateMs <= DOWNTIME_LIMIT_MS

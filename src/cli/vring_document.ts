@@ -134,11 +134,17 @@ function positionMask(layout: "split" | "packed"): number {
   return layout === "split" ? 0xffff : 0x7fff;
 }
 
-/** Keeps of each ring the broken rules that a second look has found, too: a ring in motion may look wrong for a moment. */
-export function confirm(first: VringDocument, second: VringDocument): void {
+/**
+ * Keeps of each ring the broken rules that are sure at once, and those that a second look shows in the same place: a ring
+ * in motion may look wrong for a moment.
+ *
+ * @param sure the first image, looked at without the rules that need the past
+ */
+export function confirm(first: VringDocument, sure: VringDocument, second: VringDocument): void {
+  const key = ({ rule, index, detail }: Anomaly) => `${rule} ${index} ${detail}`;
   for (const ring of first.queues) {
-    const again = second.queues.find(({ index, side }) => index === ring.index && side === ring.side);
-    if (again === undefined) continue;
-    ring.anomalies = ring.anomalies.filter(({ rule }) => again.anomalies.some((anomaly) => anomaly.rule === rule));
+    const same = ({ queues }: VringDocument) => queues.filter(({ index, side }) => index === ring.index && side === ring.side);
+    const known = new Set([...same(sure), ...same(second)].flatMap(({ anomalies }) => anomalies.map(key)));
+    ring.anomalies = ring.anomalies.filter((anomaly) => known.has(key(anomaly)));
   }
 }

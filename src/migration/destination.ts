@@ -13,7 +13,7 @@ import { createMemfd, ReactorCancelled, type UnixListener, type UnixStream } fro
 import type { Relay, RelayConfig } from "../relay/relay.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { Channel, type FrameHead } from "./channel.ts";
-import { digestText } from "./digest.ts";
+import { type Digest, digestText } from "./digest.ts";
 import { Guest, newRelay } from "./guest.ts";
 import { encodeOutcome, hexText, type OutcomeName, reportOf, welcome } from "./handshake.ts";
 import { checkOffer, decodeOffer, type Offer } from "./offer.ts";
@@ -192,7 +192,8 @@ export class Destination implements AsyncDisposable {
       address: driver.address + (fdOffset === 0 ? 0 : half),
     }));
     const map = new PageMap(ranges);
-    const receiver = new PageReceiver(channel, map, DirtyBitmap.covering(map.endGpa));
+    const touched = DirtyBitmap.covering(map.endGpa);
+    const receiver = new PageReceiver(channel, map, touched);
     for (;;) {
       const head = await channel.receiveHead([FRAME.ROUND, FRAME.STATE]);
       if (head.type === FRAME.ROUND) {
@@ -200,7 +201,7 @@ export class Destination implements AsyncDisposable {
         continue;
       }
       if (!receiver.frozen) throw violation("STATE came before the last round");
-      await this.#prepare(channel, offer, driver, map, head);
+      await this.#prepare(channel, offer, driver, () => map.digest(touched), head);
       break;
     }
     const commit = await channel.receive(FRAME.COMMIT, SESSION_BYTES);
@@ -222,12 +223,18 @@ export class Destination implements AsyncDisposable {
     }
   }
 
-  async #prepare(channel: Channel, offer: Offer, driver: EmbeddedDriver, map: PageMap, head: FrameHead): Promise<void> {
+  async #prepare(
+    channel: Channel,
+    offer: Offer,
+    driver: EmbeddedDriver,
+    digestMemory: () => Promise<Digest>,
+    head: FrameHead,
+  ): Promise<void> {
     const state = decodeDriverState(await channel.readPayload(head, stateLimit(offer)));
     checkRun(state);
     await driver.load(state);
     const begun = performance.now();
-    const digest = offer.verify ? digestText(await map.digest()) : null;
+    const digest = offer.verify ? digestText(await digestMemory()) : null;
     const verify_us = offer.verify ? Math.round((performance.now() - begun) * 1000) : 0;
     await channel.sendJson(FRAME.PREPARED, { digest, verify_us });
   }

@@ -44,7 +44,7 @@ export function describeWrong(report: MigrationReport): string {
 
 /** The document `svq.migrate/1` of a migration that has ended. */
 export function migrateDocument(result: MigrationResult, report: MigrationReport | undefined): { schema: string; [key: string]: unknown } {
-  const { outcome, phase, rounds, bytes, downtimeUs, memoryIdentical, error } = result;
+  const { outcome, phase, rounds, bytes, downtimeUs, memoryIdentical, estimate, error } = result;
   return {
     schema: "svq.migrate/1",
     outcome,
@@ -55,6 +55,13 @@ export function migrateDocument(result: MigrationResult, report: MigrationReport
     requests: report === undefined ? null : requestsDocument(report),
     faults: report?.faults ?? [],
     memory_identical: memoryIdentical,
+    estimate: estimate === null ? null : {
+      dirty_bytes_per_s: estimate.dirtyBytesPerS,
+      bandwidth_bytes_per_s: Math.round(estimate.bandwidth),
+      rounds: estimate.rounds,
+      converges: estimate.converges,
+      downtime_us: Math.round(estimate.downtimeMs * 1000),
+    },
     error,
   };
 }

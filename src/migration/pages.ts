@@ -76,15 +76,20 @@ export class PageMap {
     throw violation(`pages ${page}+${count} lie outside of guest memory`);
   }
 
-  /** Digest of all pages. Nothing may write meanwhile. */
-  async digest(): Promise<Digest> {
+  /**
+   * Digest of all pages. Nothing may write meanwhile.
+   *
+   * @param touched pages that were ever written, in memory that began as zeros: the others are not touched by reading either,
+   *   which would allocate them
+   */
+  async digest(touched?: DirtyBitmap): Promise<Digest> {
     const digest = newDigest();
     let since = performance.now();
     for (const { first, end, words } of this.#regions) {
       for (let page = first; page < end; page++) {
         const at = (page - first) * PAGE_WORDS;
         // Zero pages are told from others faster than they are added up.
-        if (isZeroPage(words, at)) continue;
+        if (touched?.has(page) === false || isZeroPage(words, at)) continue;
         addNumber(digest, page);
         addWords(digest, words, at, PAGE_WORDS);
         if ((page & 255) !== 0 || performance.now() - since < DIGEST_YIELD_MS) continue;

@@ -8,17 +8,26 @@ import { encodeDriverState } from "../drivers/state.ts";
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { Channel, linkLost, lossOf, RemoteError } from "./channel.ts";
 import { digestText } from "./digest.ts";
+import { estimateMigration, FIXED_MS } from "./estimate.ts";
 import { greet, type MigrationReport, receiveReports, settleDoubt } from "./handshake.ts";
 import { encodeOffer } from "./offer.ts";
 import { PageSender, type RoundResult } from "./pages.ts";
 import { FRAME, MAX_JSON } from "./protocol.ts";
-import type { SourceGuest } from "./source_guest.ts";
-import { type Downtime, type MigrationProgress, type MigrationResult, type Phase, PHASES, type SourceOptions } from "./source_types.ts";
+import { drainTimeout, type SourceGuest } from "./source_guest.ts";
+import {
+  type Downtime,
+  type Estimate,
+  type MigrationProgress,
+  type MigrationResult,
+  type Phase,
+  PHASES,
+  type SourceOptions,
+} from "./source_types.ts";
 
 export * from "./source_types.ts";
 
-// What stopping, state and resuming take besides pages, milliseconds: for the estimate.
-const FIXED_MS = 5;
+// How long a dry run watches what gets dirty, milliseconds.
+const WATCH_MS = 300;
 
 /** One migration, from the source. */
 export class Migration implements Disposable {
@@ -35,6 +44,7 @@ export class Migration implements Disposable {
   #verifyUs = 0;
   #remaining = 0;
   #estimateMs: number | null = null;
+  #estimate: Estimate | null = null;
 
   /** Nothing happens before {@linkcode run}. */
   constructor(guest: SourceGuest, options: SourceOptions) {
@@ -109,6 +119,7 @@ export class Migration implements Disposable {
       bytes: this.#channel?.bytesSent ?? 0,
       downtimeUs: outcome === "completed" ? this.#downtime() : null,
       memoryIdentical: this.#memoryIdentical,
+      estimate: this.#estimate,
       error: error === null ? null : toErrorRecord(error),
     };
   }
@@ -142,7 +153,10 @@ export class Migration implements Disposable {
     const { features, workload, layout: { options: ram } } = driver;
     await channel.sendJson(FRAME.OFFER, encodeOffer({ session: this.#session, features, ram, regions, workload, verify, follow, dryRun }));
     await channel.receive(FRAME.ACCEPT, MAX_JSON);
-    if (dryRun) return "possible";
+    if (dryRun) {
+      await this.#watch();
+      return "possible";
+    }
     this.#enter("log");
     this.#touched = true;
     await this.#guest.logOn();
@@ -155,6 +169,18 @@ export class Migration implements Disposable {
     await this.#precopy(sender, dirty);
     await this.#stopAndSend(sender, dirty);
     return undefined;
+  }
+
+  async #watch(): Promise<void> {
+    const { maxBandwidth, downtimeLimitMs, maxIterations } = this.#options;
+    this.#touched = true;
+    await this.#guest.logOn();
+    const begun = performance.now();
+    await new Promise((resolve) => setTimeout(resolve, WATCH_MS));
+    const dirtyPages = this.#guest.harvest(DirtyBitmap.covering(this.#guest.map.endGpa));
+    const ms = performance.now() - begun;
+    await this.#guest.logOff();
+    this.#estimate = estimateMigration({ pages: this.#guest.map.pages, dirtyPages, ms, maxBandwidth, downtimeLimitMs, maxIterations });
   }
 
   #onPages(done: number): void {
@@ -178,6 +204,7 @@ export class Migration implements Disposable {
       const result = await sender.send(round, dirty, false);
       this.#rounds.push(result);
       dirty.clear();
+      await this.#untilLogged();
       const dirtyPages = this.#guest.harvest(dirty);
       // The pace of the best round: small rounds measure the round trip, not the link.
       const pace = Math.min(...this.#rounds.filter((one) => one.pages > 0).map((one) => one.ms / one.pages));
@@ -186,9 +213,9 @@ export class Migration implements Disposable {
       this.#remaining = dirtyPages;
       this.#options.onEvent?.({ kind: "round", round: result, dirtyPages, estimateMs });
       if (this.#cancelled !== undefined) throw this.#cancelled;
-      if (estimateMs <= downtimeLimitMs && !this.#guest.markingAll) return;
+      if (estimateMs <= downtimeLimitMs) return;
       if (round < maxIterations) continue;
-      if (onNoConvergence === "stop" && !this.#guest.markingAll) return;
+      if (onNoConvergence === "stop") return;
       throw new SvqError(
         "NO_CONVERGENCE",
         `After ${round} rounds ${dirtyPages} pages are still dirty: stopping would take about ${Math.round(estimateMs)} ms`,
@@ -197,6 +224,17 @@ export class Migration implements Disposable {
           hint: "allow a longer --downtime-limit, more --max-bandwidth, or use --on-no-convergence stop",
         },
       );
+    }
+  }
+
+  // A device that is slow to give its rings to the relay: until then all memory counts as dirty, and no round makes it less.
+  async #untilLogged(): Promise<void> {
+    const { drainTimeoutMs } = this.#options;
+    const deadline = performance.now() + drainTimeoutMs;
+    while (this.#guest.markingAll) {
+      if (this.#cancelled !== undefined) throw this.#cancelled;
+      if (performance.now() > deadline) throw drainTimeout(drainTimeoutMs);
+      await new Promise((resolve) => setTimeout(resolve, 10));
     }
   }
 
@@ -215,13 +253,17 @@ export class Migration implements Disposable {
     this.#rounds.push(last);
     this.#remaining = 0;
     this.#enter("state");
-    const own = this.#options.verify ? guest.map.digest() : undefined;
+    const begun = performance.now();
+    let ownUs = 0;
+    const own = this.#options.verify ? guest.map.digest().finally(() => ownUs = (performance.now() - begun) * 1000) : undefined;
     // Waited for below; what fails first is thrown.
     own?.catch(() => {});
     const prepared = await channel.readJson(await channel.receiveHead([FRAME.PREPARED]));
-    if (typeof prepared.verify_us === "number") this.#verifyUs = prepared.verify_us;
     if (own === undefined) return;
     this.#memoryIdentical = digestText(await own) === prepared.digest;
+    // Both sides do it at the same time.
+    const there = typeof prepared.verify_us === "number" ? prepared.verify_us : 0;
+    this.#verifyUs = Math.round(Math.max(ownUs, there));
     if (!this.#memoryIdentical) {
       throw new SvqError("MEMORY_DIFFERS", "The memory that the destination received is not the memory of the source", {
         exitCode: EXIT.migrationAborted,

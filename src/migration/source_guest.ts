@@ -94,10 +94,7 @@ export class SourceGuest implements Disposable {
       clearTimeout(timer);
     }
     this.#stopping = stopping;
-    throw new SvqError("DRAIN_TIMEOUT", `The device still holds requests ${timeoutMs} ms after its rings were stopped`, {
-      exitCode: EXIT.migrationAborted,
-      hint: "the guest goes on at the source; a longer --drain-timeout waits for longer",
-    });
+    throw drainTimeout(timeoutMs);
   }
 
   /** All that the destination needs besides memory; after {@linkcode stop}. */
@@ -139,4 +136,12 @@ export class SourceGuest implements Disposable {
     this.#log?.close();
     this.#log = undefined;
   }
+}
+
+/** The device does not let its rings go. */
+export function drainTimeout(timeoutMs: number): SvqError {
+  return new SvqError("DRAIN_TIMEOUT", `The device still holds requests ${timeoutMs} ms after its rings were to be stopped`, {
+    exitCode: EXIT.migrationAborted,
+    hint: "the guest goes on at the source; a longer --drain-timeout waits for longer",
+  });
 }

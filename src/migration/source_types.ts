@@ -33,7 +33,7 @@ export interface SourceOptions {
   verify: boolean;
   /** Have the destination report how the guest does. */
   follow: boolean;
-  /** Only ask whether it would work. */
+  /** Only ask whether it would work, and measure how fast the guest writes. */
   dryRun: boolean;
   /** How long to ask for the outcome when the link was lost in the hand-over, milliseconds. */
   doubtTimeoutMs: number;
@@ -79,6 +79,23 @@ export interface Downtime {
   resume: number;
 }
 
+/** What a dry run expects. */
+export interface Estimate {
+  /** Bytes of pages that the guest and its device write per second. */
+  dirtyBytesPerS: number;
+  /** Bytes per second that were assumed: `maxBandwidth`, or {@linkcode ASSUMED_BANDWIDTH} without a limit. */
+  bandwidth: number;
+  /** Rounds before the guest is stopped. */
+  rounds: number;
+  /** Does it come below the downtime limit? */
+  converges: boolean;
+  /** Expected downtime, milliseconds. */
+  downtimeMs: number;
+}
+
+/** Bandwidth that a dry run assumes where no limit is given, bytes per second. */
+export const ASSUMED_BANDWIDTH = 500e6;
+
 /** How a migration ended. */
 export interface MigrationResult {
   /** `completed`: the guest runs at the destination. `in-doubt`: nobody knows. Otherwise it runs here. */
@@ -93,6 +110,8 @@ export interface MigrationResult {
   downtimeUs: Downtime | null;
   /** null where it was not compared. */
   memoryIdentical: boolean | null;
+  /** After a dry run. */
+  estimate: Estimate | null;
   /** Why it did not complete. */
   error: ErrorRecord | null;
 }

@@ -10,102 +10,18 @@ import { EXIT, SvqError } from "../errors.ts";
 import { type MigrationInfo, type QemuFacts, qemuFacts, queryMigrate, queryRunState } from "./qemu.ts";
 import { QmpClient, QmpError } from "./qmp.ts";
 import { pinnedMemoryChecks } from "./pinned_memory.ts";
-import { blockerHint, type Check, checkError, checkMigration } from "./vm_checks.ts";
+import {
+  positionError,
+  refused,
+  type VmMigrationOptions,
+  type VmMigrationReport,
+  type VmPhase,
+  type VmProgress,
+  type VmRound,
+} from "./vm_report.ts";
+import { type Check, checkError, checkMigration } from "./vm_checks.ts";
 import { isBack, relayFacts, relayStatus, type RingPosition, ringPositions } from "./vm_relays.ts";
 import type { RelayStatus } from "../relay/status.ts";
-
-/** What {@linkcode VmMigration} is told. Times are milliseconds. */
-export interface VmMigrationOptions {
-  /** Monitor of the QEMU that runs the guest. */
-  source: string;
-  /** Monitor of the QEMU that waits for it. */
-  destination: string;
-  /** Relays of the source: names, or paths of control sockets. */
-  sourceRelays: readonly string[];
-  /** Relays of the same devices at the destination. */
-  destinationRelays: readonly string[];
-  /** Where the stream goes; default: where the destination listens, or a unix socket in a private folder. */
-  uri?: string;
-  /** Longest stop of the guest that QEMU aims at. */
-  downtimeLimitMs?: number;
-  /** Bytes per second. */
-  maxBandwidth?: number;
-  /** Cancels when it has not ended by then. */
-  cancelAfterMs?: number;
-  /** The same, but as a failure with exit code 124. */
-  timeoutMs?: number;
-  /** Migration capabilities to turn on, on both sides. */
-  capabilities?: readonly string[];
-  /** Codes of checks that may fail. */
-  skipChecks?: readonly string[];
-  /** Cancels. */
-  signal?: AbortSignal;
-  /** Called about ten times a second. */
-  onProgress?: (progress: VmProgress) => void;
-  /** Something that a reader of the log wants to know. */
-  onWarning?: (message: string) => void;
-}
-
-/** Where a migration is. */
-export type VmPhase = "check" | "setup" | "copy" | "switchover" | "cancel" | "verify" | "done";
-
-/** How far a migration is. */
-export interface VmProgress {
-  /** What goes on. */
-  phase: VmPhase;
-  /** Since the start, ms. */
-  elapsedMs: number;
-  /** Times that the dirty log was collected. */
-  round: number;
-  /** Bytes sent. */
-  transferred: number;
-  /** Bytes left. */
-  remaining: number;
-  /** Bytes of RAM. */
-  total: number;
-  /** As of the last round. */
-  dirtyPagesPerSecond: number;
-  /** Bytes per second. */
-  bandwidth: number;
-  /** Stop of the guest that QEMU expects, ms. */
-  expectedDowntimeMs: number | undefined;
-}
-
-/** One pass over the pages that were dirty. */
-export interface VmRound {
-  /** Pages to send at its start. */
-  dirtyPages: number;
-  /** Bytes sent in it. */
-  bytes: number;
-  /** How long it took. */
-  ms: number;
-}
-
-/** How a migration ended. */
-export interface VmMigrationReport {
-  /** `completed`; `cancelled` (asked for) or `aborted`: the source still runs; `failed`: after the switchover. */
-  outcome: "completed" | "cancelled" | "aborted" | "failed";
-  /** In which phase. */
-  phase: VmPhase;
-  /** As seen from outside; short rounds may be seen as one. */
-  rounds: VmRound[];
-  /** Bytes sent. */
-  bytes: number;
-  /** As QEMU says. */
-  totalMs: number | undefined;
-  /** As QEMU says. */
-  downtimeMs: number | undefined;
-  /** As QEMU says. */
-  setupMs: number | undefined;
-  /** Every queue that ran. */
-  positions: RingPosition[];
-  /** The destination's run state in the end. */
-  destinationState: string | undefined;
-  /** What was looked at before. */
-  checks: Check[];
-  /** Why it did not complete. */
-  error: SvqError | undefined;
-}
 
 const POLL_MS = 100;
 /** How long QEMUs and relays may take for what should be at once, ms. */
@@ -438,8 +354,8 @@ export class VmMigration implements AsyncDisposable {
   }
 
   async #relaysBack(): Promise<void> {
-    for (const name of this.#options.sourceRelays) {
-      const back = await settled(async () => isBack(await relayStatus(name))).catch(() => false);
+    for (const [i, name] of this.#options.sourceRelays.entries()) {
+      const back = await settled(async () => isBack(await relayStatus(name), this.#before[i]!)).catch(() => false);
       if (!back) this.#warn(`Relay ${name} is not back in its mode yet: svq relay status ${name}`);
     }
   }
@@ -497,33 +413,4 @@ export class VmMigration implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
-}
-
-function refused(error: unknown): SvqError {
-  if (!(error instanceof QmpError)) {
-    return error instanceof SvqError ? error : new SvqError("INTERNAL", error instanceof Error ? error.message : String(error));
-  }
-  const { command, message } = error;
-  const hint = command === "migrate"
-    ? blockerHint(message)
-    : command === "migrate-set-capabilities"
-    ? "some capabilities (multifd) must be set before the destination listens: start it with -incoming defer"
-    : command === "migrate-incoming"
-    ? "start the destination with -incoming defer, or give the URI at which it listens with --uri"
-    : "look up the command in QEMU's QMP reference";
-  return new SvqError("MIGRATION_REFUSED", `QEMU refused ${command}: ${message}`, { exitCode: EXIT.migrationAborted, hint, cause: error });
-}
-
-function positionError({ source, destination, index, sourceBase, destinationBase }: RingPosition): SvqError {
-  const at = (base: number | null, none: string) => base === null ? none : `at ${base}`;
-  return new SvqError(
-    "RING_POSITION_DIFFERS",
-    `Queue ${index}: ${source} stopped ${at(sourceBase, "nowhere (it still runs)")}, ${destination} went on ${
-      at(destinationBase, "nowhere (it was not started)")
-    }`,
-    {
-      exitCode: EXIT.failedAfterSwitchover,
-      hint: "do not trust the guest's disk: stop the guest and check it; were the relays named in the same order on both sides?",
-    },
-  );
 }

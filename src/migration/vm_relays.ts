@@ -42,10 +42,11 @@ export async function relayFacts(name: string): Promise<RelayFacts> {
   }
 }
 
-/** Has a relay left its logging modes: no dirty log, and each running queue in the mode that was asked for? */
-export function isBack(status: RelayStatus): boolean {
-  const wanted = status.force_shadow || status.mode === "shadow" ? "shadow" : "passthrough";
-  return !status.logging && !status.marking_all && status.queues.every((queue) => !isRunning(queue) || queue.mode === wanted);
+/** Has a relay left its logging modes: no dirty log, and each running queue in the mode in which it was before? */
+export function isBack(status: RelayStatus, before: RelayStatus): boolean {
+  const modes = new Map(before.queues.filter(isRunning).map(({ index, mode }) => [index, mode]));
+  const same = ({ index, mode }: RelayStatus["queues"][number]) => !modes.has(index) || modes.get(index) === mode;
+  return !status.logging && !status.marking_all && status.queues.filter(isRunning).every(same);
 }
 
 /**

@@ -71,6 +71,8 @@ export const MASKED_FEATURES: bigint = IN_ORDER | NOTIFICATION_DATA | RING_RESET
 
 /** While a device that nobody follows writes guest memory, all of it is marked dirty this often, ms. */
 const MARK_ALL_INTERVAL_MS = 50;
+/** After a switch that failed, the next attempt, ms. */
+const SWITCH_RETRY_MS = 500;
 const MAX_QUEUES = 256;
 const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK } = VIRTIO_STATUS;
 const RUNNING_STATUS = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
@@ -291,15 +293,23 @@ export class Relay implements VhostBackend {
 
   async #orMarkAll(switched: Promise<void>): Promise<void> {
     let done = false;
-    const finished = switched.then(() => done = true, (error) => {
-      done = true;
-      this.#report(error);
-    });
+    const finished = this.#untilLogging(switched).then(() => done = true);
     let timer: ReturnType<typeof setTimeout> | undefined;
     const timeout = new Promise<void>((resolve) => timer = setTimeout(resolve, this.#config.switchTimeoutMs));
     await Promise.race([finished, timeout]);
     clearTimeout(timer);
     if (!done) this.#markAllUntil(() => done);
+  }
+
+  // A switch that fails leaves a device at work that nobody follows: the migration must not end before another try went well.
+  async #untilLogging(switched: Promise<void>): Promise<void> {
+    for (;;) {
+      await switched.catch((error) => this.#report(error));
+      const logs = this.queues.every((queue) => queue.mode === undefined || queue.mode === this.wantedMode(queue.index));
+      if (logs || !this.#logging || this.#closed) return;
+      await pause(SWITCH_RETRY_MS);
+      switched = this.applyMode();
+    }
   }
 
   // Never refused and never late: an older VMM would abort. All memory counts as dirty until every queue logs.
@@ -411,7 +421,9 @@ export class Relay implements VhostBackend {
   async getVringBase(index: number): Promise<number> {
     const queue = this.#queue(index);
     return await queue.lane.run(async () => {
-      await queue.leave();
+      await this.#leave(queue);
+      // The VMM reads the log when it has the answer: of a queue that could not be switched, nothing else is known.
+      if (this.markingAll && this.#logging) this.dirty.markAll(this.memory.regions);
       queue.unkick();
       queue.lastBase = queue.base;
       return queue.base;

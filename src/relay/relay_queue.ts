@@ -206,7 +206,13 @@ export class RelayQueue {
     const before = this.mode;
     if (before === undefined || before === mode) return;
     const begun = performance.now();
-    await this.leave();
+    try {
+      await this.leave();
+    } catch (error) {
+      // Nobody knows any more what the device does with the ring: to go on would be a guess.
+      this.fail(error);
+      throw error;
+    }
     const drained = performance.now();
     try {
       await this.enter(mode);

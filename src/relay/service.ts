@@ -56,6 +56,7 @@ export class RelayService implements AsyncDisposable {
   #device: VhostBackend | undefined;
   #relay: Relay | undefined;
   #stopping = false;
+  #started = false;
   #deviceError: ErrorRecord | undefined;
 
   /** Opens nothing yet. */
@@ -89,6 +90,7 @@ export class RelayService implements AsyncDisposable {
       if (front.kind === "listen") this.#listener = listenUnix(front.path);
       if (front.kind === "fd") this.#fd = dupFd(front.fd);
       this.#newRelay();
+      this.#started = true;
     } catch (error) {
       await this.close();
       throw error;
@@ -181,6 +183,7 @@ export class RelayService implements AsyncDisposable {
   get #state(): string {
     if (this.#stopping) return "stopping";
     if (this.#deviceError !== undefined) return "device-lost";
+    if (!this.#started) return "starting";
     if (this.#stream === undefined) return "waiting";
     return this.#relay?.queues.some((queue) => queue.running) ? "running" : "connected";
   }

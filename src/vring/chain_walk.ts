@@ -218,7 +218,9 @@ function walkPacked(view: RingView, start: number, { wrap: firstWrap, room }: Wa
     }
     if (!more) break;
     if (slots >= room) {
-      walk.note("CHAIN_LOOP", start, `The chain in slot ${start} goes on behind the last descriptor that was made available`);
+      const next = (slot + 1) % view.num;
+      if (slots >= view.num) walk.note("CHAIN_LOOP", start, `The chain in slot ${start} goes round the whole ring`);
+      else walk.note("PACKED_LIST_BROKEN", next, `The chain in slot ${start} needs slot ${next}, which was not made available`);
       break;
     }
     if (++slot === view.num) {

@@ -4,7 +4,7 @@
  * @module
  */
 import { walkChain, type WalkedChain } from "./chain_walk.ts";
-import { knownLastAvail, outstandingChains, packedAdvance, RingView } from "./inspect.ts";
+import { knownLastAvail, outstandingChains, packedAdvance, packedEnd, RingView } from "./inspect.ts";
 import {
   eventPassed,
   VRING_DESC_F_INDIRECT,
@@ -236,7 +236,7 @@ function splitChains(view: RingView, all: boolean): ChainDump[] {
 }
 
 function packedChains(view: RingView): ChainDump[] {
-  const end = view.nextAvail().position;
+  const end = packedEnd(view).position;
   return outstandingChains(view).chains.map((chain) => {
     const slot = chain.position & 0x7fff;
     const walked = walkChain(view, slot, { wrap: chain.position >>> 15, room: packedDistance(chain.position, end, view.num) });
@@ -278,7 +278,7 @@ function splitState(view: RingView, around: number): State {
 
 function packedState(view: RingView, around: number): State {
   const { num, snapshot: { positions } } = view;
-  const { position, regular } = view.nextAvail();
+  const { position, regular } = packedEnd(view);
   const avail = regular ? position : null;
   const slotOf = (at: number | null) => at === null ? null : at & 0x7fff;
   const wrapOf = (at: number | null) => at === null ? null : at >>> 15;

@@ -84,7 +84,7 @@ export class RingView {
   /** Longest chain that the device takes, in segments. */
   readonly maxChain: number;
 
-  /** @param snapshot of a legal size: see {@linkcode isRingSize} */
+  /** Views over a snapshot. @param snapshot of a legal size: see {@linkcode isRingSize} */
   constructor(readonly snapshot: RingSnapshot) {
     this.layout = snapshot.layout;
     this.num = snapshot.num;
@@ -150,20 +150,28 @@ export class RingView {
   }
 
   /**
-   * Packed: the driver's next slot, as slot | wrap<<15. Both sides leave the wrap counter of the lap in the AVAIL bit of every
-   * slot that was filled, so it changes where the next descriptor goes.
+   * Packed: where the driver has published up to, as slot | wrap<<15. Both sides leave the wrap counter of the lap in the
+   * AVAIL bit of every slot that was filled, so it changes where the next descriptor goes. A driver in the middle of a batch
+   * has filled the slots behind that one, too, and leaves out the first until all others are there.
    *
-   * @returns with `regular` false when the bit changes more than once: the driver is in the middle of a batch, or wrong
+   * @returns with `regular` false when the bits fit neither
    */
   nextAvail(): { position: number; regular: boolean } {
-    const bit = (slot: number) => (this.flagsOf(slot) & VRING_PACKED_DESC_F_AVAIL) !== 0;
-    const wrap = bit(0);
-    let slot = 1;
-    while (slot < this.num && bit(slot) === wrap) slot++;
-    if (slot === this.num) return { position: packedPosition(0, wrap ? 0 : 1), regular: true };
-    let rest = slot;
-    while (rest < this.num && bit(rest) !== wrap) rest++;
-    return { position: packedPosition(slot, wrap ? 1 : 0), regular: rest === this.num };
+    const { num } = this;
+    const bit = (slot: number) => this.flagsOf(slot) >> 7 & 1;
+    // Slots at which the bit differs from the slot before.
+    const changes: number[] = [];
+    for (let slot = 1; slot < num && changes.length < 4; slot++) if (bit(slot) !== bit(slot - 1)) changes.push(slot);
+    if (changes.length === 0) return { position: packedPosition(0, bit(0) ^ 1), regular: true };
+    if (changes.length === 1) return { position: packedPosition(changes[0]!, bit(0)), regular: true };
+    // The slot that was left out stands alone; with it there is one change again, or none.
+    const lone = [0, ...changes].filter((slot, i) => (changes[i] ?? num) - slot === 1);
+    const slot = changes.length > 3 ? undefined : lone.find((candidate) => {
+      const inner = candidate > 0 && candidate < num - 1 ? 2 : 1;
+      return changes.length - inner <= 1;
+    });
+    if (slot === undefined) return { position: packedPosition(changes[0]!, bit(0)), regular: false };
+    return { position: packedPosition(slot, bit(slot) ^ 1), regular: true };
   }
 }
 
@@ -172,8 +180,23 @@ export function knownLastAvail(view: RingView): number {
   const { lastAvail } = view.snapshot.positions;
   if (lastAvail === null) return -1;
   if (view.layout === "split") return ((view.availIdx - lastAvail) & 0xffff) <= view.outstanding ? lastAvail : -1;
+  const { used } = view.snapshot.positions;
   if ((lastAvail & 0x7fff) >= view.num) return -1;
-  return packedDistance(lastAvail, view.nextAvail().position, view.num) >= 0 ? lastAvail : -1;
+  return used === null || packedDistance(used, lastAvail, view.num) >= 0 ? lastAvail : -1;
+}
+
+/**
+ * Packed: where the driver has published up to, as slot | wrap<<15. From where the device stands that can be read off the
+ * slots; otherwise it is {@linkcode RingView.nextAvail}, which is right as long as the driver is not in the middle of a batch.
+ */
+export function packedEnd(view: RingView): { position: number; regular: boolean } {
+  const lastAvail = knownLastAvail(view);
+  if (lastAvail < 0) return view.nextAvail();
+  const { used } = view.snapshot.positions;
+  let room = view.num - (used === null ? 0 : packedDistance(used, lastAvail, view.num));
+  let position = lastAvail;
+  for (; room > 0 && view.isAvailable(position & 0x7fff, position >>> 15); room--) position = packedAdvance(position, 1, view.num);
+  return { position, regular: true };
 }
 
 /** Which chains are outstanding. */
@@ -190,7 +213,7 @@ interface Candidate {
 }
 
 /** What the past must say for a chain before it is called outstanding. */
-const LIKELY = 0.5;
+const LIKELY = 0.7;
 
 // Positions are counted back from the avail index.
 //
@@ -278,7 +301,7 @@ function availableBefore(view: RingView, end: number): number {
 
 function packedOutstanding(view: RingView): OutstandingChains {
   const { num } = view;
-  const { position: end, regular } = view.nextAvail();
+  const { position: end, regular } = packedEnd(view);
   if (!regular) return { chains: [], count: null, repeated: [] };
   const lastAvail = knownLastAvail(view);
   const { used } = view.snapshot.positions;

@@ -141,7 +141,7 @@ export function snapshotRing(source: RingSource, attempts = 16): RingSnapshot {
     if (!known) snapshot.positions = NO_POSITIONS;
     if (snapshot.consistent && known) return snapshot;
     // A consistent ring with unknown positions is better than a torn one.
-    if (best === undefined || snapshot.consistent) best = snapshot;
+    if (snapshot.consistent || best?.consistent !== true) best = snapshot;
   }
   return best!;
 }

@@ -7,7 +7,7 @@
  * @module
  */
 import { walkChain } from "./chain_walk.ts";
-import { isRingSize, knownLastAvail, type OutstandingChains, outstandingChains, packedAdvance, RingView } from "./inspect.ts";
+import { isRingSize, knownLastAvail, type OutstandingChains, outstandingChains, packedAdvance, packedEnd, RingView } from "./inspect.ts";
 import { packedLayout, splitLayout, VRING_PACKED_EVENT_FLAG_DESC } from "./layout.ts";
 import { packedDistance } from "./packed_event.ts";
 import { type Anomaly, anomaly } from "./rules.ts";
@@ -165,9 +165,10 @@ function notTaken(view: RingView): Anomaly[] {
       continue;
     }
     seen.add(id);
-    const { writableBytes, problems } = walkChain(view, id);
+    const { writableBytes, problems, indirect } = walkChain(view, id);
     const length = view.usedLengthAt(position);
-    if (problems.length === 0 && length > writableBytes) {
+    const followed = problems.length === 0 && indirect?.entries !== 0;
+    if (followed && length > writableBytes) {
       found.push(
         anomaly("USED_LENGTH", position, `Used entry ${position} says ${length} bytes for chain ${id}, which takes ${writableBytes}`),
       );
@@ -221,38 +222,29 @@ function packedEvents(view: RingView): Anomaly[] {
 }
 
 function verifyPacked(view: RingView, history: boolean): Anomaly[] {
-  const { num, snapshot: { positions } } = view;
+  const { num, snapshot: { positions: { lastAvail, used } } } = view;
   const found = packedEvents(view);
-  const { position: end, regular } = view.nextAvail();
-  if (!regular) {
-    if (history) {
-      const slot = end & 0x7fff;
-      found.push(anomaly("PACKED_WRAP_COUNTER", slot, `The wrap counter in the AVAIL bits changes at slot ${slot} and again behind it`));
-    }
-    return found;
-  }
-  for (const [name, position] of [["avail", positions.lastAvail], ["used", positions.used]] as const) {
-    if (position !== null && (position & 0x7fff) >= num) {
-      found.push(
-        anomaly("BASE_INVALID", position & 0x7fff, `The device's ${name} position is slot ${position & 0x7fff} in a ring of ${num}`),
-      );
-    }
-  }
-  if (found.some(({ rule }) => rule === "BASE_INVALID")) return found;
-  const { lastAvail, used } = positions;
-  const apart = (from: number | null, to: number | null) => from !== null && to !== null && packedDistance(from, to, num) < 0;
-  if (apart(used, lastAvail) || apart(lastAvail, end) || apart(used, end)) {
-    const text = [used, lastAvail, end].map((position) => position === null ? "unknown" : `${position & 0x7fff}/${position >>> 15}`);
+  const text = (position: number | null) => position === null ? "unknown" : `slot ${position & 0x7fff} wrap ${position >>> 15}`;
+  const outside = [lastAvail, used].some((position) => position !== null && (position & 0x7fff) >= num);
+  if (outside || (lastAvail !== null && used !== null && packedDistance(used, lastAvail, num) < 0)) {
     found.push(
-      anomaly(
-        "BASE_INVALID",
-        null,
-        `The positions (slot/wrap) used ${text[0]}, avail ${text[1]}, driver ${text[2]} are more than a ring apart`,
-      ),
+      anomaly("BASE_INVALID", null, `The device's positions are avail ${text(lastAvail)}, used ${text(used)} in a ring of ${num}`),
     );
     return found;
   }
-  found.push(...packedUsed(view), ...packedLists(view, end, history));
+  const driver = view.nextAvail();
+  const end = packedEnd(view);
+  if (history && !driver.regular) {
+    const slot = driver.position & 0x7fff;
+    found.push(
+      anomaly("PACKED_WRAP_COUNTER", slot, `The wrap counter in the AVAIL bits changes at slot ${slot} and more than once behind it`),
+    );
+  } else if (history && driver.position !== end.position) {
+    const slot = end.position & 0x7fff;
+    const detail = `Slot ${slot}, which the device has not reached, is not available; the driver has filled up to ${text(driver.position)}`;
+    found.push(anomaly("PACKED_LIST_BROKEN", slot, detail));
+  }
+  if (end.regular) found.push(...packedUsed(view), ...packedLists(view, end.position, history));
   return found;
 }
 
@@ -296,14 +288,6 @@ function packedLists(view: RingView, end: number, history: boolean): Anomaly[] {
       found.push(anomaly("PACKED_ID_IN_FLIGHT", head, `The chain in slot ${slot} has id ${head}, which is outstanding`));
     }
     if (certain) ids.add(head);
-  }
-  const lastAvail = knownLastAvail(view);
-  const untaken = lastAvail < 0 ? 0 : packedDistance(lastAvail, end, num);
-  for (let at = 0, position = lastAvail; at < untaken; at++, position = packedAdvance(position, 1, num)) {
-    const slot = position & 0x7fff;
-    if (view.isAvailable(slot, position >>> 15)) continue;
-    found.push(anomaly("PACKED_LIST_BROKEN", slot, `Slot ${slot}, which the device has not reached, is not available`));
-    break;
   }
   return found;
 }

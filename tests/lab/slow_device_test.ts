@@ -87,9 +87,10 @@ for (const qemu of ["7.2", "10"] as const) {
         if (migration.ended) throw new Error(`It ended at once:\n${migration.stderr.tail()}\n${migration.stdout.tail()}`);
         return status.marking_all;
       });
-      const during = await source.qmp.execute<{ status: string }>("query-migrate");
-      assert.equal(during.status, "active", "it does not converge while nobody knows what the device writes");
-      await a.waitStatus("has switched", (status) => !status.marking_all && status.queues[0]!.mode === "shadow");
+      await a.waitStatus("has switched", (status) => {
+        assert.ok(!status.marking_all || !migration.ended, "it does not converge while nobody knows what the device writes");
+        return !status.marking_all && status.queues[0]!.switches.count > 0;
+      });
       const frozen = await pulse.stop();
       const gap = longestGapMs(source, begun);
       const switched = (await a.status()).queues[0]!.switches;

@@ -199,4 +199,5 @@ Deno.test("A frame that comes twice is noticed by its number", async () => {
     await channel.sendVector(vector);
   });
   assert.equal(code, "MIGRATION_PROTOCOL");
+  assert.match(liar.reason, /frame \d+ came where \d+ was due/);
 });

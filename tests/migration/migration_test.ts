@@ -39,8 +39,12 @@ Deno.test("A guest under load moves to another device; memory is identical and n
   await assertLives(hosts.own(await destination.arrived()));
 });
 
-Deno.test("A guest moves from A to B and back to A, twice", async () => {
-  await using hosts = new Hosts({ queues: 2 });
+for (const packed of [false, true]) {
+  Deno.test(`A guest with ${packed ? "packed" : "split"} rings moves from A to B and back to A, twice`, () => thereAndBack(packed));
+}
+
+async function thereAndBack(packed: boolean): Promise<void> {
+  await using hosts = new Hosts({ queues: 2, packed, device: { jitterUs: 300 } });
   let guest = await hosts.guest();
   for (let move = 0; move < 4; move++) {
     const { destination, path } = hosts.destination();
@@ -55,7 +59,7 @@ Deno.test("A guest moves from A to B and back to A, twice", async () => {
     await progress(guest);
   }
   await assertLives(guest);
-});
+}
 
 const CANCELLABLE: Phase[] = ["connect", "offer", "log", "rounds", "stop", "last_round", "state"];
 
@@ -124,7 +128,7 @@ Deno.test("A device that does not give its rings back in time keeps the guest: i
   using _migration = migration;
   const result = await migration.run();
   assert.equal(result.error?.code, "DRAIN_TIMEOUT");
-  assert.equal(result.phase, "stop");
+  assert.ok(["rounds", "stop"].includes(result.phase), "it may already be late when the dirty log is turned on");
   await source.settled();
   await progress(guest, 3);
   assertClean(await guest.driver.stop(10_000));
@@ -148,7 +152,10 @@ Deno.test("A dry run asks and moves nothing; a destination that cannot take the 
   const guest = await hosts.guest();
   const { path } = hosts.destination();
   const asked = migrationTo(path, guest, { dryRun: true });
-  assert.equal((await asked.migration.run()).outcome, "possible");
+  const { outcome, estimate, bytes } = await asked.migration.run();
+  assert.equal(outcome, "possible");
+  assert.ok(estimate!.dirtyBytesPerS > 0 && estimate!.rounds >= 1 && estimate!.downtimeMs > 0);
+  assert.ok(bytes < 4096, "no page was sent");
   asked.migration.close();
   await using small = new Hosts({ destination: { maxMemory: 1 << 20 } });
   const refused = migrationTo(small.destination().path, guest, { dryRun: true });

@@ -13,6 +13,7 @@ Deno.test("a JUnit report is counted by passed, failed and skipped, with names u
     passed: 2,
     failed: 1,
     skipped: 1,
+    passedNames: ["plain", "short form"],
     skippedNames: ['left out ("no root" & no apt)'],
     failedNames: ["broken"],
   });

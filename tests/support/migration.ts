@@ -25,6 +25,8 @@ export interface HostsOptions {
   depth?: number;
   /** Queues; default 1. */
   queues?: number;
+  /** Packed rings; default no. */
+  packed?: boolean;
   /** Of the destination. */
   destination?: Partial<DestinationOptions>;
 }
@@ -43,8 +45,8 @@ export class Hosts implements AsyncDisposable {
 
   /** A device over the disk. */
   openDevice(): Promise<SimDevice> {
-    const { device = {}, queues = 1 } = this.#options;
-    return SimDevice.open({ kind: "blk", file: this.dir.join("disk"), size: 16 << 20, queues, ...device });
+    const { device = {}, queues = 1, packed = false } = this.#options;
+    return SimDevice.open({ kind: "blk", file: this.dir.join("disk"), size: 16 << 20, queues, packed, ...device });
   }
 
   /** A guest whose workload runs and has completed requests. */
@@ -56,11 +58,11 @@ export class Hosts implements AsyncDisposable {
 
   /** A guest whose workload has been started. */
   async guestWithoutProgress(): Promise<Guest> {
-    const { ramSize = 8 << 20, depth = 8, queues = 1 } = this.#options;
+    const { ramSize = 8 << 20, depth = 8, queues = 1, packed = false } = this.#options;
     const guest = await Guest.open(
       await this.openDevice(),
       { ...DEFAULT_RELAY_CONFIG },
-      { ramSize, depth, queues, regionSize: 4 << 20 },
+      { ramSize, depth, queues, packed, regionSize: 4 << 20 },
       (_level, message) => this.logged.push(message),
     );
     this.#open.push(guest);

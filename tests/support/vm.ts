@@ -138,6 +138,9 @@ function kernelCommandLine(options: VmOptions): string {
   ].filter((word) => word !== "").join(" ");
 }
 
+/** How long a guest may take to boot: seconds of processor time, of which a busy machine gives little. */
+const BOOT_MS = 240_000;
+
 /** A running guest. Disposing it kills QEMU. */
 export class Vm implements AsyncDisposable {
   readonly process: Process;
@@ -170,7 +173,7 @@ export class Vm implements AsyncDisposable {
 
   /** Runs a command in the guest's shell (`run: "shell"`). @returns what it wrote. @throws Error when it fails */
   async shell(command: string, timeoutMs?: number): Promise<string> {
-    if (this.#commands === 0) await this.waitSerial(/^GUEST up /);
+    if (this.#commands === 0) await this.waitSerial(/^GUEST up /, { timeoutMs: BOOT_MS });
     const [since, mark] = [this.serial.lines.length, `MARK${++this.#commands}`];
     await this.send(`echo ${mark}; ${command}; echo ${mark} $?\n`);
     const [, code] = await this.waitSerial(new RegExp(`^${mark} (\\d+)$`), timeoutMs === undefined ? { since } : { since, timeoutMs });
@@ -181,11 +184,8 @@ export class Vm implements AsyncDisposable {
   }
 
   /** Waits until the workload has filled the disk and goes on. */
-  async waitReady(timeoutMs?: number): Promise<void> {
-    const match = await this.waitSerial(
-      /SVQ READY .*errors=(\d+)|SVQ DONE FAILED.*|GUEST workload ended/,
-      timeoutMs === undefined ? {} : { timeoutMs },
-    );
+  async waitReady(timeoutMs: number = BOOT_MS): Promise<void> {
+    const match = await this.waitSerial(/SVQ READY .*errors=(\d+)|SVQ DONE FAILED.*|GUEST workload ended/, { timeoutMs });
     if (match[1] !== "0") throw new Error(`The workload did not start well:\n${this.serial.tail()}`);
   }
 

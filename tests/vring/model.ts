@@ -76,6 +76,20 @@ export interface Rig {
   inOrder: boolean;
   /** Segments that a chain may have. */
   longest: number;
+  /** Called after each step. */
+  observe?: (moment: Moment) => void;
+}
+
+/** Where a schedule stands. */
+export interface Moment {
+  driver: DriverQueue;
+  device: DeviceQueue;
+  /** Ids that were published and have not been returned. */
+  outstanding: number[];
+  /** Ids among them that the device has taken. */
+  taken: number[];
+  /** Neither side has written anything that it has not published. */
+  settled: boolean;
 }
 
 /** Runs a schedule, then drains. Fails on any lost, repeated, altered or wrongly ordered chain, and on a missed wake-up. */
@@ -216,7 +230,19 @@ export function run(rig: Rig, schedule: readonly Step[]): { done: number } {
         }
     }
   };
-  for (const next of schedule) step(next);
+  const ids = (list: readonly Sent[]) => list.map(({ id }) => id);
+  for (const next of schedule) {
+    step(next);
+    // With IN_ORDER `held` keeps what is done and waits for its turn.
+    const taken = rig.inOrder ? ids(held) : ids([...held, ...pushed]);
+    rig.observe?.({
+      driver,
+      device,
+      outstanding: [...ids(visible), ...taken],
+      taken,
+      settled: added.length === 0 && pushed.every((sent) => held.includes(sent)) && !(rig.inOrder && pushed.includes(held[0]!)),
+    });
+  }
   publish();
   while (pop());
   while (held.some((sent) => !pushed.includes(sent))) push(0, 7);

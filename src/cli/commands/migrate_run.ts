@@ -82,7 +82,11 @@ export const run = buildCommand({
       drainTimeout: durationFlag("How long the device may keep its rings when it is stopped", { default: "10s" }),
       verify: { kind: "boolean", brief: "Compare all memory on both sides while both stand still", default: true },
       follow: { kind: "boolean", brief: "Wait for the guest's end at the destination, and report it", default: true },
-      dryRun: { kind: "boolean", brief: "Only ask whether the destination could take the guest", default: false },
+      dryRun: {
+        kind: "boolean",
+        brief: "Only ask whether the destination could take the guest, and estimate rounds and downtime",
+        default: false,
+      },
       insecure: { kind: "boolean", brief: "Allow plain TCP beyond this host: guest memory travels unencrypted", default: false },
       progress: { kind: "enum", values: ["auto", "json"], brief: "How to show progress on stderr", default: "auto" },
       name: textFlag("Name for status and cancel (default: migration-PID)", { optional: true }),
@@ -107,7 +111,7 @@ async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise
   const begun = performance.now();
   const restMs = () => Math.max(500, flags.duration / 1e6 - (performance.now() - begun));
   guest.driver.run({ drainMs: DRAIN_MS }).catch(() => {});
-  await within(aborted(signal), flags.dryRun ? 0 : flags.warmup / 1e6);
+  await within(aborted(signal), flags.warmup / 1e6);
   signal.throwIfAborted();
   using source = new SourceGuest(guest.driver, guest.relay);
   using progress = new Progress(output, "migrating");
@@ -186,9 +190,18 @@ function jsonLine({ output }: CliContext, migration: Migration, event: Migration
 }
 
 function describe(result: MigrationResult, report: MigrationReport | undefined): string {
-  const { outcome, rounds, bytes, downtimeUs, memoryIdentical } = result;
+  const { outcome, rounds, bytes, downtimeUs, memoryIdentical, estimate } = result;
   const us = (value: number) => formatDuration(value * 1000);
   const facts: [string, string][] = [["outcome", outcome === "possible" ? "the destination could take the guest" : outcome]];
+  if (estimate !== null) {
+    const { dirtyBytesPerS, bandwidth, rounds, converges, downtimeMs } = estimate;
+    facts.push(["writes", `${formatSize(dirtyBytesPerS)} of pages per second`]);
+    facts.push([
+      "estimate",
+      `at ${formatSize(bandwidth)} per second ${rounds} rounds, then ${formatDuration(downtimeMs * 1e6)} of downtime`,
+    ]);
+    if (!converges) facts.push(["note", "that is longer than --downtime-limit: the migration does not converge"]);
+  }
   if (rounds.length > 0) {
     const ms = rounds.reduce((sum, round) => sum + round.ms, 0);
     facts.push(["memory", `${rounds.length} rounds, ${formatSize(bytes)} sent in ${formatDuration(ms * 1e6)}`]);

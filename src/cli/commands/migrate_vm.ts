@@ -1,7 +1,8 @@
 /** `svq migrate vm`. @module */
 import { buildCommand, type Command } from "@stricli/core";
 import { EXIT } from "../../errors.ts";
-import { VmMigration, type VmMigrationOptions, type VmMigrationReport, type VmProgress } from "../../migration/vm.ts";
+import { VmMigration } from "../../migration/vm.ts";
+import type { VmMigrationOptions, VmMigrationReport, VmProgress } from "../../migration/vm_report.ts";
 import type { Check } from "../../migration/vm_checks.ts";
 import type { RingPosition } from "../../migration/vm_relays.ts";
 import { formatCount, formatDuration, formatSize } from "../../units.ts";
@@ -43,8 +44,8 @@ export const vm: Command<CliContext> = buildCommand({
     flags: {
       source: pathFlag("QMP socket of the QEMU that runs the guest", {}),
       destination: pathFlag("QMP socket of the QEMU that waits for it (-incoming defer)", {}),
-      sourceRelay: textFlag("Relays of the source's devices, separated by commas", { placeholder: "NAME[,NAME…]" }),
-      destinationRelay: textFlag("Relays of the same devices at the destination", { placeholder: "NAME[,NAME…]" }),
+      sourceRelay: textFlag("Relays of the source's devices, separated by commas", { placeholder: "A,B" }),
+      destinationRelay: textFlag("Relays of the same devices at the destination", { placeholder: "A,B" }),
       uri: textFlag(
         "Where the stream goes: unix:PATH or tcp:HOST:PORT (default: where the destination listens, or a private unix socket)",
         {

@@ -142,9 +142,12 @@ const start = buildCommand({
       try {
         const status = await askStatus(name);
         if (status.pid !== child.pid) throw new SvqError("RELAY_EXISTS", `A relay "${name}" runs already, as process ${status.pid}`);
-        child.unref();
-        this.output.document({ ...status }, () => `${name} runs as process ${status.pid}`);
-        return;
+        // It answers before it has opened its device and its socket.
+        if (status.state !== "starting") {
+          child.unref();
+          this.output.document({ ...status }, () => `${name} runs as process ${status.pid}`);
+          return;
+        }
       } catch (error) {
         if (!(error instanceof SvqError) || error.code !== "NO_SUCH_RELAY") throw error;
       }

@@ -101,18 +101,19 @@ const verify = buildCommand({
   docs: {
     brief: "Check rings against the rules of the specification",
     fullDescription:
-      "Names each broken rule with its section of virtio 1.3, and ends with 6 when there is one. A running relay is looked at twice, and what both looks show counts. A ring that could not be read without tearing, or not at all, ends with 1.",
+      "Names each broken rule with its section of virtio 1.3, and ends with 6 when there is one. What a running relay's rings show is looked at again, so that a batch in the making is not mistaken. A ring that could not be read without tearing, or not at all, ends with 1.",
   },
   parameters: { flags: sourceFlags, positional: optionalRelay },
   async func(this: CliContext, flags: SourceFlags, name?: string): Promise<void> {
     const source = sourceOf(flags, name);
     const wanted = selection(flags);
-    const look = async () => vringDocument(await load(source, wanted), { history: true, source: flags.image });
-    const document = await look();
+    const image = await load(source, wanted);
+    const look = (image: VringImage, history: boolean) => vringDocument(image, { history, source: flags.image });
+    const document = look(image, true);
     const suspicious = document.queues.some((ring) => ring.anomalies.length > 0);
     if ("relay" in source && suspicious) {
       await pause(SECOND_LOOK_MS);
-      confirm(document, await look());
+      confirm(document, look(image, false), look(await load(source, wanted), true));
     }
     for (const ring of document.queues) delete ring.descriptors;
     this.output.document(document, () => printVerify(this.output, document));

@@ -46,6 +46,7 @@ export const SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     deno: text(),
     v8: text(),
     typescript: text(),
+    packaging: choice(["source", "deno-compile", "packed"]),
     target: text("Target triple"),
   }),
   error,

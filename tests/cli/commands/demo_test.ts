@@ -26,7 +26,7 @@ Deno.test("svq demo tells a newcomer what happens and why, in order", async () =
   const { code, stdout, stderr } = await svq(["demo", "--load", "200ms"]);
   assert.equal(code, 0, stderr);
   const steps = [...stdout.matchAll(/^ +\d+\.\d\d s {2}(\S+)/gm)].map((match) => match[1]);
-  const wanted = ["guest", "passthrough", "migrate", "shadow", "round", "stop", "state", "hand-over", "resume", "verify"];
+  const wanted = ["guest", "passthrough", "shadow", "migrate", "round", "stop", "state", "hand-over", "resume", "verify"];
   assert.deepEqual(steps.filter((step, i) => wanted.includes(step!) && steps.indexOf(step) === i), wanted);
   assert.match(stdout, /none lost, duplicated or corrupted/);
 });

@@ -77,7 +77,9 @@ export class VduseDevice implements AsyncDisposable {
   private constructor(
     /** Name in /dev/vduse and on the vdpa bus. */
     readonly name: string,
+    /** What serves the requests. */
     readonly device: SimDevice,
+    /** Who is told. */
     readonly events: VduseEvents,
     control: OwnedFd,
     fd: OwnedFd,

@@ -26,7 +26,7 @@ export class VduseIotlb implements Disposable {
   #ranges: CachedRange[] = [];
   #retired: Mapping[] = [];
 
-  /** @param fd the open /dev/vduse/NAME, borrowed for the life of this object */
+  /** Nothing is asked yet. @param fd the open /dev/vduse/NAME, borrowed for the life of this object */
   constructor(fd: number) {
     this.#fd = fd;
   }

@@ -1,6 +1,8 @@
 /**
- * A boot sector of 512 bytes: a guest that writes disk sectors 1 to N through the BIOS, reads each back and compares. It writes a dot per
- * sector to the first serial port, then K (all were right) or F, and ends its QEMU through isa-debug-exit.
+ * A boot sector of 512 bytes: a guest that writes disk sectors 1 to N through the BIOS, reads each back and compares. It
+ * writes a dot per sector to the first serial port, then K (all were right) or F, and ends its QEMU through isa-debug-exit.
+ * An endless one does rounds, each with the next fill byte, and ends after the round in which a character comes at the
+ * serial port.
  */
 
 /** What QEMU exits with after K: (0x10 << 1) | 1. */
@@ -14,22 +16,31 @@ const jump = (opcode: number, name: string): Piece[] => [opcode, { short: name }
 const storeWord = (address: number, value: number): Piece[] => [0xc7, 0x06, address & 255, address >> 8, value & 255, value >> 8];
 
 const DRIVE = 0x600;
+const ROUND = 0x602;
 const PACKET = 0x610;
 const FILL = 0xa5;
 
-/** Byte at every odd offset of a sector that the guest wrote; the even ones hold the sector's number. */
+/** Byte at every odd offset of a sector that the guest wrote (in its first round); the even ones hold the sector's number. */
 export const FILL_BYTE = FILL;
 
-function program(sectors: number): Piece[] {
+// Unless a character waits: the next fill byte, from sector 1 again.
+const ANOTHER_ROUND: Piece[] = [
+  ...[0xba, 0xfd, 0x03, 0xec, 0xa8, 0x01],
+  ...jump(0x75, "done"),
+  ...[0xfe, 0x06, ROUND & 255, ROUND >> 8, 0xbb, 0x01, 0x00],
+  ...jump(0xeb, "next"),
+];
+
+function program(sectors: number, endless: boolean): Piece[] {
   return [
     // Segments, stack, upwards; the BIOS gives the drive in DL.
     ...[0x31, 0xc0, 0x8e, 0xd8, 0x8e, 0xc0, 0x8e, 0xd0, 0xbc, 0x00, 0x7c, 0xfc],
-    ...[0x88, 0x16, DRIVE & 255, DRIVE >> 8],
+    ...[0x88, 0x16, DRIVE & 255, DRIVE >> 8, 0xc6, 0x06, ROUND & 255, ROUND >> 8, FILL],
     // BX: sector.
     ...[0xbb, 0x01, 0x00],
     label("next"),
-    // 256 words of FILL:BL at 0x8000.
-    ...[0xbf, 0x00, 0x80, 0xb9, 0x00, 0x01, 0x88, 0xd8, 0xb4, FILL, 0xf3, 0xab],
+    // 256 words of fill:BL at 0x8000.
+    ...[0xbf, 0x00, 0x80, 0xb9, 0x00, 0x01, 0x88, 0xd8, 0x8a, 0x26, ROUND & 255, ROUND >> 8, 0xf3, 0xab],
     // Write them (43h), read them (42h) to 0x8200.
     ...[0xb8, 0x00, 0x80, 0xb6, 0x43],
     ...call("disk"),
@@ -43,6 +54,8 @@ function program(sectors: number): Piece[] {
     ...call("put"),
     ...[0x43, 0x80, 0xfb, sectors + 1],
     ...jump(0x75, "next"),
+    ...(endless ? ANOTHER_ROUND : []),
+    label("done"),
     ...[0xb0, 0x4b],
     ...call("put"),
     ...[0xb0, 0x10],
@@ -73,9 +86,9 @@ function program(sectors: number): Piece[] {
 }
 
 /** The boot sector. @param sectors how many are written, 1 to 254 */
-export function bootSector(sectors: number): Uint8Array<ArrayBuffer> {
+export function bootSector(sectors: number, endless = false): Uint8Array<ArrayBuffer> {
   const places = new Map<string, number>();
-  const pieces = program(sectors);
+  const pieces = program(sectors, endless);
   let at = 0;
   for (const piece of pieces) {
     if (typeof piece === "number") at += 1;

@@ -167,12 +167,17 @@ export class RelayQueue {
     this.state = "stopped";
   }
 
-  /** Changes the mode of a running queue; a failure takes it back to the mode it was in. */
-  async change(mode: RunningMode): Promise<void> {
+  /**
+   * Changes the mode of a running queue; a failure takes it back to the mode it was in.
+   *
+   * @param left called when the device has left the ring; it gets the ring again when this resolves, also in the same mode
+   */
+  async change(mode: RunningMode, left?: () => Promise<void>): Promise<void> {
     const before = this.mode;
-    if (before === undefined || before === mode) return;
+    if (before === undefined || (before === mode && left === undefined)) return;
     const begun = performance.now();
     await this.leave();
+    await left?.();
     const drained = performance.now();
     try {
       await this.enter(mode);

@@ -19,6 +19,7 @@ import { checkRing } from "./check_ring.ts";
 import { Counters } from "./counters.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
+import { Gate } from "./gate.ts";
 import { Lane } from "./lane.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
 import { RelayMemory } from "./relay_memory.ts";
@@ -366,11 +367,32 @@ export class Relay implements VhostBackend {
   async applyMode(): Promise<void> {
     const group = this.#group;
     if (group !== undefined) return await this.#groupLane.run(() => group.reconcile());
-    const results = await Promise.allSettled(this.queues.map((queue) => queue.lane.run(() => this.#reconcile(queue))));
+    const gate = this.#restartGate();
+    const results = await Promise.allSettled(this.queues.map((queue) => queue.lane.run(() => this.#reconcile(queue, gate))));
     for (const result of results) if (result.status === "rejected") throw result.reason;
   }
 
-  async #reconcile(queue: RelayQueue): Promise<void> {
+  // DPDK forgets at the stop of one ring that the others are enabled, and is told so again only where they start anew: its
+  // rings all stop before any starts. (Only net devices have SEND_RARP.)
+  #restartGate(): Gate | undefined {
+    if (this.sendRarp === undefined) return undefined;
+    const changing = this.queues.some((queue) => queue.running && queue.mode !== this.wantedMode(queue.index));
+    return changing ? new Gate(this.queues.length) : undefined;
+  }
+
+  async #reconcile(queue: RelayQueue, gate: Gate | undefined): Promise<void> {
+    if (gate !== undefined) {
+      let passed = false;
+      const left = () => {
+        passed = true;
+        return gate.pass();
+      };
+      try {
+        if (queue.running) await queue.change(this.wantedMode(queue.index), left);
+      } finally {
+        if (!passed) gate.skip();
+      }
+    }
     // The wish may change while a step waits for the device.
     while (queue.running && queue.mode !== this.wantedMode(queue.index)) {
       await queue.change(this.wantedMode(queue.index));

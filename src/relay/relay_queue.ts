@@ -215,10 +215,14 @@ export class RelayQueue {
     this.state = "stopped";
   }
 
-  /** Changes the mode of a running queue; a failure takes it back to the mode it was in. */
-  async change(mode: RunningMode): Promise<void> {
+  /**
+   * Changes the mode of a running queue; a failure takes it back to the mode it was in.
+   *
+   * @param left called when the device has left the ring; it gets the ring again when this resolves, also in the same mode
+   */
+  async change(mode: RunningMode, left?: () => Promise<void>): Promise<void> {
     const before = this.mode;
-    if (before === undefined || before === mode) return;
+    if (before === undefined || (before === mode && left === undefined)) return;
     const begun = performance.now();
     try {
       await this.leave();
@@ -228,6 +232,7 @@ export class RelayQueue {
       if (!deviceIsGone(error)) this.fail(error);
       throw error;
     }
+    await left?.();
     const drained = performance.now();
     try {
       await this.enter(mode);

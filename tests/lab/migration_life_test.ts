@@ -39,7 +39,7 @@ for (const [mode, args] of Object.entries(MODES)) {
     ["qemu-10", "guest"],
     async ({ folder, step }) => {
       const image = await makeImage(folder.join("disk.img"));
-      const [socketA, socketB, monitor] = [folder.join("a.sock"), folder.join("b.sock"), folder.join("qsd.qmp")];
+      const [socketA, socketB, monitor] = [folder.join("a.device"), folder.join("b.device"), folder.join("qsd.qmp")];
       let daemon = await storageDaemon({ version: "10", image, socket: socketA, qmpSocket: monitor });
       try {
         await using _b = await storageDaemon({ version: "10", image, socket: socketB });

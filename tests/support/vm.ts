@@ -397,8 +397,10 @@ export async function storageDaemon(options: StorageDaemonOptions): Promise<Proc
   }
 }
 
-/** Starts DPDK's testpmd as a vhost-user-net back-end that answers pings, and waits until it listens. */
-export async function startTestpmd(options: { folder: string; socket: string; queues?: number; mode?: string }): Promise<Process> {
+/** Starts DPDK's testpmd as a vhost-user-net back-end that answers pings, and waits until it listens, or (client) connects. */
+export async function startTestpmd(
+  options: { folder: string; socket: string; queues?: number; mode?: string; client?: boolean },
+): Promise<Process> {
   const program = await testpmdProgram(options.folder);
   const process = new Process(program.command, {
     name: "testpmd",
@@ -406,7 +408,7 @@ export async function startTestpmd(options: { folder: string; socket: string; qu
     // deno-fmt-ignore
     args: [
       ...program.args, `--file-prefix=${options.socket.replace(/\W/g, "_")}`,
-      `--vdev=net_vhost0,iface=${options.socket},queues=${options.queues ?? 1}`,
+      `--vdev=net_vhost0,iface=${options.socket},queues=${options.queues ?? 1}${options.client === true ? ",client=1" : ""}`,
       "--", "--total-num-mbufs=8192", `--forward-mode=${options.mode ?? "icmpecho"}`, "--auto-start", "--interactive",
     ],
   });

@@ -4,10 +4,11 @@
  * @module
  */
 import { EXIT, SvqError } from "../errors.ts";
-import { dupFd, listenUnix } from "../ffi/mod.ts";
+import { dupFd, listenUnix, type UnixListener } from "../ffi/mod.ts";
 import { type DeviceAddress, formatDeviceAddress, parseDeviceAddress, type SimAddress } from "../vhost/address.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { openKernel } from "../vhost/open_kernel.ts";
+import type { MessageHook } from "../vhost_user/connection.ts";
 import { VhostUserFrontEnd } from "../vhost_user/front_end.ts";
 import type { SimOptions } from "./options.ts";
 import { SimDevice } from "./sim_device.ts";
@@ -50,22 +51,67 @@ async function acceptDevice(path: string): Promise<VhostBackend> {
   return await VhostUserFrontEnd.fromStream(await listener.accept(), { address: `listen:${path}` });
 }
 
+/** How a device is opened. */
+export interface OpenOptions {
+  /** Sees every message of a vhost-user device. */
+  onMessage?: MessageHook | undefined;
+}
+
+/**
+ * A device that can be opened again and again: where it connects to us, its socket stays open all the time, so that it can come
+ * back whenever it wants to.
+ */
+export class DeviceSource implements Disposable {
+  readonly #address: DeviceAddress;
+  readonly #listener: UnixListener | undefined;
+
+  /** Listens, where the device connects. @throws SvqError USAGE for a bad address, SysError EADDRINUSE */
+  constructor(address: DeviceAddress | string) {
+    this.#address = typeof address === "string" ? parseDeviceAddress(address) : address;
+    if (this.#address.kind === "vhost-user" && this.#address.how === "listen") this.#listener = listenUnix(this.#address.path);
+  }
+
+  /** Does the device connect to us? Then {@linkcode DeviceSource.open} waits until it does. */
+  get listens(): boolean {
+    return this.#listener !== undefined;
+  }
+
+  /** Opens it. @throws what {@linkcode openDevice} does, and CLOSED after {@linkcode DeviceSource.close} */
+  async open(options: OpenOptions = {}): Promise<VhostBackend> {
+    if (this.#listener === undefined) return await openDevice(this.#address, options);
+    return await VhostUserFrontEnd.fromStream(await this.#listener.accept(), {
+      address: formatDeviceAddress(this.#address),
+      onMessage: options.onMessage,
+    });
+  }
+
+  /** Stops listening; an `open` that waits rejects. */
+  close(): void {
+    this.#listener?.close();
+  }
+
+  /** The same as {@linkcode close}. */
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
 /**
  * Opens a device: an embedded one, one of the kernel, or a vhost-user device behind a socket (`listen:` waits until one connects).
  *
  * @param address parsed, or as typed
  * @throws SvqError USAGE for a bad address, UNSUPPORTED_DEVICE, and of connecting
  */
-export async function openDevice(address: DeviceAddress | string): Promise<VhostBackend> {
+export async function openDevice(address: DeviceAddress | string, options: OpenOptions = {}): Promise<VhostBackend> {
   const parsed = typeof address === "string" ? parseDeviceAddress(address) : address;
   switch (parsed.kind) {
     case "sim":
       return await openSim(parsed);
     case "vhost-user":
       if (parsed.how === "listen") return await acceptDevice(parsed.path);
-      return await VhostUserFrontEnd.connect(parsed.path, { address: formatDeviceAddress(parsed) });
+      return await VhostUserFrontEnd.connect(parsed.path, { address: formatDeviceAddress(parsed), ...options });
     case "fd":
-      return await VhostUserFrontEnd.fromFd(dupFd(parsed.fd), { address: formatDeviceAddress(parsed) });
+      return await VhostUserFrontEnd.fromFd(dupFd(parsed.fd), { address: formatDeviceAddress(parsed), ...options });
     default:
       return openKernel(parsed);
   }

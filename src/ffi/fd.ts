@@ -122,6 +122,16 @@ export function fileSize(fd: number): number {
   return Number(size);
 }
 
+/** Are both descriptors of one file? False where that cannot be told. */
+export function isSameFile(a: number, b: number): boolean {
+  try {
+    const [first, second] = [a, b].map((fd) => Deno.statSync(`/proc/self/fd/${fd}`));
+    return first!.ino !== null && first!.ino === second!.ino && first!.dev === second!.dev;
+  } catch {
+    return false;
+  }
+}
+
 /** Adds seals to a memfd. */
 export function addSeals(fd: number, seals: number): void {
   retrying(() => libc().fcntl(fd, F_ADD_SEALS, BigInt(seals)), "fcntl", "F_ADD_SEALS");

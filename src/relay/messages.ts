@@ -74,9 +74,11 @@ export type WorkerCommand =
   | { type: "memory"; ranges: MappedRange[]; moved: TranslatedRegion[] | undefined }
   | { type: "log"; address: number; size: number }
   | { type: "start"; queue: QueueStart }
+  | { type: "lose"; index: number }
+  | { type: "renew"; queue: QueueStart }
   | { type: "pause"; index: number; paused: boolean }
   | { type: "poll"; index: number }
-  | { type: "stop"; index: number }
+  | { type: "stop"; index: number; abandon?: boolean }
   | { type: "call"; index: number; fd: number }
   | { type: "logUsed"; index: number; gpa: number }
   | { type: "uses"; gpa: number; size: number }

@@ -117,14 +117,15 @@ export class QueueRunner implements Runner {
   /** Index of the queue. */
   readonly index: number;
   /** What it was started with. */
-  readonly start: QueueStart;
+  start: QueueStart;
   readonly #core: ShadowCore;
   readonly #guest: DeviceQueue;
-  readonly #device: DriverQueue;
+  #device: DriverQueue;
   readonly #counters: Float64Array;
   #callFd: number;
   #paused: boolean;
   #failed = false;
+  #lost = false;
   #finished: QueueProgress | undefined;
 
   /** @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used */
@@ -180,7 +181,7 @@ export class QueueRunner implements Runner {
    * @throws VringError when either ring breaks a rule
    */
   service(): boolean {
-    if (this.#failed) return false;
+    if (this.#failed || this.#lost) return false;
     const core = this.#core;
     this.#device.disableCalls();
     if (!this.#paused) this.#guest.disableKicks();
@@ -223,10 +224,34 @@ export class QueueRunner implements Runner {
     return this.#finished ?? this.#core.progress();
   }
 
+  /** The device is gone: what it has returned goes to the guest, and its ring is not looked at any more. */
+  lose(): void {
+    this.#paused = true;
+    this.service();
+    this.#lost = true;
+  }
+
+  /** What a lost device held goes to its successor, in the fresh ring that `start` names. */
+  renew(start: QueueStart): void {
+    this.#lost = false;
+    this.#device = shadowQueue(start);
+    this.#core.renew(this.#device);
+    this.#core.setLogUsed(start.logUsedGpa, start.guest);
+    this.start = start;
+    this.#callFd = start.callFd;
+    this.#paused = start.paused;
+    this.#count();
+  }
+
   /** A rule was broken: the queue stops here. */
   fail(): void {
     this.#counters[COUNTER.errors]!++;
-    this.#finished = this.#core.abandon();
+    this.abandon();
+  }
+
+  /** The queue stops here, whatever is at the device. */
+  abandon(): void {
+    this.#finished ??= this.#core.abandon();
     this.#failed = true;
   }
 

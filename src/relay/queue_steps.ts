@@ -14,7 +14,9 @@ import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import type { VhostBackend, VringAddresses, VringStart } from "../vhost/backend.ts";
 import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
-import type { QueueProgress, RingPlace } from "./messages.ts";
+import { deviceIsGone } from "./device_slot.ts";
+import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
+import { resumableUsedIndex } from "./ring_evidence.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
 /** Modes that a queue can be in while it runs, by who owns what: the table is in docs/architecture.md. */
@@ -27,8 +29,8 @@ export function isRelayed(mode: RunningMode): mode is "used" | "shadow" {
 
 /** What all queues of a relay share. */
 export interface QueueContext {
-  /** The device. */
-  device: VhostBackend;
+  /** The device, or the one that was lost. */
+  device: () => VhostBackend;
   /** Guest memory. */
   memory: GuestMemory;
   /** Shadow rings; made before the first ring starts. */
@@ -66,6 +68,8 @@ interface DeviceRing {
   addresses: VringAddresses;
   kick: number | null;
   call: number | null;
+  /** A ring of the relay's own is always enabled: disabled means that the Worker takes nothing from the guest. */
+  enabled: boolean;
 }
 
 /** How long a stopped device may take to give back what it holds before it is resumed, ms. */
@@ -103,14 +107,16 @@ export class QueueSteps {
     try {
       await this.#giveToDevice(device, ring);
     } catch (error) {
-      if (mode !== "passthrough") await this.#worker.send({ type: "stop", index: this.#index });
+      // What a lost device held is on record in the Worker: it stays for the device's successor.
+      if (isRelayed(mode) && deviceIsGone(error)) await this.#worker.send({ type: "lose", index: this.#index });
+      else if (mode !== "passthrough") await this.#worker.send({ type: "stop", index: this.#index });
       throw error;
     }
     if (device.kick !== null) signalEventfd(device.kick);
   }
 
   /** Starts the Worker's side of a mode with a ring of the relay's own. @returns what the device is to be given */
-  async prepare(mode: RunningMode, ring: GuestRing): Promise<VringStart> {
+  async prepare(mode: Exclude<RunningMode, "passthrough">, ring: GuestRing): Promise<VringStart> {
     const device = this.#ownRing(mode, ring);
     await this.#startWorker(mode, ring, device);
     return { index: this.#index, ...device, err: ring.err, enabled: ring.enabled };
@@ -118,6 +124,48 @@ export class QueueSteps {
 
   /** Signals the device's kick, unasked. */
   kickDevice(): void {
+    signalEventfd(this.#deviceKick.fd);
+  }
+
+  /**
+   * The device is gone. With a ring of the relay's own the Worker keeps the record of what was in flight.
+   *
+   * @returns where a successor goes on in the guest's ring; undefined where nobody can know
+   */
+  async lose(mode: RunningMode, ring: GuestRing): Promise<number | undefined> {
+    if (isRelayed(mode)) {
+      await this.#worker.send({ type: "lose", index: this.#index });
+      return ring.base;
+    }
+    if (mode === "notify") await this.#worker.send({ type: "stop", index: this.#index });
+    return this.resumableBase(ring);
+  }
+
+  /**
+   * Where a successor of a lost device goes on in the guest's own ring: to be asked again when it is there, since the lost
+   * one may have returned requests after its connection was gone.
+   *
+   * @returns undefined where nobody can know
+   */
+  resumableBase(ring: GuestRing): number | undefined {
+    const { packed, num } = this.#place(ring);
+    if (packed) return undefined;
+    const { memory } = this.#context;
+    const avail = new Uint16Array(memory.buffer(ring.addresses.avail, 4 + 2 * num));
+    const used = new Uint32Array(memory.buffer(ring.addresses.used, 4 + 8 * num));
+    return resumableUsedIndex({ avail, used, num });
+  }
+
+  /** What a lost device held is given to its successor, in a fresh ring and in the order in which it was taken. */
+  async renew(mode: "used" | "shadow", ring: GuestRing): Promise<void> {
+    const device = this.#ownRing(mode, ring);
+    await this.#worker.send({ type: "renew", queue: this.#queueStart(mode, ring, device) });
+    try {
+      await this.#giveToDevice(device, ring);
+    } catch (error) {
+      await this.#worker.send({ type: "lose", index: this.#index });
+      throw error;
+    }
     signalEventfd(this.#deviceKick.fd);
   }
 
@@ -143,6 +191,17 @@ export class QueueSteps {
     return (await this.#worker.progress({ type: "stop", index: this.#index })).guestBase;
   }
 
+  /**
+   * Gives up the record that {@linkcode QueueSteps.lose} has kept.
+   *
+   * @param force whatever is in flight
+   * @returns where the guest's ring goes on
+   * @throws SvqError RING_GAP unless all that was in flight can be made available again, or `force`
+   */
+  async drop(force: boolean): Promise<number> {
+    return (await this.#worker.progress({ type: "stop", index: this.#index, abandon: force })).guestBase;
+  }
+
   /** Takes the ring away from the device. @returns where a successor goes on */
   leave(mode: RunningMode, ring: GuestRing): Promise<number> {
     return isRelayed(mode) ? this.#leaveOwn(mode, ring) : this.#leaveGuest(mode, ring);
@@ -157,7 +216,7 @@ export class QueueSteps {
 
   /** The front-end exchanged its call eventfd under a running queue. */
   async setCall(mode: RunningMode, call: number | null): Promise<void> {
-    if (mode === "passthrough") await this.#context.device.setVringCall(this.#index, call);
+    if (mode === "passthrough") await this.#context.device().setVringCall(this.#index, call);
     else await this.#worker.send({ type: "call", index: this.#index, fd: call ?? -1 });
   }
 
@@ -166,7 +225,7 @@ export class QueueSteps {
     // Disabled means for a ring of the relay's own: take nothing more from the guest. The device keeps its ring, or what it
     // has not taken yet of what was forwarded would never come back.
     if (isRelayed(mode)) await this.#worker.send({ type: "pause", index: this.#index, paused: !enabled });
-    else await this.#context.device.setVringEnable(this.#index, enabled);
+    else await this.#context.device().setVringEnable(this.#index, enabled);
   }
 
   /** Where writes to the guest's used ring are logged. */
@@ -193,8 +252,9 @@ export class QueueSteps {
     // The device never logs: no log address goes to it.
     const addresses = { desc, avail, used };
     const { num, base } = ring;
-    if (mode === "passthrough") return { num, base, addresses, kick: ring.kick, call: ring.call };
-    return { num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd };
+    const { enabled } = ring;
+    if (mode === "passthrough") return { num, base, addresses, kick: ring.kick, call: ring.call, enabled };
+    return { num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd, enabled };
   }
 
   #ownRing(mode: RunningMode, ring: GuestRing): DeviceRing {
@@ -202,7 +262,7 @@ export class QueueSteps {
     const iova = this.#context.arena().place(this.#index, num);
     const desc = mode === "used" ? ring.addresses.desc : iova.desc;
     const base = this.#context.devicePacked() ? PACKED_BASE_START : 0;
-    return { num, base, addresses: { ...iova, desc }, kick: this.#deviceKick.fd, call: this.#deviceCall.fd };
+    return { num, base, addresses: { ...iova, desc }, kick: this.#deviceKick.fd, call: this.#deviceCall.fd, enabled: true };
   }
 
   // A split ring needs a power of two; a packed ring may have any size.
@@ -210,34 +270,35 @@ export class QueueSteps {
     return this.#context.devicePacked() ? ring.num : 2 ** Math.ceil(Math.log2(ring.num));
   }
 
-  async #startWorker(mode: RunningMode, ring: GuestRing, device: DeviceRing): Promise<void> {
+  async #startWorker(mode: Exclude<RunningMode, "passthrough">, ring: GuestRing, device: DeviceRing): Promise<void> {
+    await this.#worker.send({ type: "start", queue: this.#queueStart(mode, ring, device) });
+  }
+
+  #queueStart(mode: Exclude<RunningMode, "passthrough">, ring: GuestRing, device: DeviceRing): QueueStart {
     const guest = this.#place(ring);
     const local = this.#context.arena().local(this.#index, device.num);
-    await this.#worker.send({
-      type: "start",
-      queue: {
-        index: this.#index,
-        mode: mode as Exclude<RunningMode, "passthrough">,
-        guest,
-        device: { ...guest, num: device.num, packed: this.#context.devicePacked(), ...local },
-        guestBase: ring.base,
-        kickFd: ring.kick ?? -1,
-        callFd: ring.call ?? -1,
-        deviceKickFd: this.#deviceKick.fd,
-        deviceCallFd: this.#deviceCall.fd,
-        logUsedGpa: ring.addresses.logGpa ?? -1,
-        paused: !ring.enabled,
-      },
-    });
+    return {
+      index: this.#index,
+      mode,
+      guest,
+      device: { ...guest, num: device.num, packed: this.#context.devicePacked(), ...local },
+      guestBase: ring.base,
+      kickFd: ring.kick ?? -1,
+      callFd: ring.call ?? -1,
+      deviceKickFd: this.#deviceKick.fd,
+      deviceCallFd: this.#deviceCall.fd,
+      logUsedGpa: ring.addresses.logGpa ?? -1,
+      paused: !ring.enabled,
+    };
   }
 
   // Order as VMMs use it: NUM, BASE, ADDR, CALL, ERR, KICK, ENABLE. Some devices read the used index at ADDR, and all
   // start at KICK.
   async #giveToDevice(own: DeviceRing, ring: GuestRing): Promise<void> {
-    const { device } = this.#context;
+    const device = this.#context.device();
     const index = this.#index;
     if (device.startVrings !== undefined) {
-      await device.startVrings([{ index, ...own, err: ring.err, enabled: ring.enabled }]);
+      await device.startVrings([{ index, ...own, err: ring.err }]);
       return;
     }
     await device.setVringNum(index, own.num);
@@ -246,13 +307,13 @@ export class QueueSteps {
     await device.setVringCall(index, own.call);
     await device.setVringErr(index, ring.err);
     await device.setVringKick(index, own.kick);
-    await device.setVringEnable(index, ring.enabled);
+    await device.setVringEnable(index, own.enabled);
   }
 
   // A stopped device may still be finishing requests, and has closed the call eventfd that it wants to signal then:
   // qemu-storage-daemon drops the connection over that. Another one follows right behind the stop, before the answer.
   async #stopDevice(recorded: boolean): Promise<number> {
-    const { device } = this.#context;
+    const device = this.#context.device();
     const index = this.#index;
     if (device.stopVrings !== undefined) return (await device.stopVrings([{ index, recorded }]))[0]!;
     if (device.info.kind !== "vhost-user") return await device.getVringBase(index);
@@ -261,13 +322,16 @@ export class QueueSteps {
   }
 
   async #leaveGuest(mode: RunningMode, ring: GuestRing): Promise<number> {
-    const { memory, device } = this.#context;
+    const { memory } = this.#context;
+    const device = this.#context.device();
     const { packed } = this.#place(ring);
     const used = packed ? undefined : new Uint16Array(memory.buffer(ring.addresses.used, 6 + 8 * ring.num));
     for (let now = ring;;) {
       // Kicks go to an eventfd that nobody signals: the device finishes what it has seen.
-      await device.setVringKick(this.#index, this.#silentKick.fd);
-      await this.#settle(used, ring.num);
+      if (device.info.kickExchange !== false) {
+        await device.setVringKick(this.#index, this.#silentKick.fd);
+        await this.#settle(used, ring.num);
+      }
       const base = await this.#stopDevice(false);
       const drained = used === undefined
         ? () => Promise.resolve(completePackedBase(base, ring.num) >>> 16 === (base & 0xffff))
@@ -300,7 +364,8 @@ export class QueueSteps {
       if (await this.#until(async () => (await this.#poll()).deviceBase === done)) break;
       const iova = arena().peek(this.#index, num);
       const addresses = mode === "used" ? { ...iova, desc: ring.addresses.desc } : iova;
-      await this.#giveToDevice({ num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd }, ring);
+      const own = { num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd, enabled: true };
+      await this.#giveToDevice(own, ring);
       signalEventfd(this.#deviceKick.fd);
       await pause(QUIET_MS);
     }

@@ -11,11 +11,13 @@ import type { MemoryRegion } from "../memory/region.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
 import { VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
-import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type { OwnedFd } from "../ffi/mod.ts";
+import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { checkRing } from "./check_ring.ts";
 import { Counters } from "./counters.ts";
+import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
 import { Lane } from "./lane.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
@@ -83,6 +85,8 @@ export interface RelayEvents {
   log(message: string): void;
   /** A queue stopped, or the device is gone. */
   error(error: ErrorRecord): void;
+  /** The device is gone: {@linkcode Relay.attach} another connection to it, or {@linkcode Relay.giveUp}. Absent: queues fail. */
+  deviceLost?: (error: Error) => void;
 }
 
 /** A relay over one device, for one front-end. */
@@ -102,8 +106,12 @@ export class Relay implements VhostBackend {
   readonly sendRarp?: (mac: Uint8Array<ArrayBuffer>) => Promise<void>;
   /** See {@linkcode VhostBackend.setMtu}. */
   readonly setMtu?: (mtu: number) => Promise<void>;
+  /** See {@linkcode VhostBackend.setDeviceStateFd}. */
+  readonly setDeviceStateFd?: (direction: DeviceStateDirection, phase: number, fd: number) => Promise<OwnedFd | undefined>;
+  /** See {@linkcode VhostBackend.checkDeviceState}. */
+  readonly checkDeviceState?: () => Promise<void>;
 
-  readonly #device: VhostBackend;
+  readonly #slot: DeviceSlot;
   readonly #config: RelayConfig;
   readonly #events: RelayEvents;
   readonly #workers: RelayWorker[] = [];
@@ -124,10 +132,12 @@ export class Relay implements VhostBackend {
   #closed = false;
   #deviceError: Error | undefined;
   #configSeen: Uint8Array<ArrayBuffer> | undefined;
+  #offered: bigint | undefined;
+  #losses = 0;
 
   /** Starts the Workers; nothing is asked of the device yet. @param device open, with nothing set up; the relay drives it from now on, and does not close it */
   constructor(device: VhostBackend, config: RelayConfig, events: RelayEvents) {
-    this.#device = device;
+    this.#slot = new DeviceSlot(device);
     this.#config = config;
     this.#events = events;
     const { queueNum, deviceId } = device.info;
@@ -135,7 +145,7 @@ export class Relay implements VhostBackend {
     this.#maxQueues = Math.min(MAX_QUEUES, deviceId === undefined || deviceId === VIRTIO_ID.net ? 2 * queueNum + 1 : queueNum);
     if ((device.info.ringStop ?? "each") !== "each") {
       this.#group = new RingGroup({
-        device,
+        device: () => this.#device,
         queues: () => this.queues,
         wantedMode: (index) => this.wantedMode(index),
         check: (queue) => this.#check(queue),
@@ -144,12 +154,24 @@ export class Relay implements VhostBackend {
     this.counters = new Counters(this.#maxQueues);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
-    this.#memory = new RelayMemory(device, this.#maxQueues, this.#workers);
+    this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
-    if (device.sendRarp !== undefined) this.sendRarp = (mac) => device.sendRarp!(mac);
-    if (device.setMtu !== undefined) this.setMtu = (mtu) => device.setMtu!(mtu);
+    if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
+    if (device.setMtu !== undefined) this.setMtu = (mtu) => this.#slot.use((device) => device.setMtu!(mtu));
+    if (device.setDeviceStateFd !== undefined) {
+      this.setDeviceStateFd = (direction, phase, fd) => this.#slot.use((device) => device.setDeviceStateFd!(direction, phase, fd));
+      this.checkDeviceState = () => this.#slot.use((device) => device.checkDeviceState!());
+    }
+    this.#listen(device);
+  }
+
+  #listen(device: VhostBackend): void {
     device.onConfigChange = () => this.onConfigChange?.();
-    device.onFailure = (error) => this.#deviceFailed(error);
+    device.onFailure = (error) => this.#deviceGone(device, error);
+  }
+
+  get #device(): VhostBackend {
+    return this.#slot.device;
   }
 
   #newWorker(): RelayWorker {
@@ -216,7 +238,7 @@ export class Relay implements VhostBackend {
         throw new SvqError("NO_SUCH_QUEUE", `Queue ${index}: the device has ${this.#device.info.queueNum} queues`);
       }
       queue = new RelayQueue(index, this.#workers[index % this.#workers.length]!, {
-        device: this.#device,
+        device: () => this.#device,
         memory: this.memory,
         arena: () => this.#memory.arena!,
         features: () => this.#features,
@@ -246,7 +268,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.getFeatures}. */
   async getFeatures(): Promise<bigint> {
-    const offered = await this.#device.getFeatures() & ~MASKED_FEATURES;
+    const offered = await this.#deviceFeatures() & ~MASKED_FEATURES;
     const { guestRing } = this.#config;
     if (guestRing === "auto") return offered;
     return guestRing === "packed" ? offered | RING_PACKED : offered & ~RING_PACKED;
@@ -265,7 +287,7 @@ export class Relay implements VhostBackend {
     }
     if (!this.#featuresSet || rest !== this.#features) {
       this.#devicePacked = await this.#chooseDeviceRing((rest & RING_PACKED) !== 0n);
-      await this.#device.setFeatures(this.#devicePacked ? rest | RING_PACKED : rest & ~RING_PACKED);
+      await this.#slot.use((device) => device.setFeatures(this.#deviceWord(rest)));
       this.#features = rest;
       this.#featuresSet = true;
     }
@@ -279,8 +301,22 @@ export class Relay implements VhostBackend {
     else switched.then(() => this.#logging ? undefined : this.dirty.stop()).catch((error) => this.#report(error));
   }
 
+  #deviceWord(features: bigint): bigint {
+    return this.#devicePacked ? features | RING_PACKED : features & ~RING_PACKED;
+  }
+
+  // They do not change while the device is there, and are asked for often: QEMU does it to know that it was heard.
+  async #deviceFeatures(): Promise<bigint> {
+    return this.#offered ??= await this.#slot.use((device) => device.getFeatures());
+  }
+
+  /** What the device offers, as far as it was asked. */
+  get offered(): bigint | undefined {
+    return this.#offered;
+  }
+
   async #chooseDeviceRing(guestPacked: boolean): Promise<boolean> {
-    const has = (await this.#device.getFeatures() & RING_PACKED) !== 0n;
+    const has = (await this.#deviceFeatures() & RING_PACKED) !== 0n;
     const { deviceRing } = this.#config;
     if (deviceRing === "packed" && !has) {
       throw new SvqError("MISSING_FEATURE", `${this.#device.info.address} has no packed rings`, {
@@ -362,6 +398,16 @@ export class Relay implements VhostBackend {
     await this.#memoryGrew();
   }
 
+  // The successor of a lost device gets the whole table.
+  async #ofMemory(work: (device: VhostBackend) => Promise<void>): Promise<void> {
+    if (this.#slot.lost !== undefined) return;
+    try {
+      await work(this.#device);
+    } catch (error) {
+      if (!deviceIsGone(error) || this.#events.deviceLost === undefined) throw error;
+    }
+  }
+
   /** See {@linkcode VhostBackend.addMemRegion}. */
   async addMemRegion(region: MemoryRegion): Promise<void> {
     await this.#memory.add(region);
@@ -420,8 +466,7 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.getVringBase}. Resolves when the device holds nothing and the last dirty bit is set. */
   async getVringBase(index: number): Promise<number> {
     const queue = this.#queue(index);
-    return await queue.lane.run(async () => {
-      await this.#leave(queue);
+    return await this.#left(queue, async () => {
       // The VMM reads the log when it has the answer: of a queue that could not be switched, nothing else is known.
       if (this.markingAll && this.#logging) this.dirty.markAll(this.memory.regions);
       queue.unkick();
@@ -430,16 +475,30 @@ export class Relay implements VhostBackend {
     });
   }
 
+  // Where the device was lost with requests in hand that cannot be made available again, its successor finishes them first.
+  async #left<T>(queue: RelayQueue, next: () => Promise<T>): Promise<T> {
+    for (;;) {
+      try {
+        return await queue.lane.run(async () => {
+          await this.#leave(queue);
+          return await next();
+        });
+      } catch (error) {
+        const lost = this.#slot.lost !== undefined && error instanceof SvqError && error.code === "RING_GAP";
+        if (!(lost || deviceIsGone(error)) || this.#events.deviceLost === undefined) throw error;
+        await pause(0);
+        await this.#slot.present();
+      }
+    }
+  }
+
   /** See {@linkcode VhostBackend.setVringKick}. */
   async setVringKick(index: number, fd: number | null): Promise<void> {
     const queue = this.#queue(index);
-    await queue.lane.run(async () => {
-      // A new kick eventfd for a ring that runs: the ring changes hands once.
-      const { mode } = queue;
-      if (mode !== undefined) await this.#leave(queue);
+    // A new kick eventfd for a ring that runs: the ring changes hands once.
+    await this.#left(queue, async () => {
       queue.setKick(fd);
-      if (mode === undefined || this.#group !== undefined) await this.#startIfReady(queue);
-      else await queue.enter(mode);
+      await this.#startIfReady(queue);
     });
   }
 
@@ -469,9 +528,11 @@ export class Relay implements VhostBackend {
     if (queue.state !== "stopped" || !queue.ready) return;
     try {
       this.#check(queue);
+      if (this.#slot.lost !== undefined) return queue.wait();
       await this.#ensureDriverOk();
       await queue.enter(this.wantedMode(queue.index));
     } catch (error) {
+      if (deviceIsGone(error) && this.#events.deviceLost !== undefined) return queue.wait();
       queue.fail(error);
       throw error;
     }
@@ -483,8 +544,8 @@ export class Relay implements VhostBackend {
     if (this.#isKernel || this.#statusByGuest || this.#driverOk || !hasBit(this.#device.info.protocolFeatures, PROTOCOL_FEATURE.STATUS)) {
       return;
     }
-    this.#driverOk = true;
     await this.#device.setStatus(RUNNING_STATUS);
+    this.#driverOk = true;
   }
 
   #check(queue: RelayQueue): void {
@@ -506,6 +567,75 @@ export class Relay implements VhostBackend {
     }).catch((failure) => this.#report(failure));
   }
 
+  // Its owner may find a successor; meanwhile the VMM is held and the guest's requests wait.
+  #deviceGone(device: VhostBackend, error: Error): void {
+    if (this.#closed || device !== this.#device) return;
+    if (this.#events.deviceLost === undefined) return this.#deviceFailed(error);
+    const first = this.#slot.lost === undefined;
+    this.#losses++;
+    this.#slot.lose(error);
+    for (const queue of this.queues) queue.lane.run(() => queue.lose()).catch((failure) => this.#report(failure));
+    if (first) this.#events.deviceLost(error);
+  }
+
+  /**
+   * Puts `device`, another connection to the device that was lost, in its place: features, memory, status, and every ring
+   * from where it stood. Where the Worker has a record, what was in flight is done again, in order.
+   *
+   * @throws SvqError FEATURES_CHANGED, and what the device says; the relay still waits for a device then
+   */
+  async attach(device: VhostBackend): Promise<void> {
+    const offered = await device.getFeatures();
+    const word = this.#deviceWord(this.#features);
+    const missing = word & ~offered;
+    if (this.#featuresSet && missing !== 0n) {
+      throw new SvqError("FEATURES_CHANGED", `The device has come back without features that the guest uses: 0x${missing.toString(16)}`);
+    }
+    const losses = this.#losses;
+    this.#slot.replace(device);
+    this.#listen(device);
+    try {
+      if (this.#featuresSet) await device.setFeatures(word);
+      if (this.#memory.atDevice) await device.setMemTable(this.#memory.table());
+      if (this.#driverOk) await device.setStatus(RUNNING_STATUS);
+      this.#offered = offered;
+      for (const queue of this.queues) await queue.lane.run(() => queue.recover(this.wantedMode(queue.index)));
+      if (this.#statusByGuest) await device.setStatus(this.#status);
+      if (losses !== this.#losses) throw new SvqError("DEVICE_LOST", "The device was lost again at once");
+    } catch (error) {
+      for (const queue of this.queues) await queue.lane.run(() => queue.lose());
+      throw error;
+    }
+    this.#slot.found();
+    // What became ready in the meantime, and what the VMM wishes by now.
+    for (const queue of this.queues) await queue.lane.run(() => queue.recover(this.wantedMode(queue.index)));
+    this.applyMode().catch((error) => this.#report(error));
+    this.#compareConfig().catch((error) => this.#report(error));
+  }
+
+  // A disk may have been resized while nobody was there to tell.
+  async #compareConfig(): Promise<void> {
+    const seen = this.#configSeen;
+    if (seen === undefined) return;
+    const now = await this.#device.getConfig(0, seen.length);
+    if (now.some((byte, i) => byte !== seen[i])) this.onConfigChange?.();
+  }
+
+  /** No successor will come: whoever waits for one is told so. */
+  giveUp(reason: string): void {
+    this.#slot.giveUp(reason);
+  }
+
+  /** Is the device gone, and its successor not there yet? */
+  get deviceLost(): boolean {
+    return this.#slot.lost !== undefined;
+  }
+
+  /** Has a queue failed, so that the guest must reset the device? */
+  get needsReset(): boolean {
+    return this.queues.some((queue) => queue.state === "failed");
+  }
+
   #deviceFailed(error: Error): void {
     if (this.#closed) return;
     this.#deviceError = error;
@@ -522,7 +652,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.getConfig}. */
   async getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
-    const bytes = await this.#device.getConfig(offset, size);
+    const bytes = await this.#slot.use((device) => device.getConfig(offset, size));
     if (offset === 0) this.#configSeen = bytes.slice();
     return bytes;
   }
@@ -534,12 +664,13 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.setConfig}. */
   setConfig(offset: number, bytes: Uint8Array<ArrayBuffer>): Promise<void> {
-    return this.#device.setConfig(offset, bytes);
+    return this.#slot.use((device) => device.setConfig(offset, bytes));
   }
 
-  /** See {@linkcode VhostBackend.getStatus}. */
+  /** See {@linkcode VhostBackend.getStatus}; with NEEDS_RESET where a queue has failed. */
   async getStatus(): Promise<number> {
-    return this.#isKernel ? this.#status : await this.#device.getStatus();
+    const status = this.#isKernel ? this.#status : await this.#slot.use((device) => device.getStatus());
+    return this.needsReset && status !== 0 ? status | VIRTIO_STATUS.NEEDS_RESET : status;
   }
 
   get #isKernel(): boolean {
@@ -554,21 +685,33 @@ export class Relay implements VhostBackend {
     if (status === 0) await this.#stopRings();
     this.#statusByGuest = status !== 0;
     this.#driverOk = false;
-    this.#status = status;
-    if (!this.#isKernel) await this.#device.setStatus(status);
+    // NEEDS_RESET is the device's to set.
+    this.#status = status & ~VIRTIO_STATUS.NEEDS_RESET;
+    if (!this.#isKernel) await this.#slot.use((device) => device.setStatus(this.#status));
     else if (status === 0) await this.#device.reset();
   }
 
   /** See {@linkcode VhostBackend.reset}. */
   async reset(): Promise<void> {
-    await this.#stopRings();
-    this.#driverOk = false;
-    await this.#device.reset();
+    if (this.#slot.lost !== undefined) await this.#dropRings();
+    else await this.#stopRings();
+    this.#driverOk = this.#statusByGuest = false;
+    this.#status = 0;
+    await this.#slot.use((device) => device.reset());
   }
 
   async #stopRings(): Promise<void> {
     for (const queue of this.queues) {
+      if (this.#deviceError === undefined) await this.#left(queue, () => Promise.resolve(queue.unkick()));
+      else await queue.lane.run(() => Promise.resolve(queue.unkick()));
+    }
+  }
+
+  // What a lost device held is of no interest to a guest that resets it.
+  async #dropRings(): Promise<void> {
+    for (const queue of this.queues) {
       await queue.lane.run(async () => {
+        if (queue.state === "waiting") await queue.abandon();
         if (this.#deviceError === undefined) await this.#leave(queue);
         queue.unkick();
       });
@@ -588,7 +731,8 @@ export class Relay implements VhostBackend {
   async #stopAll(): Promise<void> {
     for (const queue of this.queues) {
       await queue.lane.run(async () => {
-        if (this.#deviceError === undefined) await this.#leave(queue).catch((error) => this.#report(error));
+        const reachable = this.#deviceError === undefined && this.#slot.lost === undefined;
+        if (reachable) await this.#leave(queue).catch((error) => this.#report(error));
         queue.forget();
       });
     }
@@ -598,6 +742,7 @@ export class Relay implements VhostBackend {
   async close(): Promise<void> {
     if (this.#closed) return;
     this.#closed = true;
+    this.#slot.giveUp("The relay has ended");
     await this.#stopAll();
     this.#device.onConfigChange = undefined;
     this.#device.onFailure = undefined;

@@ -5,6 +5,7 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
+import { isSameFile } from "../ffi/mod.ts";
 import { IovaPlan } from "../iova/plan.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import { GuestMemory, type MappedRegion } from "../memory/guest_memory.ts";
@@ -19,20 +20,28 @@ const DEVICE_UADDR_OFFSET = 2 ** 47;
 /** vhost-user devices take any address; the arena ends here, above any guest memory. */
 const VHOST_USER_IOVA_LAST = 2n ** 46n - 1n;
 
+/** How {@linkcode RelayMemory} reaches the device. */
+export interface MemoryDevice {
+  /** Facts about it. */
+  info: VhostBackend["info"];
+  /** Runs `work` on the device; where that is gone, nothing: its successor gets the whole table. */
+  reach(work: (device: VhostBackend) => Promise<void>): Promise<void>;
+}
+
 /** Memory of one relayed device. */
 export class RelayMemory implements Disposable {
   /** Guest memory as mapped here. */
   readonly guest: GuestMemory = new GuestMemory();
   /** The layout of the device's address space. */
   readonly plan: IovaPlan;
-  readonly #device: VhostBackend;
+  readonly #device: MemoryDevice;
   readonly #queues: number;
   readonly #workers: readonly RelayWorker[];
   #arena: Arena | undefined;
   #arenaAtDevice = false;
 
   /** @param queues how many may need a shadow ring */
-  constructor(device: VhostBackend, queues: number, workers: readonly RelayWorker[]) {
+  constructor(device: MemoryDevice, queues: number, workers: readonly RelayWorker[]) {
     this.#device = device;
     this.#queues = queues;
     this.#workers = workers;
@@ -43,6 +52,11 @@ export class RelayMemory implements Disposable {
   /** The shadow rings, once there are any. */
   get arena(): Arena | undefined {
     return this.#arena;
+  }
+
+  /** Has the device been given memory? */
+  get atDevice(): boolean {
+    return this.#arenaAtDevice;
   }
 
   /** Does some guest memory lie elsewhere than at IOVA = GPA, so that descriptors must be translated? */
@@ -82,9 +96,15 @@ export class RelayMemory implements Disposable {
     return this.#arena;
   }
 
+  /** The whole table as the device gets it: the arena first. */
+  table(): MemoryRegion[] {
+    return [this.#ensureArena().region(DEVICE_UADDR_OFFSET), ...this.guest.regions.map((region) => this.#toDevice(region))];
+  }
+
   /** Makes `regions` the whole guest memory, here and at the device. On an error of a new region the others stay. */
   async set(regions: readonly MemoryRegion[]): Promise<void> {
-    const same = (a: MemoryRegion, b: MemoryRegion) => a.gpa === b.gpa && a.size === b.size && a.uaddr === b.uaddr;
+    const same = (a: MemoryRegion, b: MemoryRegion) =>
+      a.gpa === b.gpa && a.size === b.size && a.uaddr === b.uaddr && a.fdOffset === b.fdOffset && isSameFile(a.fd, b.fd);
     await this.#drop(this.guest.regions.filter((old) => !regions.some((region) => same(old, region))));
     const added: MemoryRegion[] = [];
     try {
@@ -93,8 +113,7 @@ export class RelayMemory implements Disposable {
         this.#add(region);
         added.push(region);
       }
-      const arena = this.#ensureArena();
-      await this.#device.setMemTable([arena.region(DEVICE_UADDR_OFFSET), ...this.guest.regions.map((region) => this.#toDevice(region))]);
+      await this.#device.reach((device) => device.setMemTable(this.table()));
       this.#arenaAtDevice = true;
     } catch (error) {
       for (const region of added) this.#forget(region);
@@ -109,10 +128,10 @@ export class RelayMemory implements Disposable {
     try {
       const arena = this.#ensureArena();
       if (!this.#arenaAtDevice) {
-        await this.#device.addMemRegion(arena.region(DEVICE_UADDR_OFFSET));
+        await this.#device.reach((device) => device.addMemRegion(arena.region(DEVICE_UADDR_OFFSET)));
         this.#arenaAtDevice = true;
       }
-      await this.#device.addMemRegion(this.#toDevice(mapped));
+      await this.#device.reach((device) => device.addMemRegion(this.#toDevice(mapped)));
     } catch (error) {
       this.#forget(region);
       throw error;
@@ -128,7 +147,7 @@ export class RelayMemory implements Disposable {
     }
     const { gpa, size, uaddr } = this.#toDevice(found);
     await this.#drop([found]);
-    await this.#device.removeMemRegion({ gpa, size, uaddr });
+    await this.#device.reach((device) => device.removeMemRegion({ gpa, size, uaddr }));
   }
 
   // Workers stop using the regions, chains in them come back, and only then they are unmapped.

@@ -4,15 +4,16 @@
  *
  * @module
  */
-import { type ErrorRecord, toErrorRecord } from "../errors.ts";
+import { type ErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
 import { dupFd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
 import type { VringAddresses, VringStart } from "../vhost/backend.ts";
+import { deviceIsGone } from "./device_slot.ts";
 import type { Lane } from "./lane.ts";
-import { type GuestRing, type QueueContext, QueueSteps, type RunningMode } from "./queue_steps.ts";
+import { type GuestRing, isRelayed, type QueueContext, QueueSteps, type RunningMode } from "./queue_steps.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
 /** What a queue does now. */
-export type QueueState = "stopped" | "failed" | RunningMode;
+export type QueueState = "stopped" | "failed" | "waiting" | RunningMode;
 
 /** How long the last change of mode took, and the longest so far, in microseconds. */
 export interface SwitchTimes {
@@ -53,6 +54,8 @@ export class RelayQueue {
   #kickSet = false;
   #call: OwnedFd | undefined;
   #err: OwnedFd | undefined;
+  // While the device is gone: the mode whose record of what is in flight the Worker keeps.
+  #record: "used" | "shadow" | undefined;
   readonly #steps: QueueSteps;
 
   /**
@@ -88,7 +91,7 @@ export class RelayQueue {
 
   /** The mode of a running queue. */
   get mode(): RunningMode | undefined {
-    return this.state === "stopped" || this.state === "failed" ? undefined : this.state;
+    return this.state === "stopped" || this.state === "failed" || this.state === "waiting" ? undefined : this.state;
   }
 
   /** The front-end's kick eventfd was set (null: none, the ring is polled). A step: the ring must be stopped. */
@@ -156,7 +159,12 @@ export class RelayQueue {
 
   /** Gives the ring to the device in `mode`. @throws what the device says; the queue is stopped then */
   async enter(mode: RunningMode): Promise<void> {
-    await this.#steps.enter(mode, this.#ring);
+    try {
+      await this.#steps.enter(mode, this.#ring);
+    } catch (error) {
+      if (deviceIsGone(error)) this.#wait(isRelayed(mode) ? mode : undefined);
+      throw error;
+    }
     this.state = mode;
     // The front-end may have changed it in the middle of the step, without waiting for the lane.
     await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
@@ -166,6 +174,11 @@ export class RelayQueue {
 
   /** Takes the ring away from the device; `base` is where a successor goes on. */
   async leave(): Promise<void> {
+    if (this.state === "waiting") {
+      if (this.#record !== undefined) this.base = await this.#steps.drop(false);
+      this.#record = undefined;
+      this.state = "stopped";
+    }
     if (this.mode === undefined) return;
     this.base = await this.#steps.leave(this.mode, this.#ring);
     this.state = "stopped";
@@ -173,7 +186,8 @@ export class RelayQueue {
 
   /** {@linkcode enter}, first half, for devices that start their rings together. @returns what the device is to be given */
   async prepare(mode: RunningMode): Promise<VringStart> {
-    return await this.#steps.prepare(mode, this.#ring);
+    // Devices that start their rings together never get the guest's.
+    return await this.#steps.prepare(mode === "used" ? "used" : "shadow", this.#ring);
   }
 
   /** Undoes {@linkcode prepare}. */
@@ -209,14 +223,16 @@ export class RelayQueue {
     try {
       await this.leave();
     } catch (error) {
-      // Nobody knows any more what the device does with the ring: to go on would be a guess.
-      this.fail(error);
+      // Nobody knows any more what the device does with the ring: to go on would be a guess. (A device that is gone does
+      // nothing with it: that is for its successor.)
+      if (!deviceIsGone(error)) this.fail(error);
       throw error;
     }
     const drained = performance.now();
     try {
       await this.enter(mode);
     } catch (error) {
+      if (deviceIsGone(error)) return;
       this.context.log(`queue ${this.index}: cannot enter ${mode}: ${toErrorRecord(error).message}; back to ${before}`);
       await this.enter(before);
       throw error;
@@ -229,8 +245,68 @@ export class RelayQueue {
     }
   }
 
+  /** The device was lost in a mode in which it worked on the guest's own ring. */
+  #lostIn: RunningMode | undefined;
+
+  #wait(record: "used" | "shadow" | undefined): void {
+    this.state = "waiting";
+    this.#record = record;
+  }
+
+  /** A queue that could run waits for the device. */
+  wait(): void {
+    if (this.state === "stopped") this.#wait(undefined);
+  }
+
+  /**
+   * The device is gone: the guest's requests wait for its successor. Where nobody has recorded what was in flight and the rings
+   * do not show it, the queue fails: it needs a reset.
+   */
+  async lose(): Promise<void> {
+    const { mode } = this;
+    if (mode === undefined) return;
+    const base = await this.#steps.lose(mode, this.#ring);
+    if (base === undefined) return this.#failUnknown(mode);
+    this.base = base;
+    this.#wait(isRelayed(mode) ? mode : undefined);
+    if (!isRelayed(mode)) this.#lostIn = mode;
+  }
+
+  #failUnknown(mode: RunningMode): void {
+    const message = `Queue ${this.index}: the device was lost in mode ${mode} after it had completed requests out of order; ` +
+      "nobody knows which were in flight";
+    this.fail(
+      new SvqError("INFLIGHT_UNKNOWN", message, { hint: "Reset the guest's device; modes used and shadow survive the loss of a device" }),
+    );
+  }
+
+  /** The device has a successor. @param mode for a queue that has no record to be continued */
+  async recover(mode: RunningMode): Promise<void> {
+    if (this.state !== "waiting") return;
+    const record = this.#record;
+    if (record === undefined) {
+      const lostIn = this.#lostIn;
+      this.#lostIn = undefined;
+      if (lostIn !== undefined) {
+        const base = this.#steps.resumableBase(this.#ring);
+        if (base === undefined) return this.#failUnknown(lostIn);
+        this.base = base;
+      }
+      return await this.enter(mode);
+    }
+    await this.#steps.renew(record, this.#ring);
+    this.#record = undefined;
+    this.state = record;
+    this.#signalGuest();
+  }
+
   /** Takes a queue that broke a rule away from its Worker and its device, whatever is in flight. */
   async abandon(): Promise<void> {
+    if (this.state === "waiting") {
+      if (this.#record !== undefined) this.base = await this.#steps.drop(true);
+      this.#record = undefined;
+      this.state = "stopped";
+    }
     if (this.mode === undefined) return;
     this.base = await this.#steps.abandon(this.mode, this.#ring);
     this.state = "stopped";
@@ -261,6 +337,8 @@ export class RelayQueue {
     this.enabled = false;
     this.enableSeen = false;
     this.state = "stopped";
+    this.#record = undefined;
+    this.#lostIn = undefined;
     this.error = undefined;
   }
 

@@ -14,7 +14,7 @@ import type { RelayQueue } from "./relay_queue.ts";
 /** What a {@linkcode RingGroup} asks its relay. */
 export interface GroupContext {
   /** The device; it has `startVrings` and `stopVrings`. */
-  device: VhostBackend;
+  device: () => VhostBackend;
   /** The queues that the front-end has touched. */
   queues: () => readonly RelayQueue[];
   /** The mode that a queue should be in. */
@@ -56,7 +56,7 @@ export class RingGroup {
         rings.push(await queue.prepare(wantedMode(queue.index)));
         prepared.push(queue);
       }
-      await device.startVrings!(rings);
+      await device().startVrings!(rings);
     } catch (error) {
       for (const queue of prepared) await queue.unprepare();
       for (const queue of queues) queue.fail(error);
@@ -70,9 +70,9 @@ export class RingGroup {
     const { device } = this.#context;
     const queues = this.#context.queues().filter((queue) => queue.running);
     if (queues.length === 0) return;
-    const rests = device.info.deviceId !== VIRTIO_ID.net;
+    const rests = device().info.deviceId !== VIRTIO_ID.net;
     await Promise.all(queues.map((queue) => queue.quiesce(rests)));
-    await device.stopVrings!(queues.map(({ index }) => ({ index, recorded: true })));
+    await device().stopVrings!(queues.map(({ index }) => ({ index, recorded: true })));
     for (const queue of queues) await queue.left();
   }
 }

@@ -4,12 +4,15 @@
  *
  * @module
  */
-import { type ErrorRecord, EXIT, SvqError, toErrorRecord } from "../errors.ts";
+import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { connectUnix, dupFd, listenUnix, OwnedFd, type UnixListener, UnixStream } from "../ffi/mod.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { featureNames } from "../uapi/virtio.ts";
+import type { MessageHook } from "../vhost_user/connection.ts";
 import { BackendServer } from "../vhost_user/server.ts";
 import { ControlServer } from "./control.ts";
+import { DeviceKeeper, RETRY_MAX_MS, RETRY_MIN_MS } from "./device_keeper.ts";
+import { MessageLog, type TracedMessage } from "./message_log.ts";
 import { controlPath } from "./runtime_dir.ts";
 import { MASKED_FEATURES, Relay, type RelayConfig, type RelayMode } from "./relay.ts";
 import { pause } from "./queue_steps.ts";
@@ -27,16 +30,20 @@ export interface RelayServiceOptions {
   front: FrontAddress;
   /** The device's address, as the user wrote it. */
   device: string;
-  /** Opens the device; called again after a front-end has left. */
-  openDevice: () => Promise<VhostBackend>;
+  /** Opens the device; called again after a front-end has left, and when the device was lost. */
+  openDevice: (options: { onMessage?: MessageHook }) => Promise<VhostBackend>;
+  /** The device connects to us: the relay is ready before it is there. */
+  deviceConnects?: boolean;
   /** Modes and time-outs; changed by the control socket. */
   config: RelayConfig;
   /** Where log lines go. */
   log: (level: "error" | "warning" | "info" | "debug", message: string) => void;
 }
 
-const RETRY_MIN_MS = 100;
-const RETRY_MAX_MS = 5000;
+/** A front-end that stayed so long is connected to again soon, ms. */
+const FRONT_GOOD_MS = 2000;
+/** Longest time that one question for messages waits, ms. */
+const MAX_WAIT_MS = 10_000;
 const MODES: readonly RelayMode[] = ["auto", "passthrough", "notify", "used", "shadow"];
 
 /** The text form of a front address. */
@@ -53,15 +60,18 @@ export class RelayService implements AsyncDisposable {
   #listener: UnixListener | undefined;
   #fd: OwnedFd | undefined;
   #stream: UnixStream | undefined;
-  #device: VhostBackend | undefined;
+  readonly #messages = new MessageLog();
+  readonly #keeper: DeviceKeeper;
+  #connectedMs = -Infinity;
+  #frontWaitMs = RETRY_MIN_MS;
   #relay: Relay | undefined;
   #stopping = false;
   #started = false;
-  #deviceError: ErrorRecord | undefined;
 
   /** Opens nothing yet. */
   constructor(options: RelayServiceOptions) {
     this.#options = options;
+    this.#keeper = new DeviceKeeper({ open: options.openDevice, onMessage: this.#messages.hook("device"), log: options.log });
   }
 
   /** The relay of the current front-end, or the one that waits for it. */
@@ -84,12 +94,13 @@ export class RelayService implements AsyncDisposable {
         return { stopping: true };
       },
       vrings: (params) => this.#vrings(params),
+      messages: (params) => this.#readMessages(params),
     });
     try {
-      this.#device = await this.#options.openDevice();
+      if (this.#options.deviceConnects !== true) await this.#keeper.open();
       if (front.kind === "listen") this.#listener = listenUnix(front.path);
       if (front.kind === "fd") this.#fd = dupFd(front.fd);
-      this.#newRelay();
+      if (this.#keeper.device !== undefined) this.#newRelay(this.#keeper.device);
       this.#started = true;
     } catch (error) {
       await this.close();
@@ -97,26 +108,49 @@ export class RelayService implements AsyncDisposable {
     }
   }
 
-  #newRelay(): void {
-    this.#relay = new Relay(this.#device!, this.#options.config, {
-      log: (message) => this.#options.log("info", message),
-      error: (error) => this.#options.log("error", error.message),
+  #newRelay(device: VhostBackend): void {
+    const { config, log } = this.#options;
+    // What lives in this process (embedded devices) or in the kernel cannot be connected to again.
+    const lasting = device.info.kind === "vhost-user";
+    const relay: Relay = new Relay(device, config, {
+      log: (message) => log("info", message),
+      error: (error) => log("error", error.message),
+      ...(lasting ? { deviceLost: (error) => this.#keeper.recover(relay, error, () => this.#frontIsThere()) } : {}),
     });
-    this.#relay.onFailure = (error) => this.#deviceError = toErrorRecord(error);
+    relay.onFailure = (error) => this.#keeper.error = toErrorRecord(error);
+    this.#relay = relay;
+  }
+
+  // A VMM whose request waits for the device is not read from, so its end shows only by its process.
+  #frontIsThere(): boolean {
+    if (this.#stream === undefined || this.#stream.closed) return true;
+    try {
+      const { pid } = this.#stream.peerCredentials();
+      if (pid > 0) Deno.statSync(`/proc/${pid}`);
+      return true;
+    } catch (error) {
+      return !(error instanceof Deno.errors.NotFound);
+    }
   }
 
   /** Serves front-ends, one after the other, until {@linkcode stop}. */
   async run(): Promise<void> {
     while (!this.#stopping) {
+      if (this.#relay === undefined) {
+        const device = this.#keeper.device ?? await this.#keeper.find();
+        if (device === undefined) break;
+        this.#newRelay(device);
+      }
       const stream = await Promise.race([this.#nextFront(), this.#stopped.promise]);
       if (stream === undefined) break;
       this.#stream = stream;
       await this.#serve(stream);
       this.#stream = undefined;
+      await this.#keeper.interrupt();
       await this.#relay!.close();
       this.#relay = undefined;
       if (this.#stopping || this.#fd !== undefined) break;
-      await this.#renewDevice();
+      await this.#leaveDevice();
     }
     await this.close();
   }
@@ -128,8 +162,10 @@ export class RelayService implements AsyncDisposable {
     const server = new BackendServer(stream, relay, {
       offerLog: true,
       onError: (error) => log("error", error.message),
+      onMessage: this.#messages.hook("front"),
     });
     const stop = this.#stopped.promise.then(async () => {
+      if (relay.deviceLost) relay.giveUp("The relay was stopped while its device was away");
       await relay.suspend().catch((error) => log("error", toErrorRecord(error).message));
       stream.shutdown();
     });
@@ -139,60 +175,55 @@ export class RelayService implements AsyncDisposable {
     log("info", "the front-end left");
   }
 
-  async #nextFront(): Promise<UnixStream> {
+  async #nextFront(): Promise<UnixStream | undefined> {
     const { front } = this.#options;
     if (this.#listener !== undefined) return await this.#listener.accept();
     if (this.#fd !== undefined) return new UnixStream(new OwnedFd(this.#fd.release()));
-    for (let wait = RETRY_MIN_MS;; wait = Math.min(wait * 2, RETRY_MAX_MS)) {
+    // A front-end that takes connections only to drop them is not asked all the time.
+    let wait = performance.now() - this.#connectedMs > FRONT_GOOD_MS ? RETRY_MIN_MS : Math.min(this.#frontWaitMs * 2, RETRY_MAX_MS);
+    if (wait > RETRY_MIN_MS) await Promise.race([pause(wait), this.#stopped.promise]);
+    for (; !this.#stopping; wait = Math.min(wait * 2, RETRY_MAX_MS)) {
       try {
-        return connectUnix((front as { path: string }).path);
+        const stream = connectUnix((front as { path: string }).path);
+        this.#connectedMs = performance.now();
+        this.#frontWaitMs = wait;
+        return stream;
       } catch (error) {
         this.#options.log("debug", toErrorRecord(error).message);
         await Promise.race([pause(wait), this.#stopped.promise]);
-        if (this.#stopping) throw error;
       }
     }
+    return undefined;
   }
 
   // A fresh front-end meets a fresh device. Daemons are left and connected to again, as if the VMM itself had gone;
   // embedded devices live in this process (a disk in memory would be lost) and are reset.
-  async #renewDevice(): Promise<void> {
-    const old = this.#device!;
-    if (old.info.kind === "sim" && this.#deviceError === undefined) {
-      await old.reset();
-      await old.setMemTable([]);
+  async #leaveDevice(): Promise<void> {
+    const { device } = this.#keeper;
+    if (device !== undefined && device.info.kind === "sim" && this.#keeper.error === undefined) {
+      await device.reset();
+      await device.setMemTable([]);
     } else {
-      await old.close();
-      this.#device = undefined;
-      for (let wait = RETRY_MIN_MS; !this.#stopping; wait = Math.min(wait * 2, RETRY_MAX_MS)) {
-        try {
-          this.#device = await this.#options.openDevice();
-          break;
-        } catch (error) {
-          this.#deviceError = toErrorRecord(error);
-          this.#options.log("warning", `the device is away: ${this.#deviceError.message}`);
-          await Promise.race([pause(wait), this.#stopped.promise]);
-        }
-      }
-      if (this.#device === undefined) return;
+      await this.#keeper.leave();
     }
-    this.#deviceError = undefined;
-    this.#newRelay();
   }
 
   get #state(): string {
     if (this.#stopping) return "stopping";
-    if (this.#deviceError !== undefined) return "device-lost";
     if (!this.#started) return "starting";
+    if (this.#keeper.error !== undefined) return "device-lost";
+    if (this.#keeper.device === undefined) return "waiting-device";
     if (this.#stream === undefined) return "waiting";
     return this.#relay?.queues.some((queue) => queue.running) ? "running" : "connected";
   }
 
   /** The document `svq.relay/1`. */
   async status(): Promise<RelayStatus> {
-    const { name, front, device, config } = this.#options;
+    const { name, front, config } = this.#options;
     const relay = this.#relay;
-    const offered = await this.#device?.getFeatures().catch(() => 0n) ?? 0n;
+    const device = this.#keeper.device;
+    if (relay !== undefined && !relay.deviceLost) await relay.getFeatures().catch(() => {});
+    const offered = relay?.offered ?? 0n;
     return {
       schema: "svq.relay/1",
       name,
@@ -201,19 +232,23 @@ export class RelayService implements AsyncDisposable {
       mode: config.mode,
       force_shadow: config.forceShadow,
       front: frontText(front),
-      device,
+      device: this.#options.device,
+      front_connected: this.#stream !== undefined,
+      device_connected: device !== undefined && this.#keeper.error === undefined,
+      device_connections: this.#keeper.connections,
+      needs_reset: relay?.needsReset ?? false,
       uptime_ms: Math.round(performance.now() - this.#begun),
       logging: relay?.logging ?? false,
       marking_all: relay?.markingAll ?? false,
       features: `0x${(relay?.features ?? 0n).toString(16)}`,
       offered_features: `0x${(offered & ~MASKED_FEATURES).toString(16)}`,
-      queue_num: this.#device?.info.queueNum ?? 0,
+      queue_num: device?.info.queueNum ?? 0,
       config: relay?.configSeen === undefined ? null : Array.from(relay.configSeen, (byte) => byte.toString(16).padStart(2, "0")).join(""),
-      masked_features: featureNames(this.#device?.info.deviceId ?? 0, offered & MASKED_FEATURES),
+      masked_features: featureNames(device?.info.deviceId ?? 0, offered & MASKED_FEATURES),
       maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
-      pins_memory: this.#device?.info.pinsMemory ?? null,
+      pins_memory: this.#keeper.device?.info.pinsMemory ?? null,
       queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],
-      error: this.#deviceError ?? null,
+      error: this.#keeper.error ?? null,
     };
   }
 
@@ -247,10 +282,19 @@ export class RelayService implements AsyncDisposable {
     return relayVrings(this.#options.name, this.#relay, params);
   }
 
+  // Long polling: answers with what came after message number `after`, or waits for it for `wait_ms`.
+  async #readMessages({ after = 0, wait_ms = 0 }: Record<string, unknown>): Promise<{ messages: TracedMessage[]; last: number }> {
+    if (typeof after !== "number" || typeof wait_ms !== "number") throw badParameter("after and wait_ms are numbers");
+    await this.#messages.wait(after, Math.min(wait_ms, MAX_WAIT_MS));
+    const messages = this.#messages.since(after);
+    return { messages, last: messages.at(-1)?.seq ?? after };
+  }
+
   /** Asks {@linkcode run} to end: rings are drained and handed back first. */
   stop(): void {
     this.#stopping = true;
     this.#stopped.resolve();
+    if (this.#relay === undefined) this.#keeper.interrupt();
   }
 
   /** Closes everything. */
@@ -258,10 +302,10 @@ export class RelayService implements AsyncDisposable {
     this.stop();
     this.#listener?.close();
     this.#fd?.close();
+    await this.#keeper.interrupt();
     await this.#relay?.close();
     this.#relay = undefined;
-    await this.#device?.close();
-    this.#device = undefined;
+    await this.#keeper.close();
     this.#control?.close();
   }
 

@@ -77,16 +77,19 @@ export class ShadowCore {
   full = false;
 
   readonly #guest: DeviceQueue;
-  readonly #device: DriverQueue;
+  #device: DriverQueue;
   readonly #path: DataPath;
   readonly #counters: Float64Array;
   readonly #chain: Chain;
   readonly #moved: Chain;
   readonly #segments: SegmentPool;
   /** By id in the device's ring: the guest's id, and the first segment. -1: not at the device. */
-  readonly #guestId: Int32Array;
-  readonly #first: Int32Array;
-  readonly #bytes: Float64Array;
+  #guestId: Int32Array;
+  #first: Int32Array;
+  #bytes: Float64Array;
+  /** By the same id: when it was taken from the guest. */
+  #order: Float64Array;
+  #taken = 0;
   /** Chains that came back; the device's ring started at 0. */
   #returned = 0;
   /** Address and length of what is logged when the guest's ring is written. */
@@ -110,6 +113,7 @@ export class ShadowCore {
     this.#guestId = new Int32Array(device.num).fill(-1);
     this.#first = new Int32Array(device.num).fill(-1);
     this.#bytes = new Float64Array(device.num);
+    this.#order = new Float64Array(device.num);
   }
 
   /** Where writes to the guest's used ring are logged; -1: nowhere. A packed ring is logged by its own addresses. */
@@ -138,6 +142,7 @@ export class ShadowCore {
       this.#guestId[id] = chain.id;
       this.#first[id] = this.#segments.put(chain);
       this.#bytes[id] = chain.readableBytes + chain.writableBytes;
+      this.#order[id] = this.#taken++;
       moved++;
     }
     if (moved > 0) this.kickWanted = device.publish();
@@ -262,6 +267,45 @@ export class ShadowCore {
     this.#guest.enableKicks();
     this.logRing();
     return { deviceBase: this.#deviceBase(), inflight, guestBase: this.#guest.base };
+  }
+
+  /**
+   * The device is gone and can write nothing any more. What it held is offered to its successor in `device`, a fresh ring,
+   * in the order in which it was taken; it may have been written in part, so it is marked dirty.
+   */
+  renew(device: DriverQueue): void {
+    const [guestId, first, order] = [this.#guestId, this.#first, this.#order];
+    const held = Array.from(first.keys()).filter((id) => first[id]! >= 0).sort((a, b) => order[a]! - order[b]!);
+    for (const id of held) this.#markWritable(id);
+    this.#device = device;
+    this.#returned = 0;
+    this.#guestId = new Int32Array(device.num).fill(-1);
+    this.#first = new Int32Array(device.num).fill(-1);
+    this.#bytes = new Float64Array(device.num);
+    this.#order = new Float64Array(device.num);
+    for (const old of held) {
+      const chain = this.#load(first[old]!);
+      // In mode `used` a chain is known by its head.
+      chain.id = guestId[old]!;
+      const id = device.addChain(chain);
+      if (id < 0) throw new SvqError("INTERNAL", `A fresh ring has no room for what the one before it held`);
+      this.#guestId[id] = guestId[old]!;
+      this.#first[id] = first[old]!;
+      this.#bytes[id] = chain.readableBytes + chain.writableBytes;
+      this.#order[id] = this.#taken++;
+    }
+    device.publish();
+  }
+
+  #load(first: number): Chain {
+    const { addresses, lengths, writable, next } = this.#segments;
+    const chain = this.#chain;
+    chain.clear();
+    for (let slot = first; slot >= 0; slot = next[slot]!) {
+      if (writable[slot] === 0) chain.addReadable(addresses[slot]!, lengths[slot]!);
+      else chain.addWritable(addresses[slot]!, lengths[slot]!);
+    }
+    return chain;
   }
 
   /** Ends the mode after a broken rule: nothing is rewound. */

@@ -61,7 +61,10 @@ export interface RelayStatus {
   name: string;
   /** Process id. */
   pid: number;
-  /** `waiting` (for a front-end), `connected`, `running`, `device-lost` or `stopping`. */
+  /**
+   * `waiting` (for a front-end), `waiting-device` (which connects to us), `connected`, `running`, `device-lost` (the guest's
+   * requests wait) or `stopping`.
+   */
   state: string;
   /** Mode asked for. */
   mode: RelayMode;
@@ -71,6 +74,14 @@ export interface RelayStatus {
   front: string;
   /** The device's address. */
   device: string;
+  /** Is a front-end there? */
+  front_connected: boolean;
+  /** Is the device there? */
+  device_connected: boolean;
+  /** Connections to the device so far. */
+  device_connections: number;
+  /** A queue has failed: the guest must reset the device. */
+  needs_reset: boolean;
   /** Since the relay started. */
   uptime_ms: number;
   /** The VMM has the dirty log on. */

@@ -115,6 +115,12 @@ class RelayLoop {
     return runner;
   }
 
+  #recorded(index: number): QueueRunner {
+    const runner = this.#runner(index);
+    if (!(runner instanceof QueueRunner)) throw new Error(`queue ${index} has no record of what is in flight`);
+    return runner;
+  }
+
   #execute(command: WorkerCommand): Omit<WorkerReply, "id"> {
     switch (command.type) {
       case "memory":
@@ -136,6 +142,15 @@ class RelayLoop {
         this.#busy.add(runner);
         return {};
       }
+      case "lose":
+        this.#recorded(command.index).lose();
+        return {};
+      case "renew": {
+        const runner = this.#recorded(command.queue.index);
+        runner.renew(command.queue);
+        this.#busy.add(runner);
+        return {};
+      }
       case "pause": {
         const runner = this.#runner(command.index);
         runner.pause(command.paused);
@@ -151,7 +166,8 @@ class RelayLoop {
       case "stop": {
         const runner = this.#runner(command.index);
         runner.pause(true);
-        this.#service(runner);
+        if (command.abandon === true && runner instanceof QueueRunner) runner.abandon();
+        else this.#service(runner);
         const progress = runner.finish();
         this.#busy.delete(runner);
         this.#runners.delete(command.index);

@@ -8,6 +8,7 @@
  *
  * @module
  */
+import type { OwnedFd } from "../ffi/fd.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 
 /** What stands behind a {@linkcode VhostBackend}. */
@@ -29,6 +30,13 @@ export interface BackendInfo {
   protocolFeatures: bigint;
   /** Can SUSPEND and RESUME (vhost-vdpa). */
   canSuspend: boolean;
+  /**
+   * May the kick eventfd of a running ring be exchanged (default yes)? Back-ends on rust-vmm's crates do not listen to the new one
+   * and then fail to stop the ring.
+   */
+  kickExchange?: boolean;
+  /** vhost-user: protocol features that the device offers, used here or not. */
+  offeredProtocolFeatures?: bigint;
   /** Has a device configuration space that can be read. */
   hasConfig: boolean;
   /** Addresses that the device can be given, both ends inclusive, bytes; undefined where no limit is known. */
@@ -106,6 +114,9 @@ export interface VringAddresses {
   logGpa?: number | undefined;
 }
 
+/** Which way a device's state goes: out of the source, into the destination. */
+export type DeviceStateDirection = "save" | "load";
+
 /** A dirty log in a shared file: bit n of it is page n of 4096 bytes, least significant bit first. */
 export interface LogRegion {
   /** Borrowed for the call. */
@@ -180,6 +191,17 @@ export interface VhostBackend extends AsyncDisposable {
   sendRarp?(mac: Uint8Array<ArrayBuffer>): Promise<void>;
   /** virtio-net: the MTU agreed on, where the device has VHOST_USER_PROTOCOL_F_MTU. */
   setMtu?(mtu: number): Promise<void>;
+  /**
+   * Moves the device's internal state through a pipe, where the device has VHOST_USER_PROTOCOL_F_DEVICE_STATE; its rings are
+   * stopped then.
+   *
+   * @param phase 0: stopped, the only one there is
+   * @param fd the pipe end that the device writes (save) or reads (load), borrowed
+   * @returns a descriptor that is to be used instead, where the device gives one
+   */
+  setDeviceStateFd?(direction: DeviceStateDirection, phase: number, fd: number): Promise<OwnedFd | undefined>;
+  /** Resolves when the device has moved its whole state well. @throws SvqError DEVICE_REFUSED */
+  checkDeviceState?(): Promise<void>;
   /** Called when the device's configuration changed. */
   onConfigChange: (() => void) | undefined;
   /** Called once when the device is gone (connection lost, worker died). */

@@ -145,8 +145,8 @@ export class VhostUserConnection implements Disposable {
   }
 
   /** Sends the answer to `request`. */
-  reply(request: number, payload: Uint8Array<ArrayBuffer> = NO_BYTES): Promise<void> {
-    return this.send(request, FLAG.VERSION | FLAG.REPLY, payload);
+  reply(request: number, payload: Uint8Array<ArrayBuffer> = NO_BYTES, fds: readonly number[] = []): Promise<void> {
+    return this.send(request, FLAG.VERSION | FLAG.REPLY, payload, fds);
   }
 
   /** Closes the socket; a `receive` under way rejects with CLOSED. */

@@ -19,11 +19,21 @@ import {
   VRING_NUM_LIMIT,
 } from "../uapi/vhost.ts";
 import { MEM_TABLE_LIMIT, PROTOCOL_FEATURE, REQUEST, RING_LIMIT, VHOST_USER_F_PROTOCOL_FEATURES } from "../uapi/vhost_user.ts";
-import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import { BackEndChannel } from "./back_end_channel.ts";
-import type { MessageHook } from "./connection.ts";
+import { closeFds, type MessageHook } from "./connection.ts";
 import { DeviceMemory } from "./device_memory.ts";
-import { decodeConfig, encodeConfig, encodeLog, encodeMac, encodeVringFd, protocolError, requireRing } from "./message.ts";
+import {
+  decodeConfig,
+  DEVICE_STATE_NO_FD,
+  encodeConfig,
+  encodeDeviceState,
+  encodeLog,
+  encodeMac,
+  encodeVringFd,
+  protocolError,
+  requireRing,
+} from "./message.ts";
 import { probeVhostUser, type VhostUserProbe } from "./probe.ts";
 import { type CallOptions, Requester } from "./requester.ts";
 import { ringSizes } from "./region_table.ts";
@@ -45,6 +55,7 @@ export const FRONT_END_PROTOCOL_FEATURES: bigint = bitsOf([
   PROTOCOL_FEATURE.RESET_DEVICE,
   PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS,
   PROTOCOL_FEATURE.STATUS,
+  PROTOCOL_FEATURE.DEVICE_STATE,
 ]);
 
 /** How a {@linkcode VhostUserFrontEnd} is made. */
@@ -75,6 +86,8 @@ export class VhostUserFrontEnd implements VhostBackend {
   onConfigChange: (() => void) | undefined;
   readonly sendRarp?: (mac: Uint8Array<ArrayBuffer>) => Promise<void>;
   readonly setMtu?: (mtu: number) => Promise<void>;
+  readonly setDeviceStateFd?: (direction: DeviceStateDirection, phase: number, fd: number) => Promise<OwnedFd | undefined>;
+  readonly checkDeviceState?: () => Promise<void>;
   readonly #requester: Requester;
   readonly #memory: DeviceMemory;
   readonly #channel: BackEndChannel | undefined;
@@ -101,7 +114,28 @@ export class VhostUserFrontEnd implements VhostBackend {
       start.info.maxMemSlots,
     );
     if (this.#has(PROTOCOL_FEATURE.RARP)) this.sendRarp = async (mac) => await this.#command(REQUEST.SEND_RARP, encodeMac(mac));
+    if (this.#has(PROTOCOL_FEATURE.DEVICE_STATE)) {
+      this.setDeviceStateFd = (direction, phase, fd) => this.#setDeviceStateFd(direction, phase, fd);
+      this.checkDeviceState = () => this.#checkDeviceState();
+    }
     if (this.#has(PROTOCOL_FEATURE.MTU)) this.setMtu = async (mtu) => await this.#command(REQUEST.NET_SET_MTU, encodeU64(BigInt(mtu)));
+  }
+
+  async #setDeviceStateFd(direction: DeviceStateDirection, phase: number, fd: number): Promise<OwnedFd | undefined> {
+    const received: OwnedFd[] = [];
+    const options = { fds: [fd], onFds: (fds: OwnedFd[]) => void received.push(...fds) };
+    const answer = decodeU64(await this.#call(REQUEST.SET_DEVICE_STATE_FD, encodeDeviceState({ direction, phase }), options));
+    const failed = (answer & 0xffn) !== 0n;
+    if (!failed && received.length > 0 && (answer & DEVICE_STATE_NO_FD) === 0n) return received[0]!;
+    closeFds(received);
+    if (failed) throw new SvqError("DEVICE_REFUSED", `${this.info.address} refused to ${direction} its state: error ${answer & 0xffn}`);
+    return undefined;
+  }
+
+  async #checkDeviceState(): Promise<void> {
+    // The device answers when it has written or read everything.
+    const answer = decodeU64(await this.#call(REQUEST.CHECK_DEVICE_STATE, undefined, { timeoutMs: this.#vringBaseTimeoutMs }));
+    if (answer !== 0n) throw new SvqError("DEVICE_REFUSED", `${this.info.address} could not move its state: error ${answer}`);
   }
 
   /** Connects to the device that listens on `path`. @throws SvqError of connecting or negotiating */
@@ -367,8 +401,10 @@ async function negotiate(requester: Requester, options: FrontEndOptions, openCha
   const features = await getU64(REQUEST.GET_FEATURES);
   const hasProtocolFeatures = hasBit(features, VHOST_USER_F_PROTOCOL_FEATURES);
   let protocolFeatures = 0n;
+  let offeredProtocolFeatures = 0n;
   if (hasProtocolFeatures) {
-    protocolFeatures = await getU64(REQUEST.GET_PROTOCOL_FEATURES) & (options.protocolFeatures ?? FRONT_END_PROTOCOL_FEATURES);
+    offeredProtocolFeatures = await getU64(REQUEST.GET_PROTOCOL_FEATURES);
+    protocolFeatures = offeredProtocolFeatures & (options.protocolFeatures ?? FRONT_END_PROTOCOL_FEATURES);
     await requester.tell(REQUEST.SET_PROTOCOL_FEATURES, encodeU64(protocolFeatures));
     requester.replyAck = hasBit(protocolFeatures, PROTOCOL_FEATURE.REPLY_ACK);
   }
@@ -388,6 +424,9 @@ async function negotiate(requester: Requester, options: FrontEndOptions, openCha
     queueNum,
     maxMemSlots,
     protocolFeatures,
+    offeredProtocolFeatures,
+    // libvhost-user, DPDK and SPDK offer it, whatever they do with it; rust-vmm's crates do not know it.
+    kickExchange: hasBit(offeredProtocolFeatures, PROTOCOL_FEATURE.HOST_NOTIFIER),
     canSuspend: false,
     hasConfig: hasBit(protocolFeatures, PROTOCOL_FEATURE.CONFIG),
   };

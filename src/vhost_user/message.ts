@@ -262,3 +262,31 @@ export function decodeMac(bytes: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffe
   requireSize(bytes, 8, "MAC address message");
   return bytes.slice(0, 6);
 }
+
+/** Bit 8 of the answer to SET_DEVICE_STATE_FD: no descriptor comes back, the one that was sent is used. Bits 0 to 7: error. */
+export const DEVICE_STATE_NO_FD = 0x100n;
+
+/** The payload of SET_DEVICE_STATE_FD. */
+export interface DeviceStateRequest {
+  /** 0 on the wire: the device writes its state (save); 1: it reads it (load). */
+  direction: "save" | "load";
+  /** 0: stopped, the only one there is. */
+  phase: number;
+}
+
+/** Encodes SET_DEVICE_STATE_FD: 8 bytes. */
+export function encodeDeviceState({ direction, phase }: DeviceStateRequest): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(8);
+  const view = viewOf(bytes);
+  view.setUint32(0, direction === "save" ? 0 : 1, true);
+  view.setUint32(4, phase, true);
+  return bytes;
+}
+
+/** Decodes SET_DEVICE_STATE_FD. @throws SvqError BAD_RECORD, VHOST_USER_PROTOCOL for a direction that there is not */
+export function decodeDeviceState(bytes: Uint8Array<ArrayBuffer>): DeviceStateRequest {
+  const view = requireSize(bytes, 8, "device state message");
+  const direction = view.getUint32(0, true);
+  if (direction > 1) throw protocolError(`Device state in direction ${direction}`);
+  return { direction: direction === 0 ? "save" : "load", phase: view.getUint32(4, true) };
+}

@@ -5,6 +5,7 @@
  * @module
  */
 import { EXIT, SvqError } from "../errors.ts";
+import type { OwnedFd } from "../ffi/fd.ts";
 import type { UnixStream } from "../ffi/unix_socket.ts";
 import { decodeU64 } from "../uapi/vhost.ts";
 import { type Channel, FLAG, requestName } from "../uapi/vhost_user.ts";
@@ -29,6 +30,8 @@ export interface CallOptions {
   timeoutMs?: number | undefined;
   /** For messages: `queue 3`. */
   what?: string;
+  /** Is given the descriptors that come with the answer, as their owner; otherwise they are closed. */
+  onFds?: (fds: OwnedFd[]) => void;
 }
 
 interface Pending {
@@ -37,6 +40,7 @@ interface Pending {
   resolve: (payload: Uint8Array<ArrayBuffer>) => void;
   reject: (error: unknown) => void;
   timer: ReturnType<typeof setTimeout> | undefined;
+  onFds: ((fds: OwnedFd[]) => void) | undefined;
 }
 
 const NO_BYTES = new Uint8Array(0);
@@ -71,8 +75,9 @@ export class Requester implements Disposable {
       for (;;) {
         const message = await this.#connection.receive();
         if (message === undefined) break;
-        closeFds(message.fds);
         const pending = this.#pending.shift();
+        if (pending?.onFds !== undefined && pending.request === message.request) pending.onFds(message.fds.splice(0));
+        closeFds(message.fds);
         if (pending === undefined) throw protocolError(`Unasked answer to ${this.#name(message.request)}`);
         clearTimeout(pending.timer);
         if (message.request !== pending.request) {
@@ -116,7 +121,7 @@ export class Requester implements Disposable {
         );
       }, timeoutMs);
       // Before the message goes out: its answer cannot overtake this.
-      this.#pending.push({ request, what, resolve, reject, timer });
+      this.#pending.push({ request, what, resolve, reject, timer, onFds: options.onFds });
       this.#connection.send(request, flags, payload, options.fds).catch((error) => this.fail(error));
     });
   }

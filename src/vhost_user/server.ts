@@ -28,11 +28,13 @@ import type { VhostBackend } from "../vhost/backend.ts";
 import { closeFds, type Message, type MessageHook, VhostUserConnection } from "./connection.ts";
 import {
   decodeConfig,
+  decodeDeviceState,
   decodeLog,
   decodeMac,
   decodeMemTable,
   decodeRegion,
   decodeVringFd,
+  DEVICE_STATE_NO_FD,
   encodeConfig,
   encodeLog,
   protocolError,
@@ -45,7 +47,7 @@ const RING_PACKED = 34;
 
 /** What a {@linkcode BackendServer} is told besides its backend. */
 export interface ServerOptions {
-  /** Protocol features to offer (default {@linkcode SERVER_PROTOCOL_FEATURES}); CONFIG, RARP and MTU need the backend too. */
+  /** Protocol features to offer (default {@linkcode SERVER_PROTOCOL_FEATURES}); CONFIG, RARP, MTU, DEVICE_STATE need the backend too. */
   protocolFeatures?: bigint;
   /** Offer LOG_ALL (bit 26), whatever the backend says (default false: not offered). */
   offerLog?: boolean;
@@ -74,6 +76,8 @@ export class BackendServer implements Disposable {
   readonly #errFds = new Map<number, OwnedFd>();
   readonly #nums = new Map<number, number>();
   readonly #started = new Set<number>();
+  /** Descriptors that go out with the next answer. */
+  readonly #replyFds: OwnedFd[] = [];
   #channel: Requester | undefined;
   #protocolFeatures = 0n;
   #features = 0n;
@@ -91,11 +95,12 @@ export class BackendServer implements Disposable {
 
   /** The protocol features that the front-end is offered. */
   get offeredProtocolFeatures(): bigint {
-    const { info, sendRarp, setMtu } = this.#backend;
+    const { info, sendRarp, setMtu, setDeviceStateFd } = this.#backend;
     let offered = this.#options.protocolFeatures ?? SERVER_PROTOCOL_FEATURES;
     if (!info.hasConfig) offered &= ~bit(PROTOCOL_FEATURE.CONFIG);
     if (sendRarp === undefined) offered &= ~bit(PROTOCOL_FEATURE.RARP);
     if (setMtu === undefined) offered &= ~bit(PROTOCOL_FEATURE.MTU);
+    if (setDeviceStateFd === undefined) offered &= ~bit(PROTOCOL_FEATURE.DEVICE_STATE);
     return offered;
   }
 
@@ -150,9 +155,18 @@ export class BackendServer implements Disposable {
       answer = this.#afterFailure(message, error);
       failed = true;
     }
-    if (answer !== undefined) return await this.#connection.reply(request, answer);
+    if (answer !== undefined) return await this.#reply(request, answer);
     if (this.#wantsAck(message)) return await this.#connection.reply(request, encodeU64(failed ? 1n : 0n));
     if (failed) this.#signalError(message);
+  }
+
+  async #reply(request: number, answer: Uint8Array<ArrayBuffer>): Promise<void> {
+    const fds = this.#replyFds.splice(0);
+    try {
+      await this.#connection.reply(request, answer, fds.map(({ fd }) => fd));
+    } finally {
+      closeFds(fds);
+    }
   }
 
   #wantsAck(message: Message): boolean {
@@ -239,7 +253,23 @@ export class BackendServer implements Disposable {
     [REQUEST.GET_STATUS]: async () => encodeU64(BigInt(await this.#backend.getStatus())),
     [REQUEST.SET_STATUS]: ({ payload }) => this.#done(this.#backend.setStatus(Number(decodeU64(payload) & 0xffn))),
     [REQUEST.RESET_DEVICE]: () => this.#reset(),
+    [REQUEST.SET_DEVICE_STATE_FD]: (message) => this.#setDeviceStateFd(message),
+    [REQUEST.CHECK_DEVICE_STATE]: async () => {
+      if (this.#backend.checkDeviceState === undefined) throw this.#refusal(REQUEST.CHECK_DEVICE_STATE);
+      await this.#backend.checkDeviceState();
+      return encodeU64(0n);
+    },
   };
+
+  async #setDeviceStateFd(message: Message): Promise<Answer> {
+    if (this.#backend.setDeviceStateFd === undefined) throw this.#refusal(REQUEST.SET_DEVICE_STATE_FD);
+    const { direction, phase } = decodeDeviceState(message.payload);
+    const other = await this.#backend.setDeviceStateFd(direction, phase, message.fds[0]!.fd);
+    if (other === undefined) return encodeU64(DEVICE_STATE_NO_FD);
+    // Goes out with the answer.
+    this.#replyFds.push(other);
+    return encodeU64(0n);
+  }
 
   async #done(work: Promise<void>): Promise<undefined> {
     await work;

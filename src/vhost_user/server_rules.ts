@@ -10,7 +10,7 @@ import { protocolError, requireRing } from "./message.ts";
 
 const NO_BYTES = new Uint8Array(0);
 
-/** What a back-end server offers by default; CONFIG, RARP and MTU only where the backend can do them. */
+/** What a back-end server offers by default; CONFIG, RARP, MTU and DEVICE_STATE only where the backend can do them. */
 export const SERVER_PROTOCOL_FEATURES: bigint = bitsOf([
   PROTOCOL_FEATURE.MQ,
   PROTOCOL_FEATURE.LOG_SHMFD,
@@ -22,6 +22,7 @@ export const SERVER_PROTOCOL_FEATURES: bigint = bitsOf([
   PROTOCOL_FEATURE.RESET_DEVICE,
   PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS,
   PROTOCOL_FEATURE.STATUS,
+  PROTOCOL_FEATURE.DEVICE_STATE,
 ]);
 
 /** Answers that say "failed" to requests that have an answer of their own; all others of those cannot say it. */

@@ -18,8 +18,12 @@ Deno.test("What is left shrinks by the share of the bandwidth that the guest's w
 Deno.test("A guest that writes faster than the link does not converge, and never more than all memory is left", () => {
   const faster = estimateMigration({ ...input, dirtyPages: 20_000 });
   assert.deepEqual([faster.rounds, faster.converges], [30, false]);
-  fc.assert(fc.property(fc.nat({ max: 10 ** 7 }), fc.integer({ min: 1, max: 10 ** 10 }), (dirtyPages, maxBandwidth) => {
-    const { downtimeMs, rounds } = estimateMigration({ ...input, dirtyPages, maxBandwidth });
-    assert.ok(downtimeMs <= FIXED_MS + input.pages * 4096 / maxBandwidth * 1000 + 1e-6 && rounds <= 30);
-  }));
+  fc.assert(
+    fc.property(fc.nat({ max: 10 ** 7 }), fc.integer({ min: 1, max: 10 ** 10 }), (dirtyPages, maxBandwidth) => {
+      const { downtimeMs, rounds } = estimateMigration({ ...input, dirtyPages, maxBandwidth });
+      const all = FIXED_MS + input.pages * 4096 / maxBandwidth * 1000;
+      assert.ok(downtimeMs <= all * (1 + 1e-9) && rounds <= 30, `${downtimeMs} of ${all} ms`);
+    }),
+    { seed: 6, numRuns: 300 },
+  );
 });

@@ -14,6 +14,8 @@ import {
 } from "../../src/migration/protocol.ts";
 import { formatMigrationUri, parseMigrationUri } from "../../src/migration/uri.ts";
 
+fc.configureGlobal({ seed: 6, numRuns: 200 });
+
 const bytes16 = fc.uint8Array({ minLength: 16, maxLength: 16 }).map((bytes) => Uint8Array.from(bytes));
 
 Deno.test("HELLO, ROUND and page ranges are read as they were written", () => {

@@ -7,7 +7,8 @@ import { SvqError } from "../../src/errors.ts";
 import { isOpenFd } from "../../src/ffi/fd.ts";
 import type { MemoryRegion } from "../../src/memory/region.ts";
 import { bitsOf } from "../../src/uapi/bits.ts";
-import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../../src/vhost/backend.ts";
+import type { OwnedFd } from "../../src/ffi/mod.ts";
+import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../../src/vhost/backend.ts";
 
 /** One call of a method: its name and plain-data arguments. Descriptors are shown as `fd` (open) or `null`. */
 export type Call = [name: string, ...args: unknown[]];
@@ -65,6 +66,17 @@ export class FakeBackend implements VhostBackend {
     this.calls.push([name, ...args]);
   }
 
+  /** Given back by setDeviceStateFd, once. */
+  stateFd: OwnedFd | undefined;
+  async setDeviceStateFd(direction: DeviceStateDirection, phase: number, fd: number): Promise<OwnedFd | undefined> {
+    await this.#record("setDeviceStateFd", direction, phase, plainFd(fd));
+    const given = this.stateFd;
+    this.stateFd = undefined;
+    return given;
+  }
+  checkDeviceState(): Promise<void> {
+    return this.#record("checkDeviceState");
+  }
   getFeatures(): Promise<bigint> {
     return Promise.resolve(this.features);
   }

@@ -4,6 +4,7 @@
  * @module
  */
 import { ControlClient } from "../../src/relay/control.ts";
+import type { TracedMessage } from "../../src/relay/message_log.ts";
 import type { RelayMode } from "../../src/relay/relay.ts";
 import type { RelayStatus } from "../../src/relay/status.ts";
 import { Process } from "./process.ts";
@@ -17,6 +18,8 @@ export interface RelayProcessOptions {
   name?: string;
   /** Device address. */
   device: string;
+  /** Where the VMM is met, when the relay is to connect to it; default: it listens. */
+  connect?: string;
   /** More words for `svq relay run`. */
   args?: string[];
 }
@@ -39,7 +42,8 @@ export class RelayProcess implements AsyncDisposable {
       name: `svq relay ${name}`,
       env: { SVQ_RUNTIME_DIR: options.folder, NO_COLOR: "1" },
       args: [
-        ...["run", "-A", "--quiet", MAIN, "relay", "run", "--name", name, "--front", `unix:${options.folder}/${name}.front`],
+        ...["run", "-A", "--quiet", MAIN, "relay", "run", "--name", name],
+        ...["--front", options.connect === undefined ? `unix:${options.folder}/${name}.front` : `connect:${options.connect}`],
         ...["--device", options.device, ...(options.args ?? [])],
       ],
     });
@@ -67,6 +71,11 @@ export class RelayProcess implements AsyncDisposable {
   /** Changes the mode and waits until every queue is in it. */
   setMode(mode: RelayMode): Promise<RelayStatus> {
     return this.call("set", { mode });
+  }
+
+  /** The vhost-user messages that the relay has seen so far. */
+  async messages(after = 0): Promise<TracedMessage[]> {
+    return (await this.call<{ messages: TracedMessage[] }>("messages", { after })).messages;
   }
 
   /** Waits until the status satisfies a condition. */

@@ -53,6 +53,8 @@ export interface VmOptions {
   modules?: string[];
   /** A shell after the workload instead of power off. */
   stay?: boolean;
+  /** A reset starts the guest anew instead of ending QEMU. */
+  reboot?: boolean;
   /** `-incoming` URI: this guest is a migration's destination. */
   incoming?: string;
   /** Created stopped (`-S`): as a destination it stays stopped after the migration. */
@@ -183,9 +185,9 @@ export class Vm implements AsyncDisposable {
     return output;
   }
 
-  /** Waits until the workload has filled the disk and goes on. */
-  async waitReady(timeoutMs: number = BOOT_MS): Promise<void> {
-    const match = await this.waitSerial(/SVQ READY .*errors=(\d+)|SVQ DONE FAILED.*|GUEST workload ended/, { timeoutMs });
+  /** Waits until the workload has filled the disk and goes on (after line `since`: it starts again with the guest). */
+  async waitReady(timeoutMs: number = BOOT_MS, since = 0): Promise<void> {
+    const match = await this.waitSerial(/SVQ READY .*errors=(\d+)|SVQ DONE FAILED.*|GUEST workload ended/, { timeoutMs, since });
     if (match[1] !== "0") throw new Error(`The workload did not start well:\n${this.serial.tail()}`);
   }
 
@@ -205,9 +207,10 @@ export class Vm implements AsyncDisposable {
   }
 
   /** Tells the workload to stop (unless `ends` on its own) and returns the outcome of its full verification. */
-  async finishWorkload(options: { ends?: boolean; timeoutMs?: number } = {}): Promise<WorkloadResult> {
+  async finishWorkload(options: { ends?: boolean; timeoutMs?: number; since?: number } = {}): Promise<WorkloadResult> {
     if (options.ends !== true) await this.send("stop\n");
-    const [line] = await this.waitSerial(/^SVQ DONE .*$/, options.timeoutMs === undefined ? {} : { timeoutMs: options.timeoutMs });
+    const { timeoutMs, since = 0 } = options;
+    const [line] = await this.waitSerial(/^SVQ DONE .*$/, timeoutMs === undefined ? { since } : { timeoutMs, since });
     return workloadResult(line, this.serial);
   }
 
@@ -262,7 +265,7 @@ export async function startVm(options: VmOptions): Promise<Vm> {
       ...program.args,
       "-name", name, "-accel", "tcg", "-cpu", "qemu64", "-smp", String(options.cpus ?? 1), "-m", String(mib),
       "-object", `memory-backend-memfd,id=m,size=${mib}M,share=on`, "-machine", "q35,memory-backend=m,hpet=off",
-      "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio",
+      "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", ...(options.reboot === true ? [] : ["-no-reboot"]),
       "-qmp", `unix:${socket("qmp")},server=on,wait=off`, "-qmp", `unix:${socket("qmp2")},server=on,wait=off`,
       "-kernel", image.kernel, "-initrd", image.initramfs, "-append", kernelCommandLine(options),
       ...deviceArgs(options),

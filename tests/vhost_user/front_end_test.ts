@@ -97,6 +97,7 @@ Deno.test("the handshake goes in QEMU's order and takes only what this front-end
       PF.RESET_DEVICE,
       PF.CONFIGURE_MEM_SLOTS,
       PF.STATUS,
+      PF.DEVICE_STATE,
     ]),
   );
   assert.deepEqual([info.queueNum, info.maxMemSlots, info.hasConfig, info.kind], [2, 3, true, "vhost-user"]);

@@ -1,7 +1,7 @@
 /** `svq relay`: run, start, stop, list, status, set. @module */
 import { buildCommand, buildRouteMap } from "@stricli/core";
 import { SvqError } from "../../errors.ts";
-import { openDevice } from "../../devices/open.ts";
+import { DeviceSource } from "../../devices/open.ts";
 import { ControlClient } from "../../relay/control.ts";
 import { DEFAULT_RELAY_CONFIG, type RelayMode, type RingChoice } from "../../relay/relay.ts";
 import { controlPath, relayNames } from "../../relay/runtime_dir.ts";
@@ -90,11 +90,13 @@ const run = buildCommand({
     const address = deviceOf(flags);
     const name = flags.name ?? `relay-${Deno.pid}`;
     const { signal } = this;
+    using source = new DeviceSource(address);
     await using service = new RelayService({
       name,
       front,
       device: formatDeviceAddress(address),
-      openDevice: () => openDevice(address),
+      openDevice: (options) => source.open(options),
+      deviceConnects: source.listens,
       config: {
         mode: flags.mode,
         forceShadow: flags.forceShadow,

@@ -1,0 +1,76 @@
+/** `svq trace`. @module */
+import { buildCommand, type Command } from "@stricli/core";
+import { ControlClient } from "../../relay/control.ts";
+import type { TracedMessage } from "../../relay/message_log.ts";
+import { controlPath } from "../../relay/runtime_dir.ts";
+import { fieldsText } from "../../vhost_user/describe.ts";
+import type { CliContext } from "../context.ts";
+import { relayArgument } from "../parameters.ts";
+
+interface Flags {
+  readonly messages: boolean;
+  readonly follow: boolean;
+  readonly side?: "front" | "device";
+}
+
+/** How long one question to the relay waits for news, ms. */
+const WAIT_MS = 1000;
+
+interface Answer {
+  messages: TracedMessage[];
+  last: number;
+}
+
+const SENDERS = {
+  front: { vmm: "vmm > relay", relay: "vmm < relay", device: "" },
+  device: { relay: "relay > device", device: "relay < device", vmm: "" },
+} as const;
+
+function clock(timeUs: number): string {
+  const iso = new Date(Math.floor(timeUs / 1000)).toISOString();
+  return `${iso.slice(11, 23)}${String(timeUs % 1000).padStart(3, "0")}`;
+}
+
+function describe(message: TracedMessage): string {
+  const { side, from, channel, request, reply, need_reply, fds, fields } = message;
+  const words = [
+    clock(message.time_us),
+    SENDERS[side][from].padEnd(14),
+    `${reply ? "  = " : ""}${request}${channel === "back-end" ? " (back-end channel)" : ""}`,
+    fieldsText(fields),
+    fds > 0 ? `fds=${fds}` : "",
+    need_reply ? "need-reply" : "",
+  ];
+  return words.filter((part) => part !== "").join("  ");
+}
+
+/** `svq trace`. */
+export const command: Command<CliContext> = buildCommand({
+  docs: {
+    brief: "Show what a VMM, a relay and a device say to each other",
+    fullDescription:
+      "Prints the vhost-user messages of a running relay, decoded: what the VMM asks of the relay and what the relay asks of the device. A relay always keeps its last 8192 messages, so what led to a problem is still there. Under -j each message is a line of JSON.\n\nExample:\n  svq trace vm1-disk --messages --follow",
+  },
+  parameters: {
+    flags: {
+      messages: { kind: "boolean", brief: "vhost-user messages (the default, and the only kind)", default: true },
+      follow: { kind: "boolean", brief: "Go on with new messages until interrupted", default: false },
+      side: { kind: "enum", values: ["front", "device"], brief: "Only the VMM's side, or only the device's", optional: true },
+    },
+    positional: { kind: "tuple", parameters: [relayArgument()] },
+    aliases: { f: "follow" },
+  },
+  async func(this: CliContext, { follow, side }: Flags, name: string): Promise<void> {
+    using client = ControlClient.connect(name, controlPath(name));
+    const { signal } = this;
+    let after = 0;
+    do {
+      const { messages, last } = await client.call("messages", { after, wait_ms: follow && after > 0 ? WAIT_MS : 0 }) as Answer;
+      for (const message of messages) {
+        if (side !== undefined && message.side !== side) continue;
+        this.output.record({ schema: "svq.trace.message/1", ...message }, () => describe(message));
+      }
+      after = last;
+    } while (follow && !signal.aborted);
+  },
+});

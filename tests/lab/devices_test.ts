@@ -1,0 +1,126 @@
+import assert from "node:assert/strict";
+import type { RelayStatus } from "../../src/relay/status.ts";
+import { startPasst, startVirtiofsd } from "../support/daemons.ts";
+import { labTest } from "../support/real_parts.ts";
+import { RelayProcess } from "../support/relay_process.ts";
+import { migrate, startTestpmd, startVm, type Vm } from "../support/vm.ts";
+
+const MODES = { passthrough: [], shadow: ["--force-shadow"], used: ["--mode", "used"] } as const;
+
+function modesOf(status: RelayStatus): string[] {
+  assert.deepEqual(status.queues.map((queue) => queue.error), status.queues.map(() => null));
+  return status.queues.filter((queue) => queue.mode !== "stopped").map((queue) => queue.mode);
+}
+
+async function ping(vm: Vm, address: string, count = 3): Promise<void> {
+  assert.match(
+    await vm.shell(`ping -c ${count} -W 5 -A ${address}`),
+    new RegExp(`${count} packets transmitted, ${count} packets received`),
+  );
+}
+
+for (const [mode, args] of Object.entries(MODES)) {
+  await labTest(`a guest pings a DPDK back-end through the relay in ${mode}`, ["qemu-10", "guest", "dpdk"], async ({ folder }) => {
+    const socket = folder.join("net.sock");
+    await using _testpmd = await startTestpmd({ folder: folder.path, socket });
+    await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}`, args: [...args] });
+    await using vm = await startVm({ qemu: "10", folder: folder.path, nets: [{ socket: relay.front }], run: "shell" });
+    await vm.shell("ip link set eth0 up && ip addr add 10.77.0.2/24 dev eth0");
+    await ping(vm, "10.77.0.1");
+    assert.deepEqual(modesOf(await relay.status()), [mode, mode]);
+    for (const other of ["shadow", "passthrough", "used", "notify", "passthrough"] as const) {
+      await relay.setMode(other);
+      if (args.length === 0) assert.deepEqual(modesOf(await relay.status()), [other, other]);
+      await ping(vm, "10.77.0.1");
+    }
+  });
+
+  await labTest(`a guest talks TCP through passt and the relay in ${mode}`, ["qemu-10", "guest", "passt", "root"], async ({ folder }) => {
+    const socket = folder.join("passt.sock");
+    const echo =
+      `deno eval 'for await (const c of Deno.listen({hostname: "127.0.0.1", port: 7777})) c.readable.pipeTo(c.writable).catch(() => {})'`;
+    const passt = await startPasst(socket, echo);
+    await using _passt = passt.process;
+    await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}`, args: [...args] });
+    await using vm = await startVm({ qemu: "10", folder: folder.path, nets: [{ socket: relay.front }], run: "shell" });
+    await vm.shell(`ip link set eth0 up && ip addr add ${passt.address}/24 dev eth0 && ip route add default via ${passt.gateway}`);
+    await vm.shell("dd if=/dev/urandom of=/tmp/sent bs=1024 count=256 2>/dev/null");
+    for (const other of args.length === 0 ? (["passthrough", "shadow"] as const) : [undefined]) {
+      if (other !== undefined) await relay.setMode(other);
+      await vm.shell(`(cat /tmp/sent; sleep 3) | nc -w 10 ${passt.gateway} 7777 >/tmp/came; cmp /tmp/sent /tmp/came`, 60_000);
+      assert.deepEqual(new Set(modesOf(await relay.status())), new Set([other ?? mode]));
+    }
+  });
+
+  await labTest(
+    `a guest mounts, writes and reads through virtiofsd and the relay in ${mode}`,
+    ["qemu-10", "guest", "virtiofsd"],
+    async ({ folder }) => {
+      const socket = folder.join("fs.sock");
+      const share = folder.join("share");
+      await Deno.mkdir(share);
+      await Deno.writeTextFile(`${share}/hello`, "from the host\n");
+      await using _daemon = await startVirtiofsd(socket, share);
+      await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}`, args: [...args] });
+      await using vm = await startVm({
+        ...{ qemu: "10", folder: folder.path, run: "shell", modules: ["fs"] },
+        extraArgs: fsArgs(relay.front),
+      });
+      await vm.shell("mount -t virtiofs share /mnt");
+      assert.equal(await vm.shell("cat /mnt/hello"), "from the host");
+      for (const other of ["shadow", "passthrough", "used", "passthrough"] as const) {
+        await vm.shell("dd if=/dev/urandom of=/mnt/data bs=64k count=16 2>/dev/null; sync");
+        const [sum] = (await vm.shell("sha256sum /mnt/data")).split(" ");
+        assert.equal(sum, await sha256(`${share}/data`));
+        await relay.setMode(other);
+      }
+      modesOf(await relay.status());
+    },
+  );
+}
+
+function fsArgs(socket: string): string[] {
+  return ["-chardev", `socket,id=fs0,path=${socket}`, "-device", "vhost-user-fs-pci,chardev=fs0,tag=share,queue-size=256"];
+}
+
+async function sha256(path: string): Promise<string> {
+  const digest = await crypto.subtle.digest("SHA-256", await Deno.readFile(path));
+  return Array.from(new Uint8Array(digest), (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+await labTest(
+  "a guest with a virtiofs mount and an open file migrates through the relay, and the file goes on",
+  ["qemu-10", "guest", "virtiofsd"],
+  async ({ folder }) => {
+    const share = folder.join("share");
+    await Deno.mkdir(share);
+    await using _a = await startVirtiofsd(folder.join("fa.sock"), share);
+    await using _b = await startVirtiofsd(folder.join("fb.sock"), share);
+    await using relayA = await RelayProcess.start({ folder: folder.path, name: "a", device: `unix:${folder.join("fa.sock")}` });
+    await using relayB = await RelayProcess.start({ folder: folder.path, name: "b", device: `unix:${folder.join("fb.sock")}` });
+    const uri = `unix:${folder.join("migrate")}`;
+    const common = { qemu: "10" as const, folder: folder.path, run: "shell" as const, modules: ["fs"] };
+    await using source = await startVm({ ...common, name: "source", extraArgs: fsArgs(relayA.front) });
+    await using destination = await startVm({ ...common, name: "destination", incoming: uri, extraArgs: fsArgs(relayB.front) });
+    await source.shell("mount -t virtiofs share /mnt && exec 5>/mnt/log");
+    await source.shell(
+      "(i=0; while [ -e /mnt/go ] || [ $i = 0 ]; do i=$((i+1)); echo line $i >&5; usleep 20000; done; echo end $i >&5) & touch /mnt/go; true",
+    );
+    const figures = await migrate(source, destination, uri);
+    const since = destination.serial.lines.length;
+    await destination.send("rm /mnt/go; wait; echo STOPPED\n");
+    await destination.waitSerial(/^STOPPED$/, { since });
+    const lines = (await Deno.readTextFile(`${share}/log`)).trimEnd().split("\n");
+    const last = Number(/^end (\d+)$/.exec(lines.at(-1)!)![1]);
+    assert.deepEqual(lines.slice(0, -1), Array.from({ length: last }, (_, i) => `line ${i + 1}`), "every line once, in order");
+    const state = async (relay: RelayProcess) =>
+      (await relay.messages()).filter(({ request, reply }) => request.includes("DEVICE_STATE") && !reply)
+        .map(({ from, request, fields }) => `${from} ${request} ${fields.direction ?? ""}`.trim());
+    const expected = (direction: string) =>
+      ["vmm SET_DEVICE_STATE_FD", "relay SET_DEVICE_STATE_FD", "vmm CHECK_DEVICE_STATE", "relay CHECK_DEVICE_STATE"]
+        .map((text) => text.includes("SET_") ? `${text} ${direction}` : text);
+    assert.deepEqual(await state(relayA), expected("save"));
+    assert.deepEqual(await state(relayB), expected("load"));
+    console.log(`  total ${figures.totalMs} ms, downtime ${figures.downtimeMs} ms`);
+  },
+);

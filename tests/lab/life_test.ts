@@ -1,0 +1,202 @@
+import assert from "node:assert/strict";
+import { QmpClient } from "../../src/migration/qmp.ts";
+import type { TracedMessage } from "../../src/relay/message_log.ts";
+import { labTest } from "../support/real_parts.ts";
+import { RelayProcess } from "../support/relay_process.ts";
+import { makeImage, startVm, storageDaemon, verifyImage, type Vm } from "../support/vm.ts";
+import { waitUntil } from "../support/wait.ts";
+
+/** How the relay runs: the queue's mode once the guest is up. */
+const MODES = { passthrough: [], shadow: ["--force-shadow"], used: ["--mode", "used"] } as const;
+
+const WORKLOAD = { report: 100, blocks: 1024, hold: 64 } as const;
+
+async function assertSound(vm: Vm, image: string, since = 0): Promise<void> {
+  const result = await vm.finishWorkload({ since });
+  assert.equal(result.ok, true, `${result.line}\n${result.errorLines.join("\n")}`);
+  assert.equal((await verifyImage(image, { blocks: WORKLOAD.blocks })).digest, result.digest, "the image holds what the guest wrote");
+}
+
+async function assertNoErrors(relay: RelayProcess, mode: string): Promise<void> {
+  const status = await relay.status();
+  assert.deepEqual(status.queues.map((queue) => [queue.mode, queue.errors]), [[mode, 0]]);
+  assert.equal(status.needs_reset, false);
+}
+
+function sentBy(messages: readonly TracedMessage[], from: TracedMessage["from"], request: string): TracedMessage[] {
+  return messages.filter((message) => message.from === from && message.request === request && !message.reply);
+}
+
+/** Starts a checked workload beside the shell; `stopWorkload` ends it. */
+async function startWorkload(vm: Vm, device = "/dev/vda"): Promise<void> {
+  await vm.shell("rm -f /tmp/ctl; mkfifo /tmp/ctl; exec 3<>/tmp/ctl");
+  const since = vm.serial.lines.length;
+  await vm.shell(
+    `{ svq_guest dev=${device} ${Object.entries(WORKLOAD).map(([name, value]) => `${name}=${value}`).join(" ")} </tmp/ctl & }`,
+  );
+  await vm.waitReady(undefined, since);
+}
+
+async function stopWorkload(vm: Vm, image: string): Promise<void> {
+  const since = vm.serial.lines.length;
+  await vm.send("echo stop >&3\n");
+  const [line] = await vm.waitSerial(/^SVQ DONE .*$/, { since });
+  assert.match(line, /^SVQ DONE ok /, line);
+  const digest = /digest=(\w+)/.exec(line)![1];
+  assert.equal((await verifyImage(image, { blocks: WORKLOAD.blocks })).digest, digest);
+}
+
+for (const [mode, args] of Object.entries(MODES)) {
+  await labTest(`a guest's whole life goes through the relay in ${mode}`, ["qemu-10", "guest"], async ({ folder, step }) => {
+    const image = await makeImage(folder.join("disk.img"));
+    const [socket, monitor] = [folder.join("blk.sock"), folder.join("qsd.qmp")];
+    await using _daemon = await storageDaemon({ version: "10", image, socket, qmpSocket: monitor });
+    await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}`, args: [...args] });
+    await using vm = await startVm({
+      ...{ qemu: "10", folder: folder.path, reboot: true, stay: true, run: "workload", workload: WORKLOAD },
+      disk: { socket: relay.front },
+    });
+
+    await step("firmware first, then the kernel, with features of its own", async () => {
+      await vm.waitReady();
+      const messages = await relay.messages();
+      const words = sentBy(messages, "vmm", "SET_FEATURES").map((message) => message.fields.value);
+      assert.ok(new Set(words).size >= 2, `feature words: ${words.join(" ")}`);
+      assert.ok(sentBy(messages, "vmm", "GET_VRING_BASE").length >= 1, "the firmware's ring was stopped");
+      await vm.nextHeartbeat();
+      await assertNoErrors(relay, mode);
+    });
+
+    await step("system_reset under load", async () => {
+      const since = vm.serial.lines.length;
+      await vm.qmp.execute("system_reset");
+      await vm.waitReady(undefined, since);
+      await vm.nextHeartbeat();
+      await assertNoErrors(relay, mode);
+    });
+
+    await step("the workload of the new life is sound", async () => {
+      const since = vm.serial.lines.length;
+      await assertSound(vm, image, since);
+      await vm.waitSerial(/GUEST workload ended/, { since });
+    });
+
+    await step("a guest that reboots under load", async () => {
+      await startWorkload(vm);
+      const since = vm.serial.lines.length;
+      await vm.send("reboot -f\n");
+      await vm.waitReady(undefined, since);
+      const end = vm.serial.lines.length;
+      await assertSound(vm, image, end);
+      await vm.waitSerial(/GUEST workload ended/, { since: end });
+      await assertNoErrors(relay, mode);
+    });
+
+    await step("block_resize under load reaches the guest", async () => {
+      await startWorkload(vm);
+      const after = (await relay.messages()).at(-1)!.seq;
+      const qsd = await QmpClient.connect(monitor);
+      try {
+        await qsd.execute("block_resize", { "node-name": "file0", size: 96 << 20 });
+      } finally {
+        await qsd.close();
+      }
+      await vm.shell(`while [ "$(cat /sys/block/vda/size)" != ${96 << 11} ]; do sleep 0.1; done`);
+      const changes = (await relay.messages(after)).filter((message) => message.request === "CONFIG_CHANGE_MSG" && !message.reply);
+      assert.deepEqual(changes.map((message) => message.from), ["device", "relay"]);
+      await stopWorkload(vm, image);
+    });
+
+    await step("the guest writes into the configuration space", async () => {
+      const after = (await relay.messages()).at(-1)!.seq;
+      const before = await vm.shell("cat /sys/block/vda/cache_type");
+      const [wanted, byte] = before === "write back" ? ["write through", "00"] : ["write back", "01"];
+      await vm.shell(`echo "${wanted}" >/sys/block/vda/cache_type`);
+      assert.equal(await vm.shell("cat /sys/block/vda/cache_type"), wanted);
+      const written = sentBy(await relay.messages(after), "relay", "SET_CONFIG");
+      assert.deepEqual(written.map((message) => [message.fields.offset, message.fields.bytes]), [[32, byte]]);
+      await startWorkload(vm);
+      await stopWorkload(vm, image);
+      await assertNoErrors(relay, mode);
+    });
+  });
+}
+
+for (const [mode, args] of Object.entries(MODES)) {
+  await labTest(
+    `disks are pulled out under load and plugged in again through the relay in ${mode}`,
+    ["qemu-10", "guest"],
+    async ({ folder }) => {
+      const image = await makeImage(folder.join("disk.img"));
+      const socket = folder.join("blk.sock");
+      await using _daemon = await storageDaemon({ version: "10", image, socket });
+      await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}`, args: [...args] });
+      await using vm = await startVm({
+        ...{ qemu: "10", folder: folder.path, run: "shell", modules: ["disk"] },
+        extraArgs: ["-device", "pcie-root-port,id=port0,chassis=1,slot=1"],
+      });
+      await vm.shell("true");
+      for (let round = 0; round < 3; round++) {
+        await vm.qmp.execute("chardev-add", {
+          id: "late",
+          backend: { type: "socket", data: { addr: { type: "unix", data: { path: relay.front } }, server: false } },
+        });
+        await vm.qmp.execute("device_add", { driver: "vhost-user-blk-pci", id: "disk", chardev: "late", bus: "port0" });
+        await vm.shell("while ! [ -b /dev/vda ]; do sleep 0.1; done", 60_000);
+        await startWorkload(vm);
+        await relay.waitStatus("runs", (status) => status.state === "running");
+        await assertNoErrors(relay, mode);
+        if (round === 2) {
+          await stopWorkload(vm, image);
+          break;
+        }
+        const events = vm.qmp.eventCount;
+        const since = vm.serial.lines.length;
+        await vm.qmp.execute("device_del", { id: "disk" });
+        await vm.qmp.waitEvent("DEVICE_DELETED", { since: events, predicate: ({ data }) => data.device === "disk" });
+        await vm.waitSerial(/SVQ ERROR/, { since });
+        await vm.qmp.execute("chardev-remove", { id: "late" });
+        await relay.waitStatus("waits", (status) => status.state === "waiting");
+        // The workload lost its disk, which it must not survive with a good result.
+        await vm.shell("kill -9 %1; wait; exec 3>&-; true");
+        await vm.shell("while [ -b /dev/vda ]; do sleep 0.1; done");
+      }
+    },
+  );
+}
+
+for (const [mode, args] of Object.entries({ shadow: ["--force-shadow"], used: ["--mode", "used"] })) {
+  await labTest(
+    `the storage daemon is killed under load and comes back later; the guest waits and loses nothing: ${mode}`,
+    ["qemu-10", "guest"],
+    async ({ folder }) => {
+      const image = await makeImage(folder.join("disk.img"));
+      const socket = folder.join("blk.sock");
+      let daemon = await storageDaemon({ version: "10", image, socket });
+      await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}`, args });
+      try {
+        await using vm = await startVm({
+          ...{ qemu: "10", folder: folder.path, run: "workload", workload: WORKLOAD },
+          disk: { socket: relay.front },
+        });
+        await vm.waitReady();
+        for (let round = 1; round <= 3; round++) {
+          await vm.nextHeartbeat();
+          await daemon[Symbol.asyncDispose]();
+          const lost = await relay.waitStatus("lost", (status) => status.state === "device-lost");
+          assert.equal(lost.device_connected, false);
+          await relay.waitStatus("holds", (status) => status.queues[0]!.mode === "waiting");
+          daemon = await storageDaemon({ version: "10", image, socket });
+          const back = await relay.waitStatus("is back", (status) => status.state === "running");
+          assert.equal(back.device_connections, round + 1);
+          const before = await vm.nextHeartbeat();
+          await waitUntil("more requests", async () => (await vm.nextHeartbeat()).ops > before.ops);
+        }
+        await assertSound(vm, image);
+        await assertNoErrors(relay, mode);
+      } finally {
+        await daemon[Symbol.asyncDispose]();
+      }
+    },
+  );
+}

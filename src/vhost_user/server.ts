@@ -255,16 +255,20 @@ export class BackendServer implements Disposable {
     [REQUEST.RESET_DEVICE]: () => this.#reset(),
     [REQUEST.SET_DEVICE_STATE_FD]: (message) => this.#setDeviceStateFd(message),
     [REQUEST.CHECK_DEVICE_STATE]: async () => {
-      if (this.#backend.checkDeviceState === undefined) throw this.#refusal(REQUEST.CHECK_DEVICE_STATE);
-      await this.#backend.checkDeviceState();
+      if (!this.#hasDeviceState) throw this.#refusal(REQUEST.CHECK_DEVICE_STATE);
+      await this.#backend.checkDeviceState!();
       return encodeU64(0n);
     },
   };
 
+  get #hasDeviceState(): boolean {
+    return hasBit(this.#protocolFeatures, PROTOCOL_FEATURE.DEVICE_STATE);
+  }
+
   async #setDeviceStateFd(message: Message): Promise<Answer> {
-    if (this.#backend.setDeviceStateFd === undefined) throw this.#refusal(REQUEST.SET_DEVICE_STATE_FD);
+    if (!this.#hasDeviceState) throw this.#refusal(REQUEST.SET_DEVICE_STATE_FD);
     const { direction, phase } = decodeDeviceState(message.payload);
-    const other = await this.#backend.setDeviceStateFd(direction, phase, message.fds[0]!.fd);
+    const other = await this.#backend.setDeviceStateFd!(direction, phase, message.fds[0]!.fd);
     if (other === undefined) return encodeU64(DEVICE_STATE_NO_FD);
     // Goes out with the answer.
     this.#replyFds.push(other);

@@ -13,10 +13,8 @@ function modesOf(status: RelayStatus): string[] {
 }
 
 async function ping(vm: Vm, address: string, count = 3): Promise<void> {
-  assert.match(
-    await vm.shell(`ping -c ${count} -W 5 -A ${address}`),
-    new RegExp(`${count} packets transmitted, ${count} packets received`),
-  );
+  // On a slow host a request may be repeated before its answer has come.
+  assert.match(await vm.shell(`ping -c ${count} -W 5 -A ${address}`), new RegExp(`, ${count} packets received`));
 }
 
 for (const [mode, args] of Object.entries(MODES)) {

@@ -1,5 +1,6 @@
 /** `svq trace`. @module */
 import { buildCommand, type Command } from "@stricli/core";
+import { SvqError } from "../../errors.ts";
 import { ControlClient } from "../../relay/control.ts";
 import type { TracedMessage } from "../../relay/message_log.ts";
 import { controlPath } from "../../relay/runtime_dir.ts";
@@ -65,7 +66,15 @@ export const command: Command<CliContext> = buildCommand({
     const { signal } = this;
     let after = 0;
     do {
-      const { messages, last } = await client.call("messages", { after, wait_ms: follow && after > 0 ? WAIT_MS : 0 }) as Answer;
+      let answer: Answer;
+      try {
+        answer = await client.call("messages", { after, wait_ms: follow && after > 0 ? WAIT_MS : 0 }) as Answer;
+      } catch (error) {
+        // The relay has ended, and with it the stream.
+        if (follow && error instanceof SvqError && error.code === "CONTROL_CLOSED") return;
+        throw error;
+      }
+      const { messages, last } = answer;
       for (const message of messages) {
         if (side !== undefined && message.side !== side) continue;
         this.output.record({ schema: "svq.trace.message/1", ...message }, () => describe(message));

@@ -262,7 +262,7 @@ export class BackendServer implements Disposable {
   };
 
   get #hasDeviceState(): boolean {
-    return hasBit(this.#protocolFeatures, PROTOCOL_FEATURE.DEVICE_STATE);
+    return this.#has(PROTOCOL_FEATURE.DEVICE_STATE);
   }
 
   async #setDeviceStateFd(message: Message): Promise<Answer> {

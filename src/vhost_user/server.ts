@@ -262,7 +262,7 @@ export class BackendServer implements Disposable {
   };
 
   get #hasDeviceState(): boolean {
-    return this.#has(PROTOCOL_FEATURE.DEVICE_STATE);
+    return this.#negotiated(PROTOCOL_FEATURE.DEVICE_STATE);
   }
 
   async #setDeviceStateFd(message: Message): Promise<Answer> {

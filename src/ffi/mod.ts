@@ -14,6 +14,7 @@ export * from "./ioctl.ts";
 export * from "./iovec.ts";
 export * from "./netlink_socket.ts";
 export * from "./unix_socket.ts";
+export * from "./datagram.ts";
 export * from "./tcp_socket.ts";
 export * from "./thread.ts";
 export * from "./worker_link.ts";

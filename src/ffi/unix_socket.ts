@@ -16,6 +16,7 @@ const SOCK_NONBLOCK = 0x800;
 const SOL_SOCKET = 1;
 const SCM_RIGHTS = 1;
 const SO_PEERCRED = 17;
+const SO_ACCEPTCONN = 30;
 const MSG_NOSIGNAL = 0x4000;
 const MSG_CMSG_CLOEXEC = 0x40000000;
 const MSG_CTRUNC = 8;
@@ -25,7 +26,8 @@ const CMSG_HEADER = 16;
 /** How many descriptors one message may carry here; Linux's own limit is 253. */
 export const MAX_FDS = 253;
 
-function unixAddress(path: string): Uint8Array<ArrayBuffer> {
+/** The `sockaddr_un` of a path, or of an abstract name that begins with `@`. @throws SvqError BAD_SOCKET_PATH */
+export function unixAddress(path: string): Uint8Array<ArrayBuffer> {
   const name = new TextEncoder().encode(path);
   if (name.length === 0 || name.length >= SUN_PATH_SIZE) {
     throw new SvqError("BAD_SOCKET_PATH", `Socket path is ${name.length} bytes long: ${path}`, {
@@ -309,6 +311,13 @@ export class UnixListener implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+/** Does this socket listen (SO_ACCEPTCONN), or is it a connection? @throws SysError ENOTSOCK where it is no socket */
+export function isListening(fd: number): boolean {
+  const value = new Int32Array(1);
+  retrying(() => libc().getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, value, new Uint32Array([4])), "getsockopt", `file descriptor ${fd}`);
+  return value[0] !== 0;
 }
 
 function isLive(path: string): boolean {

@@ -5,7 +5,7 @@
  * @module
  */
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
-import { connectUnix, dupFd, listenUnix, OwnedFd, type UnixListener, UnixStream } from "../ffi/mod.ts";
+import { connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { featureNames } from "../uapi/virtio.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
@@ -19,7 +19,7 @@ import { pause } from "./queue_steps.ts";
 import { queueStatus, type RelayStatus } from "./status.ts";
 import { relayVrings } from "./vring_dump.ts";
 
-/** Where the front-end is met. */
+/** Where the front-end is met. A descriptor is a connection, or a socket that listens. */
 export type FrontAddress = { kind: "listen"; path: string } | { kind: "connect"; path: string } | { kind: "fd"; fd: number };
 
 /** What a {@linkcode RelayService} is made of. */
@@ -99,7 +99,8 @@ export class RelayService implements AsyncDisposable {
     try {
       if (this.#options.deviceConnects !== true) await this.#keeper.open();
       if (front.kind === "listen") this.#listener = listenUnix(front.path);
-      if (front.kind === "fd") this.#fd = dupFd(front.fd);
+      if (front.kind === "fd" && isListening(front.fd)) this.#listener = new UnixListener(dupFd(front.fd));
+      else if (front.kind === "fd") this.#fd = dupFd(front.fd);
       if (this.#keeper.device !== undefined) this.#newRelay(this.#keeper.device);
       this.#started = true;
     } catch (error) {

@@ -10,6 +10,7 @@ import type { QueueStatus, RelayStatus } from "../../relay/status.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
 import type { CliContext } from "../context.ts";
 import { selfCommand } from "../self_command.ts";
+import { passedFds, ServiceManager } from "../service_manager.ts";
 import { aborted } from "../signals.ts";
 import { deviceFlag, durationFlag, integerFlag, pathFlag, relayArgument, textFlag } from "../parameters.ts";
 import { usageError } from "../usage.ts";
@@ -35,7 +36,7 @@ interface RunFlags {
 const runFlags = {
   front: deviceFlag("Where the VMM is met: unix:PATH (listen), connect:PATH or fd:N", { optional: true }),
   socketPath: pathFlag("The same as --front unix:PATH", { optional: true }),
-  fd: integerFlag("The same as --front fd:N: a connected vhost-user socket", { optional: true, min: 0 }),
+  fd: integerFlag("The same as --front fd:N: a vhost-user socket, connected or listening", { optional: true, min: 0 }),
   printCapabilities: {
     kind: "boolean",
     brief: "Print what this back-end can do, as the vhost-user conventions ask, and exit",
@@ -56,8 +57,10 @@ const runFlags = {
   name: textFlag("Name for status, set and stop (default: relay-PID)", { optional: true }),
 } as const;
 
-function frontOf(flags: RunFlags): FrontAddress {
+function frontOf(flags: RunFlags, passed: readonly number[] = []): FrontAddress {
   const given = [flags.front, flags.socketPath, flags.fd].filter((value) => value !== undefined);
+  // Socket activation: the service manager listens where its socket unit says.
+  if (given.length === 0 && passed.length === 1) return { kind: "fd", fd: passed[0]! };
   if (given.length !== 1) throw usageError("Say once where the VMM is met", "one of --front unix:PATH, --socket-path PATH or --fd N");
   if (flags.socketPath !== undefined) return { kind: "listen", path: flags.socketPath };
   if (flags.fd !== undefined) return { kind: "fd", fd: flags.fd };
@@ -86,11 +89,12 @@ const run = buildCommand({
       this.output.write(JSON.stringify({ type: "relay", features: [] }) + "\n");
       return;
     }
-    const front = frontOf(flags);
+    const front = frontOf(flags, passedFds(this.host.env));
     const address = deviceOf(flags);
     const name = flags.name ?? `relay-${Deno.pid}`;
     const { signal } = this;
     using source = new DeviceSource(address);
+    using manager = new ServiceManager(this.host.env);
     await using service = new RelayService({
       name,
       front,
@@ -105,11 +109,19 @@ const run = buildCommand({
         guestRing: flags.guestRing,
         deviceRing: flags.deviceRing,
       },
-      log: (level, message) => this.output.log(level, `${name}: ${message}`),
+      log: (level, message) => {
+        this.output.log(level, `${name}: ${message}`);
+        if (level !== "debug") manager.status(message);
+      },
     });
     await service.start();
     this.output.info(`${name}: ready`);
-    aborted(signal).then(() => service.stop());
+    manager.ready("waiting for a front-end");
+    manager.watch(() => service.status());
+    aborted(signal).then(() => {
+      manager.stopping();
+      service.stop();
+    });
     await service.run();
   },
 });

@@ -3,7 +3,7 @@
  *
  *     deno run -A scripts/test.ts [--unit] [FILE or FOLDER or part of a file name]...
  *
- * `--unit` leaves out tests/lab (what needs QEMU or other real parts). Exit code: 0 when tests ran and none failed, else 1.
+ * `--unit` leaves out what needs real parts (tests/lab), the executable (tests/ship), and whole migrations and device losses. Exit code: 0 when tests ran and none failed, else 1.
  *
  * @module
  */
@@ -11,6 +11,8 @@ import { type JunitCounts, parseJunit } from "./_junit.ts";
 import { ensureHostLab } from "./lab/host.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
+const NOT_UNIT =
+  /^tests\/(lab|ship)\/|^tests\/migration\/(dishonest|faults|migration|source_guest)_|^tests\/relay\/(device_loss|life)_|^tests\/cli\/commands\/(demo|migrate)_/;
 const TEST_FILE = /[._]test\.ts$/;
 
 function testFiles(folder: string): string[] {
@@ -68,7 +70,7 @@ async function main(args: string[]): Promise<number> {
   const filters = args.filter((arg) => !arg.startsWith("-")).map((arg) => arg.replace(/^\.\//, ""));
   const isLab = (path: string) => path.startsWith("tests/lab/");
   const chosen = testFiles("tests").filter((path) => filters.length === 0 || filters.some((filter) => path.includes(filter)));
-  const groups = [chosen.filter((path) => !isLab(path)), unitOnly ? [] : chosen.filter(isLab)];
+  const groups = unitOnly ? [chosen.filter((path) => !NOT_UNIT.test(path))] : [chosen.filter((path) => !isLab(path)), chosen.filter(isLab)];
 
   const { code } = await new Deno.Command(Deno.execPath(), { args: ["check", "--quiet"], cwd: ROOT, stdin: "null" }).spawn().status;
   if (code !== 0) return 1;

@@ -421,6 +421,28 @@ export async function startTestpmd(
   }
 }
 
+/** Starts testpmd as a front-end (virtio-user) that sends packets as fast as it can, and waits until it runs. */
+export async function startVirtioUser(options: { folder: string; socket: string; extra?: string }): Promise<Process> {
+  const program = await testpmdProgram(options.folder);
+  const process = new Process(program.command, {
+    name: "virtio-user",
+    env: program.env,
+    // deno-fmt-ignore
+    args: [
+      ...program.args, `--file-prefix=${options.socket.replace(/\W/g, "_")}`,
+      `--vdev=net_virtio_user0,path=${options.socket},queues=1${options.extra ?? ""}`,
+      "--", "--total-num-mbufs=8192", "--forward-mode=txonly", "--auto-start", "--interactive",
+    ],
+  });
+  try {
+    await process.stdout.wait(/testpmd> /, { partial: true });
+    return process;
+  } catch (error) {
+    await process[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
 /** Makes a sparse raw image. */
 export async function makeImage(path: string, mib = 64): Promise<string> {
   using file = await Deno.open(path, { create: true, write: true, truncate: true });

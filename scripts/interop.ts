@@ -145,7 +145,7 @@ function testpmdTasks(qemu: QemuVersion): Pair["tasks"] {
       const relay = await side(folder, stack, "d");
       await using vm = await guest(folder, relay, "vm");
       await vm.shell(GUEST_IP);
-      await vm.shell("ping -A 10.77.0.1 >/dev/null &");
+      await vm.shell("{ ping -A 10.77.0.1 >/dev/null & }");
       return await switchModes(relay, () => ping(vm));
     },
     migrate: async (folder) => {

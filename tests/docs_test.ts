@@ -1,6 +1,7 @@
 /** Keeps docs/troubleshooting.md complete. */
 import assert from "node:assert/strict";
 import { VRING_RULES } from "../src/vring/rules.ts";
+import { VERSION } from "../src/version.ts";
 
 const ROOT = new URL("../", import.meta.url).pathname;
 const CODE = "[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*";
@@ -47,5 +48,17 @@ Deno.test("docs/troubleshooting.md gives the broken rules of rings as the source
   const text = Deno.readTextFileSync(`${ROOT}docs/troubleshooting.md`);
   for (const [code, { spec, text: rule }] of Object.entries(VRING_RULES)) {
     assert.ok(text.includes(`| \`${code}\` | ${spec} | ${rule} |`), code);
+  }
+});
+
+Deno.test("the changelog begins with the version of deno.json", () => {
+  const text = Deno.readTextFileSync(`${ROOT}CHANGELOG.md`);
+  assert.equal(/^## (\S+)/m.exec(text)?.[1], VERSION);
+});
+
+Deno.test("the files that documents and units name are there", () => {
+  for (const name of ["docs/operations.md", "CHANGELOG.md"]) {
+    const text = Deno.readTextFileSync(ROOT + name);
+    for (const [path] of text.matchAll(/(?<![\w/])(?:tests|units|share|scripts)\/[\w@./-]*\w/g)) Deno.statSync(ROOT + path);
   }
 });

@@ -73,7 +73,7 @@ async function runOnce(file: string, state: FileState, logPath: string): Promise
     const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
       args: ["test", "-A", "--no-check", `--junit-path=${report}`, file],
       cwd: ROOT,
-      env: { NO_COLOR: "1" },
+      env: { NO_COLOR: "1", SVQ_SOAK: "1" },
       stdin: "null",
     }).output();
     const decoder = new TextDecoder();

@@ -43,6 +43,7 @@ export class DeviceKeeper {
   #aborted = false;
   #closed = false;
 
+  /** Opens nothing yet. */
   constructor(options: DeviceKeeperOptions) {
     this.#options = options;
   }

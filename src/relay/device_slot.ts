@@ -26,7 +26,7 @@ export class DeviceSlot {
   #givenUp: Error | undefined;
   #back = Promise.withResolvers<void>();
 
-  /** @param device there from the start */
+  /** A slot with a device in it. @param device there from the start */
   constructor(device: VhostBackend) {
     this.#device = device;
   }

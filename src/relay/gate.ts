@@ -9,7 +9,7 @@ export class Gate {
   #missing: number;
   readonly #open = Promise.withResolvers<void>();
 
-  /** @param count how many will {@linkcode Gate.pass} or {@linkcode Gate.skip}, each exactly one of them once */
+  /** A gate that is shut. @param count how many will {@linkcode Gate.pass} or {@linkcode Gate.skip}, each exactly one of them once */
   constructor(count: number) {
     this.#missing = count;
     if (count === 0) this.#open.resolve();

@@ -227,9 +227,9 @@ Deno.test("in passthrough a queue goes on only where that is safe: otherwise it 
   await withWorld({ name: "unknown", mode: "passthrough", jitter: true, depth: 32 }, async ({ relay, driver, errors, replace }) => {
     const run = driver.run({ durationMs: 60_000 });
     run.catch(() => {});
-    for (let round = 0; round < 10 && !relay.needsReset; round++) {
+    for (let round = 0; round < 100 && !relay.needsReset; round++) {
       const before = (await driver.report()).completed;
-      await waitUntil("requests", async () => (await driver.report()).completed > before + 100);
+      await waitUntil("requests", async () => (await driver.report()).completed > before + 50);
       await replace();
     }
     assert.equal(relay.needsReset, true);

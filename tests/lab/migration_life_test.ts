@@ -100,10 +100,10 @@ for (const [mode, args] of Object.entries(MODES)) {
           await endQuickly(source, destination);
           const before = await destination.nextHeartbeat();
           await waitUntil("more requests", async () => (await destination.nextHeartbeat()).ops > before.ops);
+          for (const relay of [relayA, relayB]) assert.deepEqual((await relay.status()).queues.map((queue) => queue.errors), [0]);
           const result = await destination.finishWorkload();
           assert.equal(result.ok, true, `${result.line}\n${result.errorLines.join("\n")}`);
           assert.equal((await verifyImage(image, { blocks: WORKLOAD.blocks })).digest, result.digest);
-          for (const relay of [relayA, relayB]) assert.deepEqual((await relay.status()).queues.map((queue) => queue.errors), [0]);
         });
       } finally {
         await daemon[Symbol.asyncDispose]();
@@ -145,10 +145,10 @@ for (const [mode, args] of Object.entries(MODES)) {
       assert.ok(Number(log!.fields.size) >= (2 ** 32 + (128 << 20)) / 4096 / 8, `a log of ${log!.fields.size} bytes`);
       const { ops } = await destination.nextHeartbeat();
       await waitUntil("more requests", async () => (await destination.nextHeartbeat()).ops > ops);
+      for (const relay of [relayA, relayB]) assert.deepEqual((await relay.status()).queues.map((queue) => queue.errors), [0]);
       const result = await destination.finishWorkload();
       assert.equal(result.ok, true, `${result.line}\n${result.errorLines.join("\n")}`);
       assert.equal((await verifyImage(image, { blocks: WORKLOAD.blocks })).digest, result.digest);
-      for (const relay of [relayA, relayB]) assert.deepEqual((await relay.status()).queues.map((queue) => queue.errors), [0]);
     },
   );
 }

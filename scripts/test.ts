@@ -1,19 +1,23 @@
 /**
  * Runs the tests and ends with the line `N passed, N failed, N skipped`.
  *
- *     deno run -A scripts/test.ts [--unit] [FILE or FOLDER or part of a file name]...
+ *     deno run -A scripts/test.ts [--unit] [--jobs N] [FILE or FOLDER or part of a file name]...
  *
- * `--unit` leaves out what needs real parts (tests/lab), the executable (tests/ship), and whole migrations and device losses. Exit code: 0 when tests ran and none failed, else 1.
+ * `--unit` leaves out what needs real parts (tests/lab), the executable (tests/ship), and whole migrations and device losses.
+ * `--jobs` says how many `deno test` processes run at a time: by default 2, and 1 where there is one processor. What one of them
+ * prints is shown when it ends. Exit code: 0 when tests ran and none failed, else 1.
  *
  * @module
  */
 import { type JunitCounts, parseJunit } from "./_junit.ts";
 import { ensureHostLab } from "./lab/host.ts";
+import { batches } from "./_batches.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
 const NOT_UNIT =
   /^tests\/(lab|ship)\/|^tests\/migration\/(dishonest|faults|migration|source_guest)_|^tests\/relay\/(device_loss|life)_|^tests\/cli\/commands\/(demo|migrate)_/;
 const TEST_FILE = /[._]test\.ts$/;
+const USAGE = "usage: scripts/test.ts [--unit] [--jobs N] [FILE...]";
 
 function testFiles(folder: string): string[] {
   const found: string[] = [];
@@ -25,21 +29,28 @@ function testFiles(folder: string): string[] {
   return found.sort();
 }
 
-/** Runs `deno test` over `files`, one after the other; the output goes straight to the terminal. */
-async function run(files: string[]): Promise<JunitCounts> {
+/** Runs one `deno test` over `files`; what it prints is shown in one piece, so that two of them can run side by side. */
+async function run(files: readonly string[]): Promise<JunitCounts> {
+  const begun = performance.now();
   const report = await Deno.makeTempFile({ prefix: "svq-junit-", suffix: ".xml" });
   try {
-    const { code } = await new Deno.Command(Deno.execPath(), {
+    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
       // Types were checked once; without this every Worker module is checked again when it starts.
       args: ["test", "-A", "--no-check", `--junit-path=${report}`, ...files],
       cwd: ROOT,
       stdin: "null",
-    }).spawn().status;
+      stdout: "piped",
+      stderr: "piped",
+    }).output();
+    await Deno.stdout.write(stdout);
+    await Deno.stdout.write(stderr);
+    const what = files.length === 1 ? files[0] : `${files[0]} and ${files.length - 1} more`;
+    console.log(`${what}: ${Math.round((performance.now() - begun) / 1000)} s`);
     const counts = parseJunit(await Deno.readTextFile(report));
     // A file that does not load, or leaks past its last test, fails the run without a test of its own.
     if (code !== 0 && counts.failed === 0) {
       counts.failed = 1;
-      counts.failedNames.push(`deno test exited with ${code}`);
+      counts.failedNames.push(`deno test ${files.join(" ")} exited with ${code}`);
     }
     return counts;
   } finally {
@@ -60,32 +71,56 @@ async function prepareLab(): Promise<void> {
   }
 }
 
+interface Options {
+  unit: boolean;
+  jobs: number;
+  filters: string[];
+}
+
+function parse(args: readonly string[]): Options | string {
+  const options: Options = { unit: false, jobs: Math.min(2, navigator.hardwareConcurrency), filters: [] };
+  for (let index = 0; index < args.length; index++) {
+    const arg = args[index]!;
+    if (arg === "--unit") options.unit = true;
+    else if (arg === "--jobs") {
+      options.jobs = Number(args[++index]);
+      if (!Number.isInteger(options.jobs) || options.jobs < 1) return `--jobs takes a number from 1 up`;
+    } else if (arg.startsWith("-")) return `unknown option ${arg}`;
+    else options.filters.push(arg.replace(/^\.\//, ""));
+  }
+  return options;
+}
+
 async function main(args: string[]): Promise<number> {
-  const unitOnly = args.includes("--unit");
-  const unknown = args.find((arg) => arg.startsWith("-") && arg !== "--unit");
-  if (unknown !== undefined) {
-    console.error(`Unknown option ${unknown}; usage: scripts/test.ts [--unit] [FILE...]`);
+  const options = parse(args);
+  if (typeof options === "string") {
+    console.error(`${options}; ${USAGE}`);
     return 2;
   }
-  const filters = args.filter((arg) => !arg.startsWith("-")).map((arg) => arg.replace(/^\.\//, ""));
+  const { unit, jobs, filters } = options;
   const isLab = (path: string) => path.startsWith("tests/lab/");
   const chosen = testFiles("tests").filter((path) => filters.length === 0 || filters.some((filter) => path.includes(filter)));
-  const groups = unitOnly ? [chosen.filter((path) => !NOT_UNIT.test(path))] : [chosen.filter((path) => !isLab(path)), chosen.filter(isLab)];
+  const plain = chosen.filter((path) => !isLab(path) && !(unit && NOT_UNIT.test(path)));
+  const lab = unit ? [] : chosen.filter(isLab);
 
   const { code } = await new Deno.Command(Deno.execPath(), { args: ["check", "--quiet"], cwd: ROOT, stdin: "null" }).spawn().status;
   if (code !== 0) return 1;
   const total: JunitCounts = { passed: 0, failed: 0, skipped: 0, passedNames: [], skippedNames: [], failedNames: [] };
-  for (const files of groups) {
-    if (files.length === 0) continue;
-    // The lab is set up here, before the first test, so that no test's time includes it.
-    if (files.some(isLab)) await prepareLab();
-    const counts = await run(files);
-    total.passed += counts.passed;
-    total.failed += counts.failed;
-    total.skipped += counts.skipped;
-    total.skippedNames.push(...counts.skippedNames);
-    total.failedNames.push(...counts.failedNames);
-  }
+  const work = [...batches(plain, NOT_UNIT), ...lab.map((path) => [path])];
+  // The lab is set up here and once, so that no test's time includes it.
+  let labReady: Promise<void> | undefined;
+  const lane = async () => {
+    for (let files = work.shift(); files !== undefined; files = work.shift()) {
+      if (isLab(files[0]!)) await (labReady ??= prepareLab());
+      const counts = await run(files);
+      total.passed += counts.passed;
+      total.failed += counts.failed;
+      total.skipped += counts.skipped;
+      total.skippedNames.push(...counts.skippedNames);
+      total.failedNames.push(...counts.failedNames);
+    }
+  };
+  await Promise.all(Array.from({ length: jobs }, lane));
   report(total);
   return total.failed > 0 || total.passed === 0 ? 1 : 0;
 }

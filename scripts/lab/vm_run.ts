@@ -79,7 +79,7 @@ export async function runInVm(command: readonly string[], options: VmOptions = {
       const [errorCode, what] = boot.killed
         ? ["LAB_TIMEOUT", `The command did not end within ${commandTimeout(options)} ms`]
         : ["LAB_VM_DIED", "The lab VM's kernel stopped under the command"];
-      throw new SvqError(errorCode, `${what}: ${tail(`${stdout}\n${stderr}`)}\nconsole: ${tail(boot.console)}`);
+      throw new SvqError(errorCode, `${what}: ${tail(`${stdout}\n${stderr}`)}\nconsole: ${death(boot.console) ?? tail(boot.console)}`);
     }
     const outputs: VmResult["outputs"] = {};
     for await (const { name, isFile } of Deno.readDir(`${directory}/out`)) {
@@ -122,6 +122,13 @@ function commandTimeout(options: VmOptions): number {
 
 function tail(text: string): string {
   return text.trim().split("\n").slice(-25).join("\n");
+}
+
+/** From the line in which a kernel says why it dies; what follows is a trace of any length. */
+function death(console: string): string | undefined {
+  const lines = console.trim().split("\n");
+  const first = lines.findIndex((line) => /sysrq: |Kernel panic|Oops|BUG: /.test(line));
+  return first < 0 ? undefined : lines.slice(first, first + 25).join("\n");
 }
 
 async function readText(directory: string, name: string): Promise<string> {

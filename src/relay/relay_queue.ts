@@ -223,6 +223,15 @@ export class RelayQueue {
   async change(mode: RunningMode, left?: () => Promise<void>): Promise<void> {
     const before = this.mode;
     if (before === undefined || (before === mode && left === undefined)) return;
+    this.#switching = true;
+    try {
+      await this.#change(before, mode, left);
+    } finally {
+      this.#switching = false;
+    }
+  }
+
+  async #change(before: RunningMode, mode: RunningMode, left?: () => Promise<void>): Promise<void> {
     const begun = performance.now();
     try {
       await this.leave();
@@ -248,6 +257,13 @@ export class RelayQueue {
       this.times.longest_stall_us = Math.max(this.times.longest_stall_us, Math.round((done - begun) * 1000));
       this.times.count++;
     }
+  }
+
+  #switching = false;
+
+  /** The state that an operator is shown: a queue between two modes is not one that the guest has stopped. */
+  get shownState(): QueueState | "switching" {
+    return this.#switching && this.state === "stopped" ? "switching" : this.state;
   }
 
   /** The device was lost in a mode in which it worked on the guest's own ring. */

@@ -14,7 +14,7 @@ export interface QueueStatus {
   /** Which queue. */
   index: number;
   /** What it does. */
-  mode: QueueState;
+  mode: QueueState | "switching";
   /** Which relay core runs it; null in passthrough, where none does. */
   core: "js" | null;
   /** Format of the guest's ring. */
@@ -134,7 +134,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
   }
   return {
     index: queue.index,
-    mode: queue.state,
+    mode: queue.shownState,
     core: queue.mode !== undefined && isRelayed(queue.mode) ? "js" : null,
     guest_ring: format,
     device_ring: relay.devicePacked ? "packed" : "split",

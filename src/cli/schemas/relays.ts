@@ -17,7 +17,7 @@ const round = object({ dirty_pages: count(), bytes: count(), ms: number() });
 
 const queue = object({
   index: count(),
-  mode: text("passthrough, notify, used, shadow, or what goes on in between"),
+  mode: text("passthrough, notify, used, shadow; switching (between two of them), waiting (for a lost device), stopped or failed"),
   core: nullable(text("wasm or js; null where nothing is relayed")),
   guest_ring: choice(layouts),
   device_ring: choice(layouts),

@@ -8,15 +8,14 @@
 import { type ErrorRecord, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
-import { hasBit } from "../uapi/bits.ts";
-import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
-import { VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
+import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
 import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { checkRing } from "./check_ring.ts";
 import { Counters } from "./counters.ts";
+import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
 import { Lane } from "./lane.ts";
@@ -34,8 +33,6 @@ export * from "./relay_config.ts";
 export { MASKED_FEATURES } from "./negotiation.ts";
 
 const MAX_QUEUES = 256;
-const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK } = VIRTIO_STATUS;
-const RUNNING_STATUS = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
 
 /** A relay over one device, for one front-end. */
 export class Relay implements VhostBackend {
@@ -71,9 +68,7 @@ export class Relay implements VhostBackend {
   readonly #negotiation: Negotiation;
   readonly #log: LogSwitch;
   readonly #modes: ModeSwitch;
-  #statusByGuest = false;
-  #driverOk = false;
-  #status = 0;
+  readonly #status: DeviceStatus;
   #closed = false;
   #deviceError: Error | undefined;
   #configSeen: Uint8Array<ArrayBuffer> | undefined;
@@ -83,6 +78,7 @@ export class Relay implements VhostBackend {
   constructor(device: VhostBackend, config: RelayConfig, events: RelayEvents) {
     this.#slot = new DeviceSlot(device);
     this.#events = events;
+    this.#status = new DeviceStatus(this.#slot);
     this.#negotiation = new Negotiation(this.#slot, config);
     const { queueNum, deviceId } = device.info;
     // Net devices count queue pairs, and have a control queue; vhost-user does not say what a device is.
@@ -404,23 +400,13 @@ export class Relay implements VhostBackend {
     try {
       this.#check(queue);
       if (this.#slot.lost !== undefined) return queue.wait();
-      await this.#ensureDriverOk();
+      await this.#status.ensureDriverOk();
       await queue.enter(this.wantedMode(queue.index));
     } catch (error) {
       if (deviceIsGone(error) && this.#events.deviceLost !== undefined) return queue.wait();
       queue.fail(error);
       throw error;
     }
-  }
-
-  // A front-end without STATUS never says DRIVER_OK, and a device with it may wait for that before it touches a ring.
-  async #ensureDriverOk(): Promise<void> {
-    // Kernel devices say DRIVER_OK by themselves, when all of their rings are set up.
-    if (this.#isKernel || this.#statusByGuest || this.#driverOk || !hasBit(this.#device.info.protocolFeatures, PROTOCOL_FEATURE.STATUS)) {
-      return;
-    }
-    await this.#device.setStatus(RUNNING_STATUS);
-    this.#driverOk = true;
   }
 
   #check(queue: RelayQueue): void {
@@ -467,9 +453,9 @@ export class Relay implements VhostBackend {
     try {
       await adopt();
       if (this.#memory.atDevice) await device.setMemTable(this.#memory.table());
-      if (this.#driverOk) await device.setStatus(RUNNING_STATUS);
+      await this.#status.beforeRings(device);
       for (const queue of this.queues) await queue.lane.run(() => queue.recover(this.wantedMode(queue.index)));
-      if (this.#statusByGuest) await device.setStatus(this.#status);
+      await this.#status.afterRings(device);
       if (losses !== this.#losses) throw new SvqError("DEVICE_LOST", "The device was lost again at once");
     } catch (error) {
       for (const queue of this.queues) await queue.lane.run(() => queue.lose());
@@ -538,12 +524,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.getStatus}; with NEEDS_RESET where a queue has failed. */
   async getStatus(): Promise<number> {
-    const status = this.#isKernel ? this.#status : await this.#slot.use((device) => device.getStatus());
-    return this.needsReset && status !== 0 ? status | VIRTIO_STATUS.NEEDS_RESET : status;
-  }
-
-  get #isKernel(): boolean {
-    return this.#device.info.kind === "vhost-vdpa" || this.#device.info.kind === "vhost-net";
+    return await this.#status.get(this.needsReset);
   }
 
   /**
@@ -552,20 +533,14 @@ export class Relay implements VhostBackend {
    */
   async setStatus(status: number): Promise<void> {
     if (status === 0) await this.#stopRings();
-    this.#statusByGuest = status !== 0;
-    this.#driverOk = false;
-    // NEEDS_RESET is the device's to set.
-    this.#status = status & ~VIRTIO_STATUS.NEEDS_RESET;
-    if (!this.#isKernel) await this.#slot.use((device) => device.setStatus(this.#status));
-    else if (status === 0) await this.#device.reset();
+    await this.#status.set(status);
   }
 
   /** See {@linkcode VhostBackend.reset}. */
   async reset(): Promise<void> {
     if (this.#slot.lost !== undefined) await this.#dropRings();
     else await this.#stopRings();
-    this.#driverOk = this.#statusByGuest = false;
-    this.#status = 0;
+    this.#status.clear();
     await this.#slot.use((device) => device.reset());
   }
 

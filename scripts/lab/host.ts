@@ -27,6 +27,8 @@ const ROOTS = {
     suite: "bookworm",
     packages: ["qemu-user-static", "libc6-arm64-cross", "libgcc-s1-arm64-cross", "libstdc++6-arm64-cross"],
   },
+  // What users type svq into and read its manual with.
+  shells: { suite: "bookworm", packages: ["fish", "zsh", "mandoc"] },
   virtiofsd: { suite: "trixie", packages: ["virtiofsd"] },
 } as const satisfies Record<string, { suite: Suite; packages: readonly string[] }>;
 

@@ -2,6 +2,7 @@
 import { buildCommand } from "@stricli/core";
 import { openDevice } from "../../devices/open.ts";
 import { EXIT, fromErrorRecord } from "../../errors.ts";
+import { NO_CONVERGENCE, type OnNoConvergence } from "../../migration/convergence.ts";
 import { describeWrong, downtimeParts, isClean, migrateDocument, progressDocument } from "../../migration/document.ts";
 import { Guest } from "../../migration/guest.ts";
 import { type MigrationReport, reportOf } from "../../migration/handshake.ts";
@@ -37,7 +38,7 @@ interface Flags {
   readonly downtimeLimit: number;
   readonly maxBandwidth?: number;
   readonly maxIterations: number;
-  readonly onNoConvergence: "stop" | "abort";
+  readonly onNoConvergence: OnNoConvergence;
   readonly timeout: number;
   readonly drainTimeout: number;
   readonly verify: boolean;
@@ -74,8 +75,8 @@ export const run = buildCommand({
       maxIterations: integerFlag("Rounds after which it does not converge", { default: "30", min: 1, max: 1000 }),
       onNoConvergence: {
         kind: "enum",
-        values: ["stop", "abort"],
-        brief: "What then: stop the guest nevertheless, or give up",
+        values: NO_CONVERGENCE,
+        brief: "What then: slow the guest down as soon as its writes outrun the link, stop it nevertheless, or give up",
         default: "stop",
       },
       timeout: durationFlag("Longest silence of the destination", { default: "30s" }),
@@ -190,7 +191,7 @@ function jsonLine({ output }: CliContext, migration: Migration, event: Migration
 }
 
 function describe(result: MigrationResult, report: MigrationReport | undefined): string {
-  const { outcome, rounds, bytes, downtimeUs, memoryIdentical, estimate } = result;
+  const { outcome, rounds, bytes, downtimeUs, memoryIdentical, estimate, throttlePercent } = result;
   const us = (value: number) => formatDuration(value * 1000);
   const facts: [string, string][] = [["outcome", outcome === "possible" ? "the destination could take the guest" : outcome]];
   if (estimate !== null) {
@@ -204,6 +205,7 @@ function describe(result: MigrationResult, report: MigrationReport | undefined):
   }
   if (rounds.length > 0) {
     const ms = rounds.reduce((sum, round) => sum + round.ms, 0);
+    if (throttlePercent > 0) facts.push(["slowed down", `the guest was held still for up to ${throttlePercent} % of its time`]);
     facts.push(["memory", `${rounds.length} rounds, ${formatSize(bytes)} sent in ${formatDuration(ms * 1e6)}`]);
   }
   if (downtimeUs !== null) {

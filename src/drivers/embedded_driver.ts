@@ -324,6 +324,11 @@ export class EmbeddedDriver implements AsyncDisposable {
     return this.#link.call<DriverReport>("report");
   }
 
+  /** Latencies since the workload began, as Histogram saves them. */
+  latencies(): Promise<{ counts: number[]; max: number }> {
+    return this.#link.call("latencies");
+  }
+
   /** Ends a run: makes no new requests and waits for those that are out. What is not back then is lost. */
   async stop(drainMs = DEFAULT_DRAIN_MS): Promise<DriverReport> {
     await this.unpause();

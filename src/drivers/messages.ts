@@ -4,7 +4,7 @@
  * Commands: `open` OpenCommand; `run` RunCommand; `pause` (answered when the worker touches nothing any more); `unpause`;
  * `throttle` a
  * share of time in percent; `kick` (kicks every queue and looks at it once); `drain` answered with the report when all is back or the deadline has
- * passed; `report`; `log` LogCommand; `save` answered with WorkerState, while paused; `close`.
+ * passed; `report`; `latencies` answered as Histogram saves them; `log` LogCommand; `save` answered with WorkerState, while paused; `close`.
  *
  * @module
  */

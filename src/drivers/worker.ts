@@ -288,6 +288,8 @@ class DriverWorker {
         return LATER;
       case "report":
         return this.#report(0);
+      case "latencies":
+        return this.#latency.save();
       case "log":
         this.#setLog(command.data as LogCommand);
         return undefined;

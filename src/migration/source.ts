@@ -24,6 +24,7 @@ import {
   PHASES,
   type SourceOptions,
 } from "./source_types.ts";
+import type { Sample } from "./timeline.ts";
 
 export * from "./source_types.ts";
 
@@ -302,10 +303,10 @@ export class Migration implements Disposable {
   /**
    * After `completed`, with `follow`: waits for the guest's end at the destination.
    *
-   * @param onReport called with each report
+   * @param onReport called with each report, and what happened since the one before: times since the destination ran
    * @returns undefined when the link was lost meanwhile; the destination goes on nevertheless
    */
-  async follow(onReport?: (report: MigrationReport) => void): Promise<MigrationReport | undefined> {
+  async follow(onReport?: (report: MigrationReport, samples: Sample[]) => void): Promise<MigrationReport | undefined> {
     if (this.#channel === undefined || this.#channel.closed) return undefined;
     return await receiveReports(this.#channel, onReport);
   }

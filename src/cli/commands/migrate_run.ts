@@ -8,15 +8,17 @@ import { Guest } from "../../migration/guest.ts";
 import { type MigrationReport, reportOf } from "../../migration/handshake.ts";
 import { DEFAULT_SOURCE_OPTIONS, Migration, type MigrationEvent, type MigrationResult } from "../../migration/source.ts";
 import { SourceGuest } from "../../migration/source_guest.ts";
-import { connectMigration, type MigrationUri, parseMigrationUri } from "../../migration/uri.ts";
+import { connectMigration, formatMigrationUri, type MigrationUri, parseMigrationUri } from "../../migration/uri.ts";
+import { type PageInput, reportPage } from "../../migration/report_html.ts";
+import { Timeline } from "../../migration/timeline.ts";
 import { PAGE_BYTES } from "../../migration/protocol.ts";
 import { DEFAULT_RELAY_CONFIG } from "../../relay/relay.ts";
 import { formatCount, formatDuration, formatSize } from "../../units.ts";
-import type { DeviceAddress } from "../../vhost/address.ts";
+import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
 import type { CliContext } from "../context.ts";
 import { ExitWith } from "../exit_with.ts";
 import { toJson } from "../output.ts";
-import { deviceFlag, durationFlag, integerFlag, rateFlag, sizeFlag, textFlag } from "../parameters.ts";
+import { deviceFlag, durationFlag, integerFlag, pathFlag, rateFlag, sizeFlag, textFlag } from "../parameters.ts";
 import { Progress } from "../progress.ts";
 import { aborted } from "../signals.ts";
 import { formatFacts } from "../table.ts";
@@ -45,6 +47,7 @@ interface Flags {
   readonly follow: boolean;
   readonly dryRun: boolean;
   readonly insecure: boolean;
+  readonly report?: string;
   readonly progress: "auto" | "json";
   readonly name?: string;
 }
@@ -89,6 +92,7 @@ export const run = buildCommand({
         default: false,
       },
       insecure: { kind: "boolean", brief: "Allow plain TCP beyond this host: guest memory travels unencrypted", default: false },
+      report: pathFlag("Write a page about the migration, with plots, to this file (HTML, readable without a network)", { optional: true }),
       progress: { kind: "enum", values: ["auto", "json"], brief: "How to show progress on stderr", default: "auto" },
       name: textFlag("Name for status and cancel (default: migration-PID)", { optional: true }),
     },
@@ -97,9 +101,11 @@ export const run = buildCommand({
     const { depth, queues, mem, seed, region } = flags;
     const log = (level: "error" | "warning" | "info" | "debug", message: string) => this.output.log(level, message);
     const options = { depth, queues, ramSize: mem, seed, ...(region === undefined ? {} : { regionSize: region }) };
+    // A file that cannot be written is noticed before anything is started.
+    using page = flags.report === undefined ? undefined : Deno.openSync(flags.report, { write: true, create: true });
     const guest = await Guest.open(await openDevice(flags.device), { ...DEFAULT_RELAY_CONFIG }, options, log);
     try {
-      await migrate(this, flags, guest);
+      await migrate(this, flags, guest, page);
     } finally {
       // A device that hangs must not keep the program.
       await within(guest.close(), CLOSE_MS);
@@ -107,7 +113,7 @@ export const run = buildCommand({
   },
 });
 
-async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise<void> {
+async function migrate(context: CliContext, flags: Flags, guest: Guest, page: Deno.FsFile | undefined): Promise<void> {
   const { signal, output } = context;
   const begun = performance.now();
   const restMs = () => Math.max(500, flags.duration / 1e6 - (performance.now() - begun));
@@ -116,6 +122,7 @@ async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise
   signal.throwIfAborted();
   using source = new SourceGuest(guest.driver, guest.relay);
   using progress = new Progress(output, "migrating");
+  using timeline = page === undefined ? null : new Timeline(guest.driver);
   using migration = new Migration(source, {
     ...DEFAULT_SOURCE_OPTIONS,
     connect: () => connectMigration(flags.to, flags.insecure, flags.timeout / 1e6),
@@ -129,7 +136,10 @@ async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise
     follow: flags.follow,
     dryRun: flags.dryRun,
     run: () => ({ durationMs: restMs(), drainMs: DRAIN_MS }),
-    onEvent: (event) => flags.progress === "json" ? jsonLine(context, migration, event) : show(progress, event),
+    onEvent: (event) => {
+      timeline?.event(event);
+      return flags.progress === "json" ? jsonLine(context, migration, event) : show(progress, event);
+    },
   });
   using _control = serveMigration(flags.name ?? `migration-${Deno.pid}`, migration);
   const cancel = () => {
@@ -138,8 +148,11 @@ async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise
   };
   signal.addEventListener("abort", cancel, { once: true });
   const result = await migration.run();
-  const report = await wait(context, guest, migration, result, restMs);
+  const report = await wait(context, guest, migration, result, restMs, timeline);
   progress[Symbol.dispose]();
+  if (page !== undefined && timeline !== null) {
+    await writePage(page, { result, requests: report, timeline, facts: factsOf(flags), date: new Date() });
+  }
   output.document(migrateDocument(result, report), () => describe(result, report));
   if (signal.aborted) throw signal.reason;
   if (result.error !== null) throw fromErrorRecord({ ...result.error, exit_code: exitCodeOf(result) });
@@ -157,12 +170,13 @@ async function wait(
   migration: Migration,
   result: MigrationResult,
   restMs: () => number,
+  timeline: Timeline | null,
 ): Promise<MigrationReport | undefined> {
   switch (result.outcome) {
     case "completed": {
       // The device has been fenced since the stop; now it is let go.
       await within(guest.close(), CLOSE_MS);
-      const report = await migration.follow();
+      const report = await migration.follow((_report, samples) => timeline?.there(samples));
       if (report === undefined && !signal.aborted) output.warn("the link was lost after the hand-over: how the guest went on is not known");
       return report;
     }
@@ -175,6 +189,23 @@ async function wait(
       await within(aborted(signal), restMs());
       return reportOf(await guest.driver.stop(DRAIN_MS));
   }
+}
+
+async function writePage(file: Deno.FsFile, input: PageInput): Promise<void> {
+  await file.truncate();
+  const writer = file.writable.getWriter();
+  await writer.write(new TextEncoder().encode(reportPage(input)));
+  await writer.close();
+}
+
+function factsOf({ device, to, mem, maxBandwidth, downtimeLimit }: Flags): [string, string][] {
+  return [
+    ["Source's device", formatDeviceAddress(device)],
+    ["Destination", formatMigrationUri(to)],
+    ["Guest's memory", formatSize(mem)],
+    ["Downtime limit", formatDuration(downtimeLimit)],
+    ["Bandwidth limit", maxBandwidth === undefined ? "none" : `${formatSize(maxBandwidth)}/s`],
+  ];
 }
 
 function show(progress: Progress, event: MigrationEvent): void {

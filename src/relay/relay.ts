@@ -14,6 +14,7 @@ import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringA
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { checkRing } from "./check_ring.ts";
+import { clampedConfig, segmentLimit } from "./config_clamp.ts";
 import { Counters } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
@@ -57,6 +58,7 @@ export class Relay implements VhostBackend {
   readonly checkDeviceState?: () => Promise<void>;
 
   readonly #slot: DeviceSlot;
+  readonly #config: RelayConfig;
   readonly #events: RelayEvents;
   readonly #workers: RelayWorker[] = [];
   readonly #queues = new Map<number, RelayQueue>();
@@ -77,6 +79,7 @@ export class Relay implements VhostBackend {
   /** Starts the Workers; nothing is asked of the device yet. @param device open, with nothing set up; the relay drives it from now on, and does not close it */
   constructor(device: VhostBackend, config: RelayConfig, events: RelayEvents) {
     this.#slot = new DeviceSlot(device);
+    this.#config = config;
     this.#events = events;
     this.#status = new DeviceStatus(this.#slot);
     this.#negotiation = new Negotiation(this.#slot, config);
@@ -116,11 +119,17 @@ export class Relay implements VhostBackend {
       // DPDK. (Only net devices have SEND_RARP.)
       forgetful: this.sendRarp !== undefined,
       guestPacked: () => this.#negotiation.guestPacked,
-      translated: () => this.devicePacked !== this.#negotiation.guestPacked || this.#memory.moved,
+      translated: (index) => this.#negotiation.rebuilt || this.#memory.moved || this.#otherSize(index),
+      relayed: () => this.#negotiation.reordered,
       logging: () => this.logging,
       // What the device wrote between the last mark and the end of passthrough has no bit of its own.
       changed: () => this.#log.markAllIfBehind(),
     });
+  }
+
+  #otherSize(index: number): boolean {
+    const { num } = this.#queue(index);
+    return num > 0 && this.#negotiation.deviceNum(num) !== num;
   }
 
   #newLog(config: RelayConfig): LogSwitch {
@@ -180,6 +189,16 @@ export class Relay implements VhostBackend {
     return this.#negotiation.devicePacked;
   }
 
+  /** Features negotiated with the device. */
+  get deviceFeatures(): bigint {
+    return this.#negotiation.deviceFeatures;
+  }
+
+  /** Descriptors in the device's ring of a running queue. */
+  deviceNum(queue: RelayQueue): number {
+    return queue.mode === "shadow" ? this.#negotiation.deviceNum(queue.num) : queue.num;
+  }
+
   /** Why the device is gone, if it is. */
   get deviceError(): Error | undefined {
     return this.#deviceError;
@@ -212,6 +231,9 @@ export class Relay implements VhostBackend {
         arena: () => this.#memory.arena!,
         features: () => this.features,
         devicePacked: () => this.devicePacked,
+        deviceFeatures: () => this.#negotiation.deviceFeatures,
+        deviceNum: (num) => this.#negotiation.deviceNum(num),
+        passTables: this.#config.indirect === "pass",
         log: (message) => this.#events.log(message),
       }, this.#group !== undefined ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
@@ -472,7 +494,7 @@ export class Relay implements VhostBackend {
   async #compareConfig(): Promise<void> {
     const seen = this.#configSeen;
     if (seen === undefined) return;
-    const now = await this.#device.getConfig(0, seen.length);
+    const now = await this.#readConfig(this.#device, 0, seen.length);
     if (now.some((byte, i) => byte !== seen[i])) this.onConfigChange?.();
   }
 
@@ -507,9 +529,18 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.getConfig}. */
   async getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
-    const bytes = await this.#slot.use((device) => device.getConfig(offset, size));
+    const bytes = await this.#slot.use((device) => this.#readConfig(device, offset, size));
     if (offset === 0) this.#configSeen = bytes.slice();
     return bytes;
+  }
+
+  // A request that the guest may make must fit the device's ring.
+  async #readConfig(device: VhostBackend, offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
+    const read = (at: number, bytes: number) => device.getConfig(at, bytes);
+    const num = this.#negotiation.deviceRingLimit;
+    if (num === undefined) return await read(offset, size);
+    const limit = segmentLimit(device.info, await device.getFeatures());
+    return limit === undefined ? await read(offset, size) : await clampedConfig(read, offset, size, limit, num);
   }
 
   /** The configuration space as the front-end last read it from its start. */

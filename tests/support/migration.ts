@@ -11,6 +11,7 @@ import { Guest } from "../../src/migration/guest.ts";
 import { FRAME_HEADER_BYTES } from "../../src/migration/protocol.ts";
 import { DEFAULT_SOURCE_OPTIONS, Migration, type SourceOptions } from "../../src/migration/source.ts";
 import { SourceGuest } from "../../src/migration/source_guest.ts";
+import type { StreamListener } from "../../src/migration/uri.ts";
 import { DEFAULT_RELAY_CONFIG } from "../../src/relay/relay.ts";
 import { TempDir } from "./temp.ts";
 import { waitUntil } from "./wait.ts";
@@ -78,7 +79,12 @@ export class Hosts implements AsyncDisposable {
   /** A destination whose devices are changed before they are used. */
   destinationWith(change: (device: SimDevice) => void): { destination: Destination; path: string } {
     const path = this.dir.join(`d${this.#count++}`);
-    const destination = new Destination(listenUnix(path), {
+    return { destination: this.destinationOn(listenUnix(path), change), path };
+  }
+
+  /** A destination that accepts from `listener`. */
+  destinationOn(listener: StreamListener, change: (device: SimDevice) => void = () => {}): Destination {
+    const destination = new Destination(listener, {
       openDevice: async () => {
         const device = await this.openDevice();
         change(device);
@@ -91,7 +97,7 @@ export class Hosts implements AsyncDisposable {
       ...this.#options.destination,
     });
     this.#open.push(destination);
-    return { destination, path };
+    return destination;
   }
 
   /** Takes something over that is closed with the rest. */

@@ -167,7 +167,9 @@ export class Destination implements AsyncDisposable {
     let driver: EmbeddedDriver | undefined;
     try {
       await checkOffer(offer, device, this.#options.maxMemory);
-      relay = newRelay(device, this.#options.relay, log);
+      // A guest with packed rings keeps them: where the device has none, the relay shadows them.
+      const config: RelayConfig = offer.ram.packed ? { ...this.#options.relay, guestRing: "packed" } : this.#options.relay;
+      relay = newRelay(device, config, log);
       const { ram, features, workload } = offer;
       driver = await EmbeddedDriver.standby(relay, createMemfd("guest-ram", ram.ramSize), { ram, features, workload });
       await channel.sendJson(FRAME.ACCEPT, { features: `0x${features.toString(16)}` });

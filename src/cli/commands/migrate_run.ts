@@ -36,6 +36,8 @@ interface Flags {
   readonly warmup: number;
   readonly depth: number;
   readonly queues: number;
+  readonly num: number;
+  readonly packed: boolean;
   readonly mem: number;
   readonly region?: number;
   readonly seed: number;
@@ -79,6 +81,8 @@ export const run = buildCommand({
       warmup: durationFlag("How long it works before the migration begins", { default: "1s" }),
       depth: integerFlag("Requests in flight in each queue", { default: "16", min: 1, max: 1024 }),
       queues: integerFlag("Queues to use", { default: "1", min: 1, max: 64 }),
+      num: integerFlag("Ring size in descriptors", { default: "256", min: 2, max: 32768 }),
+      packed: { kind: "boolean", brief: "Use packed rings, also where the device has none", default: false },
       mem: sizeFlag("Size of the guest's memory", { default: "64MiB" }),
       region: sizeFlag("How much of the disk to use (and overwrite); default 32MiB", { optional: true }),
       seed: integerFlag("Random numbers follow from it", { default: "1", max: 2 ** 32 - 1 }),
@@ -111,13 +115,18 @@ export const run = buildCommand({
     },
   },
   async func(this: CliContext, flags: Flags): Promise<void> {
-    const { depth, queues, mem, seed, region } = flags;
+    const { depth, queues, num, packed, mem, seed, region } = flags;
     const log = (level: "error" | "warning" | "info" | "debug", message: string) => this.output.log(level, message);
-    const options = { depth, queues, ramSize: mem, seed, ...(region === undefined ? {} : { regionSize: region }) };
+    const options = { depth, queues, num, packed, ramSize: mem, seed, ...(region === undefined ? {} : { regionSize: region }) };
     const security = await runSecurity(flags);
     // A file that cannot be written is noticed before anything is started.
     using page = flags.report === undefined ? undefined : Deno.openSync(flags.report, { write: true, create: true });
-    const guest = await Guest.open(await openDevice(flags.device), { ...DEFAULT_RELAY_CONFIG }, options, log);
+    const guest = await Guest.open(
+      await openDevice(flags.device),
+      { ...DEFAULT_RELAY_CONFIG, ...(packed ? { guestRing: "packed" } : {}) },
+      options,
+      log,
+    );
     try {
       await migrate(this, flags, guest, security, page);
     } finally {

@@ -30,7 +30,7 @@ export interface DataPath {
 const ROUNDS = 8;
 
 function guestQueue(start: QueueStart, path: DataPath, maxChain: number): DeviceQueue {
-  const { num, packed, eventIdx, indirect, desc, avail, used } = start.guest;
+  const { num, packed, eventIdx, indirect, inOrder, desc, avail, used } = start.guest;
   const layout = packed ? packedLayout(num) : splitLayout(num);
   const part = (gpa: number, size: number) => ({ buffer: path.memory.buffer(gpa, size) });
   // Looked up through the path at each use: memory may be plugged while the queue runs.
@@ -46,6 +46,7 @@ function guestQueue(start: QueueStart, path: DataPath, maxChain: number): Device
     used: part(used, layout.used.size),
     eventIdx,
     indirect,
+    inOrder,
     memory,
     maxChain,
     base: start.guestBase,
@@ -55,7 +56,7 @@ function guestQueue(start: QueueStart, path: DataPath, maxChain: number): Device
 
 function shadowQueue(start: QueueStart): DriverQueue {
   if (start.mode === "used") return headQueue(start);
-  const { num, packed, eventIdx, indirect, desc, avail, used, tables } = start.device;
+  const { num, packed, eventIdx, indirect, inOrder, desc, avail, used, tables } = start.device;
   const layout = packed ? packedLayout(num) : splitLayout(num);
   const part = (address: number, size: number) => ({ buffer: bufferAt(address, size) });
   const area = indirect && tables !== undefined && tables.entries > 1
@@ -67,6 +68,9 @@ function shadowQueue(start: QueueStart): DriverQueue {
     avail: part(avail, layout.avail.size),
     used: part(used, layout.used.size),
     eventIdx,
+    inOrder,
+    // A table of one format cannot be read as one of the other.
+    passTables: indirect && start.device.passTables === true && packed === start.guest.packed,
     ...(area === undefined ? {} : { indirect: area }),
   };
   return packed ? new PackedDriver(options) : new SplitDriver(options);
@@ -74,13 +78,14 @@ function shadowQueue(start: QueueStart): DriverQueue {
 
 // Mode `used`: the device reads the guest's own descriptor table.
 function headQueue(start: QueueStart): DriverQueue {
-  const { num, eventIdx, avail, used } = start.device;
+  const { num, eventIdx, inOrder, avail, used } = start.device;
   const layout = splitLayout(num);
   return new HeadDriver({
     num,
     avail: { buffer: bufferAt(avail, layout.avail.size) },
     used: { buffer: bufferAt(used, layout.used.size) },
     eventIdx,
+    inOrder,
   });
 }
 

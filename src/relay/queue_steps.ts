@@ -39,6 +39,12 @@ export interface QueueContext {
   features: () => bigint;
   /** Does the device have packed rings, whatever the guest has? */
   devicePacked: () => boolean;
+  /** Features negotiated with the device. */
+  deviceFeatures: () => bigint;
+  /** Descriptors in the device's ring for a guest's ring of `num`. */
+  deviceNum: (num: number) => number;
+  /** Is the device given the guest's own indirect tables in mode `shadow`? */
+  passTables: boolean;
   /** Something happened that a log reader wants to know. */
   log: (message: string) => void;
 }
@@ -181,7 +187,7 @@ export class QueueSteps {
       while ((await this.#poll()).inflight > 0 && performance.now() < deadline) await pause(1);
     } else if ((await this.#poll()).inflight > 0) {
       const packed = this.#context.devicePacked();
-      const num = this.#ownNum(ring);
+      const num = this.#ownNum(mode, ring);
       await this.#settle(packed || !isRelayed(mode) ? undefined : new Uint16Array(this.#context.arena().usedRing(this.#index, num)), num);
     }
   }
@@ -241,6 +247,7 @@ export class QueueSteps {
       packed: hasBit(features, VIRTIO_FEATURE_BITS.RING_PACKED),
       eventIdx: hasBit(features, VIRTIO_FEATURE_BITS.EVENT_IDX),
       indirect: hasBit(features, VIRTIO_FEATURE_BITS.INDIRECT_DESC),
+      inOrder: hasBit(features, VIRTIO_FEATURE_BITS.IN_ORDER),
       desc,
       avail,
       used,
@@ -258,16 +265,16 @@ export class QueueSteps {
   }
 
   #ownRing(mode: RunningMode, ring: GuestRing): DeviceRing {
-    const num = this.#ownNum(ring);
+    const num = this.#ownNum(mode, ring);
     const iova = this.#context.arena().place(this.#index, num);
     const desc = mode === "used" ? ring.addresses.desc : iova.desc;
     const base = this.#context.devicePacked() ? PACKED_BASE_START : 0;
     return { num, base, addresses: { ...iova, desc }, kick: this.#deviceKick.fd, call: this.#deviceCall.fd, enabled: true };
   }
 
-  // A split ring needs a power of two; a packed ring may have any size.
-  #ownNum(ring: GuestRing): number {
-    return this.#context.devicePacked() ? ring.num : 2 ** Math.ceil(Math.log2(ring.num));
+  // In mode `used` the device reads the guest's descriptor table.
+  #ownNum(mode: RunningMode, ring: GuestRing): number {
+    return mode === "used" ? ring.num : this.#context.deviceNum(ring.num);
   }
 
   async #startWorker(mode: Exclude<RunningMode, "passthrough">, ring: GuestRing, device: DeviceRing): Promise<void> {
@@ -277,11 +284,20 @@ export class QueueSteps {
   #queueStart(mode: Exclude<RunningMode, "passthrough">, ring: GuestRing, device: DeviceRing): QueueStart {
     const guest = this.#place(ring);
     const local = this.#context.arena().local(this.#index, device.num);
+    const features = this.#context.deviceFeatures();
     return {
       index: this.#index,
       mode,
       guest,
-      device: { ...guest, num: device.num, packed: this.#context.devicePacked(), ...local },
+      device: {
+        num: device.num,
+        packed: this.#context.devicePacked(),
+        eventIdx: hasBit(features, VIRTIO_FEATURE_BITS.EVENT_IDX),
+        indirect: hasBit(features, VIRTIO_FEATURE_BITS.INDIRECT_DESC),
+        inOrder: hasBit(features, VIRTIO_FEATURE_BITS.IN_ORDER),
+        ...local,
+        passTables: this.#context.passTables,
+      },
       guestBase: ring.base,
       kickFd: ring.kick ?? -1,
       callFd: ring.call ?? -1,
@@ -354,7 +370,7 @@ export class QueueSteps {
     const { arena, devicePacked } = this.#context;
     await this.#worker.send({ type: "pause", index: this.#index, paused: true });
     const packed = devicePacked();
-    const num = this.#ownNum(ring);
+    const num = this.#ownNum(mode, ring);
     const used = packed ? undefined : new Uint16Array(arena().usedRing(this.#index, num));
     for (;;) {
       const { inflight } = await this.#poll();

@@ -13,6 +13,7 @@ import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
 import { VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
 import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { checkRing } from "./check_ring.ts";
@@ -22,7 +23,7 @@ import { DirtyLogging } from "./dirty_logging.ts";
 import { Gate } from "./gate.ts";
 import { Lane } from "./lane.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
-import { RelayMemory } from "./relay_memory.ts";
+import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
 import { RelayWorker } from "./worker_client.ts";
@@ -439,6 +440,16 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.removeMemRegion}. */
   async removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void> {
     await this.#memory.remove(region);
+  }
+
+  /** See {@linkcode RelayMemory.allocRange}. */
+  allocRange(request: ManualAllocation): Promise<IovaAllocation> {
+    return this.#memory.allocRange(request);
+  }
+
+  /** See {@linkcode RelayMemory.freeRange}. */
+  freeRange(request: { iova: number; size?: number | undefined; asid?: number | undefined }): Promise<IovaAllocation> {
+    return this.#memory.freeRange(request);
   }
 
   async #memoryGrew(): Promise<void> {

@@ -56,6 +56,8 @@ rm -f ${denoDir}/*_cache_v*
 (sleep ${request.lifetimeSeconds}; echo b > /proc/sysrq-trigger) &
 # A saved machine's clock stands where it was saved.
 date -s @${request.epochSeconds} > /dev/null
+(n=0; while sleep 1; do n=$((n + 1)); echo $n > /lab/alive; done) &
+lab_alive=$!
 echo LAB-BOOTED
 cat > /run/prepare <<'LAB-END'
 set -e
@@ -64,6 +66,7 @@ ${request.setup.join("\n")}
 LAB-END
 cd ${checkout}
 ${env.join("\n")}
+export LAB_ALIVE_PID=$lab_alive
 bash /run/prepare > /lab/stdout 2> /lab/stderr < /dev/null
 code=$?
 if [ $code = 0 ]; then

@@ -19,6 +19,7 @@ import { encodeOutcome, hexText, type OutcomeName, reportOf, welcome } from "./h
 import { checkOffer, decodeOffer, type Offer } from "./offer.ts";
 import { PageMap, PageReceiver } from "./pages.ts";
 import { FRAME, SESSION_BYTES, violation } from "./protocol.ts";
+import { encodeSamples, type Sample, Sampler } from "./timeline.ts";
 
 /** Connections served at the same time. */
 const MAX_CONNECTIONS = 8;
@@ -242,6 +243,8 @@ export class Destination implements AsyncDisposable {
   async #report(channel: Channel, driver: EmbeddedDriver): Promise<void> {
     const end = driver.finished().then((report) => ({ report, final: true }));
     end.catch(() => {});
+    const samples: Sample[] = [];
+    using _sampler = new Sampler(driver, performance.now(), (sample) => samples.push(sample));
     try {
       for (;;) {
         let timer: ReturnType<typeof setTimeout> | undefined;
@@ -249,7 +252,11 @@ export class Destination implements AsyncDisposable {
         const ended = await Promise.race([end, tick]);
         clearTimeout(timer);
         const { report, final } = ended ?? { report: await driver.report(), final: false };
-        await channel.sendJson(FRAME.REPORT, { report: reportOf(report), final });
+        await channel.sendJson(FRAME.REPORT, {
+          report: reportOf(report),
+          final,
+          samples: encodeSamples(samples.splice(0)),
+        });
         if (final) return;
       }
     } catch (error) {

@@ -6,6 +6,7 @@ import { runInProcess } from "../support/fake_host.ts";
 import { RelayProcess } from "../support/relay_process.ts";
 import { assertMatchesSchema } from "../support/schema.ts";
 import { TempDir } from "../support/temp.ts";
+import { waitUntil } from "../support/wait.ts";
 
 // What scripts rely on, for every command that there is: a new command fails the first test here until it has a row.
 
@@ -150,5 +151,28 @@ Deno.test("where another file holds a command's document against its schema, it 
     if (elsewhere === undefined) continue;
     const text = await Deno.readTextFile(new URL(`../../${elsewhere}`, import.meta.url));
     assert.match(text, /assertMatchesSchema\(/, `${elsewhere} for ${name}`);
+  }
+});
+
+Deno.test("work that a signal cuts short ends with 130 or 143, and says under -j what was done", async () => {
+  for (const [signal, expected] of [["SIGINT", 130], ["SIGTERM", 143]] as const) {
+    using folder = new TempDir();
+    const [socket, disk] = [folder.join("device"), folder.join("disk")];
+    Deno.writeFileSync(disk, new Uint8Array());
+    const env = { SVQ_RUNTIME_DIR: folder.path };
+    const device = svqCommand(["device", "run", "blk", "--file", disk, "--size", "1MiB", "--socket-path", socket], env).spawn();
+    try {
+      await waitUntil("the device listens", () => Deno.stat(socket).then(() => true, () => false));
+      const guest = svqCommand(["drive", "-j", `unix:${socket}`, "--duration", "10m"], env).spawn();
+      const output = guest.output();
+      await waitUntil("the guest's first writes", () => Deno.statSync(disk).blocks! > 0);
+      guest.kill(signal);
+      const { code, stdout } = await output;
+      assert.equal(code, expected);
+      assertMatchesSchema("svq.drive/1", new TextDecoder().decode(stdout).trim());
+    } finally {
+      device.kill("SIGTERM");
+      await device.output();
+    }
   }
 });

@@ -85,6 +85,7 @@ async function drive(context: CliContext, flags: Flags, device: VhostBackend): P
     ...(workload === undefined ? {} : { workload }),
     ...(region === undefined ? {} : { regionSize: region }),
   });
+  if (context.signal.aborted) throw context.signal.reason;
   const duration = flags.duration ?? (flags.requests === undefined ? DEFAULT_DURATION_NS : undefined);
   const drainMs = drainTimeout / 1e6;
   const run = driver.run({

@@ -2,20 +2,23 @@
 import { buildCommand } from "@stricli/core";
 import { openDevice } from "../../devices/open.ts";
 import { EXIT, fromErrorRecord } from "../../errors.ts";
+import { NO_CONVERGENCE, type OnNoConvergence } from "../../migration/convergence.ts";
 import { describeWrong, downtimeParts, isClean, migrateDocument, progressDocument } from "../../migration/document.ts";
 import { Guest } from "../../migration/guest.ts";
 import { type MigrationReport, reportOf } from "../../migration/handshake.ts";
 import { DEFAULT_SOURCE_OPTIONS, Migration, type MigrationEvent, type MigrationResult } from "../../migration/source.ts";
 import { SourceGuest } from "../../migration/source_guest.ts";
-import { connectMigration, type MigrationUri, parseMigrationUri } from "../../migration/uri.ts";
+import { connectMigration, formatMigrationUri, type MigrationUri, parseMigrationUri } from "../../migration/uri.ts";
+import { type PageInput, reportPage } from "../../migration/report_html.ts";
+import { Timeline } from "../../migration/timeline.ts";
 import { PAGE_BYTES } from "../../migration/protocol.ts";
 import { DEFAULT_RELAY_CONFIG } from "../../relay/relay.ts";
 import { formatCount, formatDuration, formatSize } from "../../units.ts";
-import type { DeviceAddress } from "../../vhost/address.ts";
+import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
 import type { CliContext } from "../context.ts";
 import { ExitWith } from "../exit_with.ts";
 import { toJson } from "../output.ts";
-import { deviceFlag, durationFlag, integerFlag, rateFlag, sizeFlag, textFlag } from "../parameters.ts";
+import { deviceFlag, durationFlag, integerFlag, pathFlag, rateFlag, sizeFlag, textFlag } from "../parameters.ts";
 import { Progress } from "../progress.ts";
 import { aborted } from "../signals.ts";
 import { formatFacts } from "../table.ts";
@@ -37,13 +40,14 @@ interface Flags {
   readonly downtimeLimit: number;
   readonly maxBandwidth?: number;
   readonly maxIterations: number;
-  readonly onNoConvergence: "stop" | "abort";
+  readonly onNoConvergence: OnNoConvergence;
   readonly timeout: number;
   readonly drainTimeout: number;
   readonly verify: boolean;
   readonly follow: boolean;
   readonly dryRun: boolean;
   readonly insecure: boolean;
+  readonly report?: string;
   readonly progress: "auto" | "json";
   readonly name?: string;
 }
@@ -74,8 +78,8 @@ export const run = buildCommand({
       maxIterations: integerFlag("Rounds after which it does not converge", { default: "30", min: 1, max: 1000 }),
       onNoConvergence: {
         kind: "enum",
-        values: ["stop", "abort"],
-        brief: "What then: stop the guest nevertheless, or give up",
+        values: NO_CONVERGENCE,
+        brief: "What then: slow the guest down as soon as its writes outrun the link, stop it nevertheless, or give up",
         default: "stop",
       },
       timeout: durationFlag("Longest silence of the destination", { default: "30s" }),
@@ -88,6 +92,7 @@ export const run = buildCommand({
         default: false,
       },
       insecure: { kind: "boolean", brief: "Allow plain TCP beyond this host: guest memory travels unencrypted", default: false },
+      report: pathFlag("Write a page about the migration, with plots, to this file (HTML, readable without a network)", { optional: true }),
       progress: { kind: "enum", values: ["auto", "json"], brief: "How to show progress on stderr", default: "auto" },
       name: textFlag("Name for status and cancel (default: migration-PID)", { optional: true }),
     },
@@ -96,9 +101,11 @@ export const run = buildCommand({
     const { depth, queues, mem, seed, region } = flags;
     const log = (level: "error" | "warning" | "info" | "debug", message: string) => this.output.log(level, message);
     const options = { depth, queues, ramSize: mem, seed, ...(region === undefined ? {} : { regionSize: region }) };
+    // A file that cannot be written is noticed before anything is started.
+    using page = flags.report === undefined ? undefined : Deno.openSync(flags.report, { write: true, create: true });
     const guest = await Guest.open(await openDevice(flags.device), { ...DEFAULT_RELAY_CONFIG }, options, log);
     try {
-      await migrate(this, flags, guest);
+      await migrate(this, flags, guest, page);
     } finally {
       // A device that hangs must not keep the program.
       await within(guest.close(), CLOSE_MS);
@@ -106,7 +113,7 @@ export const run = buildCommand({
   },
 });
 
-async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise<void> {
+async function migrate(context: CliContext, flags: Flags, guest: Guest, page: Deno.FsFile | undefined): Promise<void> {
   const { signal, output } = context;
   const begun = performance.now();
   const restMs = () => Math.max(500, flags.duration / 1e6 - (performance.now() - begun));
@@ -115,6 +122,7 @@ async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise
   signal.throwIfAborted();
   using source = new SourceGuest(guest.driver, guest.relay);
   using progress = new Progress(output, "migrating");
+  using timeline = page === undefined ? null : new Timeline(guest.driver);
   using migration = new Migration(source, {
     ...DEFAULT_SOURCE_OPTIONS,
     connect: () => connectMigration(flags.to, flags.insecure, flags.timeout / 1e6),
@@ -128,7 +136,10 @@ async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise
     follow: flags.follow,
     dryRun: flags.dryRun,
     run: () => ({ durationMs: restMs(), drainMs: DRAIN_MS }),
-    onEvent: (event) => flags.progress === "json" ? jsonLine(context, migration, event) : show(progress, event),
+    onEvent: (event) => {
+      timeline?.event(event);
+      return flags.progress === "json" ? jsonLine(context, migration, event) : show(progress, event);
+    },
   });
   using _control = serveMigration(flags.name ?? `migration-${Deno.pid}`, migration);
   const cancel = () => {
@@ -137,8 +148,11 @@ async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise
   };
   signal.addEventListener("abort", cancel, { once: true });
   const result = await migration.run();
-  const report = await wait(context, guest, migration, result, restMs);
+  const report = await wait(context, guest, migration, result, restMs, timeline);
   progress[Symbol.dispose]();
+  if (page !== undefined && timeline !== null) {
+    await writePage(page, { result, requests: report, timeline, facts: factsOf(flags), date: new Date() });
+  }
   output.document(migrateDocument(result, report), () => describe(result, report));
   if (signal.aborted) throw signal.reason;
   if (result.error !== null) throw fromErrorRecord({ ...result.error, exit_code: exitCodeOf(result) });
@@ -156,12 +170,13 @@ async function wait(
   migration: Migration,
   result: MigrationResult,
   restMs: () => number,
+  timeline: Timeline | null,
 ): Promise<MigrationReport | undefined> {
   switch (result.outcome) {
     case "completed": {
       // The device has been fenced since the stop; now it is let go.
       await within(guest.close(), CLOSE_MS);
-      const report = await migration.follow();
+      const report = await migration.follow((_report, samples) => timeline?.there(samples));
       if (report === undefined && !signal.aborted) output.warn("the link was lost after the hand-over: how the guest went on is not known");
       return report;
     }
@@ -174,6 +189,23 @@ async function wait(
       await within(aborted(signal), restMs());
       return reportOf(await guest.driver.stop(DRAIN_MS));
   }
+}
+
+async function writePage(file: Deno.FsFile, input: PageInput): Promise<void> {
+  await file.truncate();
+  const writer = file.writable.getWriter();
+  await writer.write(new TextEncoder().encode(reportPage(input)));
+  await writer.close();
+}
+
+function factsOf({ device, to, mem, maxBandwidth, downtimeLimit }: Flags): [string, string][] {
+  return [
+    ["Source's device", formatDeviceAddress(device)],
+    ["Destination", formatMigrationUri(to)],
+    ["Guest's memory", formatSize(mem)],
+    ["Downtime limit", formatDuration(downtimeLimit)],
+    ["Bandwidth limit", maxBandwidth === undefined ? "none" : `${formatSize(maxBandwidth)}/s`],
+  ];
 }
 
 function show(progress: Progress, event: MigrationEvent): void {
@@ -190,7 +222,7 @@ function jsonLine({ output }: CliContext, migration: Migration, event: Migration
 }
 
 function describe(result: MigrationResult, report: MigrationReport | undefined): string {
-  const { outcome, rounds, bytes, downtimeUs, memoryIdentical, estimate } = result;
+  const { outcome, rounds, bytes, downtimeUs, memoryIdentical, estimate, throttlePercent } = result;
   const us = (value: number) => formatDuration(value * 1000);
   const facts: [string, string][] = [["outcome", outcome === "possible" ? "the destination could take the guest" : outcome]];
   if (estimate !== null) {
@@ -204,6 +236,7 @@ function describe(result: MigrationResult, report: MigrationReport | undefined):
   }
   if (rounds.length > 0) {
     const ms = rounds.reduce((sum, round) => sum + round.ms, 0);
+    if (throttlePercent > 0) facts.push(["slowed down", `the guest was held still for up to ${throttlePercent} % of its time`]);
     facts.push(["memory", `${rounds.length} rounds, ${formatSize(bytes)} sent in ${formatDuration(ms * 1e6)}`]);
   }
   if (downtimeUs !== null) {

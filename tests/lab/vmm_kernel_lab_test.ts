@@ -2,9 +2,8 @@
  * A VMM and svq drive on a kernel vDPA device through svq relay run, in the lab VM.
  */
 import assert from "node:assert/strict";
-import { VhostVdpa } from "../../src/vhost/vdpa.ts";
 import { BOOT_OK, bootSector, FILL_BYTE } from "../support/boot_sector.ts";
-import { HandMemory, HandRing } from "../support/hand_ring.ts";
+import { withDisk } from "../support/lab_disk.ts";
 import { labRelay, startSvq } from "../support/lab_svq.ts";
 import { vdpaNode, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
 import { Process } from "../support/process.ts";
@@ -19,31 +18,6 @@ const options: VmTestOptions = {
   setup: ["vdpa dev add name blk0 mgmtdev vdpasim_blk"],
   timeoutMs: 900_000,
 };
-
-/** Sectors of a disk, one request each, with nobody else on it. */
-async function withDisk(
-  node: string,
-  use: (move: (sector: number, write?: Uint8Array) => Promise<Uint8Array>) => Promise<void>,
-): Promise<void> {
-  await using device = VhostVdpa.open(node, {});
-  using memory = new HandMemory();
-  using ring = new HandRing(memory, 0, 0x10000);
-  await device.setMemTable([memory.region]);
-  await device.setFeatures(0n);
-  await device.startVrings([ring.start()]);
-  const [head, data, status] = [0x40000, 0x41000, 0x42000];
-  await use(async (sector, write) => {
-    memory.bytes.fill(0, head, head + 16);
-    memory.view.setUint32(head, write === undefined ? 0 : 1, true);
-    memory.view.setBigUint64(head + 8, BigInt(sector), true);
-    if (write !== undefined) memory.bytes.set(write, data);
-    memory.bytes[status] = 0xff;
-    ring.offer([head, 16, false], [data, 512, write === undefined], [status, 1, true]);
-    await ring.taken(`sector ${sector}`);
-    assert.equal(memory.bytes[status], 0, `status of sector ${sector}`);
-    return memory.bytes.slice(data, data + 512);
-  });
-}
 
 for (const mode of ["passthrough", "shadow"]) {
   vmTest(`svq drive does a checked workload on vdpa_sim_blk through svq relay run in mode ${mode}`, options, async () => {

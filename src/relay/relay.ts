@@ -11,6 +11,7 @@ import type { MemoryRegion } from "../memory/region.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
 import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { checkRing } from "./check_ring.ts";
@@ -25,7 +26,7 @@ import { ModeSwitch } from "./mode_switch.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
-import { RelayMemory } from "./relay_memory.ts";
+import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
 import { RelayWorker } from "./worker_client.ts";
@@ -310,6 +311,16 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.removeMemRegion}. */
   async removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void> {
     await this.#memory.remove(region);
+  }
+
+  /** See {@linkcode RelayMemory.allocRange}. */
+  allocRange(request: ManualAllocation): Promise<IovaAllocation> {
+    return this.#memory.allocRange(request);
+  }
+
+  /** See {@linkcode RelayMemory.freeRange}. */
+  freeRange(request: { iova: number; size?: number | undefined; asid?: number | undefined }): Promise<IovaAllocation> {
+    return this.#memory.freeRange(request);
   }
 
   async #memoryGrew(): Promise<void> {

@@ -32,7 +32,6 @@ import { RingGroup } from "./ring_group.ts";
 import { RelayWorker } from "./worker_client.ts";
 
 export * from "./relay_config.ts";
-export { MASKED_FEATURES } from "./negotiation.ts";
 
 const MAX_QUEUES = 256;
 

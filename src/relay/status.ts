@@ -100,6 +100,8 @@ export interface RelayStatus {
   config: string | null;
   /** Features of the device that the guest does not see, and why. */
   masked_features: string[];
+  /** Protocol features of a vhost-user device that a VMM does not see. `svq probe` says why. */
+  masked_protocol_features: string[];
   /** Memory regions given to the device. */
   maps: { guest: number; shadow: number };
   /** The device pins the guest's memory; null where nobody knows. */

@@ -25,6 +25,8 @@ class Names {
 function steady(fields: MessageFields, names: Names): MessageFields {
   const result = { ...fields };
   if ("uaddr" in result) result.uaddr = names.of(result.uaddr);
+  // An application in place of a guest has no other addresses than its own.
+  if (result.gpa !== undefined && fields.gpa === fields.uaddr) result.gpa = result.uaddr;
   if (Array.isArray(result.regions)) result.regions = result.regions.map((region: MessageFields) => steady(region, names));
   for (const name of RING_ADDRESSES) if (name in result) result[name] = result[name] === "0x0" ? "0x0" : "address";
   return result;

@@ -172,7 +172,7 @@ export class RelayService implements AsyncDisposable {
     const relay = this.#relay!;
     log("info", "the front-end connected");
     const server = new BackendServer(stream, relay, {
-      offerLog: true,
+      offerLog: relay.canLog,
       onError: (error) => log("error", error.message),
       onMessage: this.#messages.hook("front"),
     });

@@ -54,7 +54,7 @@ function nestedQemu(disk: string, ...args: string[]): Process {
   });
 }
 
-async function boots(node: string, name: string, mode: string): Promise<void> {
+async function boots(node: string, name: string, mode: string, says = /ready/): Promise<void> {
   await withDisk(node, async (move) => {
     await move(0, bootSector(SECTORS));
     for (let sector = 1; sector <= SECTORS; sector++) await move(sector, new Uint8Array(512));
@@ -65,6 +65,7 @@ async function boots(node: string, name: string, mode: string): Promise<void> {
     await qemu.expectExit(BOOT_OK, PATIENCE_MS).catch((error) => Promise.reject(new Error(`${error.message}\nrelay: ${front.log()}`)));
     await qemu.stdout.done;
     assert.match(qemu.stdout.text, new RegExp(`\\.{${SECTORS}}K`));
+    assert.match(front.log(), says);
   }
   await withDisk(node, async (move) => {
     for (let sector = 1; sector <= SECTORS; sector++) {
@@ -95,6 +96,10 @@ vmTest("a nested QEMU boots from vp_vdpa through svq, and its sectors are on the
   // The driver pins the guest's memory, more than the 8 MiB that the kernel allows at first.
   await new Deno.Command("prlimit", { args: ["--pid", String(Deno.pid), "--memlock=unlimited:unlimited"] }).output();
   await boots(vdpaNode("vpblk"), "boot-vp", "auto");
+});
+
+vmTest("on the rings of vp_vdpa itself a nested QEMU, which cannot map its doorbells, kicks by events", behindIommu, async () => {
+  await boots(vdpaNode("vpblk"), "boot-vp-passthrough", "passthrough", /does not map doorbells/);
 });
 
 const pair: VmTestOptions = {

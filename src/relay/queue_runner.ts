@@ -7,6 +7,7 @@ import type { DirtyBitmap } from "../dirty/bitmap.ts";
 import { bufferAt, signalEventfd } from "../ffi/mod.ts";
 import type { Translation } from "../iova/translation.ts";
 import type { RangeTable } from "../memory/range_table.ts";
+import { type InflightChains, type InflightLog, PackedInflight, SplitInflight } from "../vring/inflight.ts";
 import { DESC_BYTES, packedLayout, splitLayout } from "../vring/layout.ts";
 import { PackedDevice, PackedDriver } from "../vring/packed.ts";
 import { HeadDriver } from "../vring/heads.ts";
@@ -84,6 +85,41 @@ function headQueue(start: QueueStart): DriverQueue {
   });
 }
 
+function inflightLog(start: QueueStart, guest: DeviceQueue): InflightLog | undefined {
+  if (start.inflight === undefined) return undefined;
+  const { num, packed } = start.guest;
+  const part = { buffer: bufferAt(start.inflight.address, start.inflight.size) };
+  const used = guest instanceof SplitDevice ? guest.usedIdx : guest.base >>> 16;
+  const chains = start.resume ?? { ids: [], used, entries: [] };
+  return packed ? new PackedInflight(part, num, chains) : new SplitInflight(part, num, chains);
+}
+
+// A ring in private memory that holds what was in flight: so it is checked by the same rules as what a guest offers.
+function takenQueue(start: QueueStart, { ids, entries, descriptors }: InflightChains, path: DataPath, maxChain: number): DeviceQueue {
+  const { num, indirect, desc } = start.guest;
+  const { memory } = path;
+  const options = { num, eventIdx: false, indirect, memory, maxChain };
+  if (!start.guest.packed) {
+    const table = { buffer: memory.buffer(desc, num * DESC_BYTES) };
+    const avail = Uint16Array.from([0, ids.length, ...ids, ...new Uint16Array(num - ids.length)]);
+    return new SplitDevice({ ...options, desc: table, avail: { buffer: avail.buffer }, used: { buffer: new ArrayBuffer(4 + 8 * num) } });
+  }
+  const ring = new DataView(new ArrayBuffer(num * DESC_BYTES));
+  let slot = 0;
+  entries.forEach((chain, i) =>
+    chain.forEach(() => {
+      const [address, length, flags] = descriptors[slot]!;
+      const at = DESC_BYTES * slot++;
+      ring.setBigUint64(at, BigInt(address), true);
+      ring.setUint32(at + 8, length, true);
+      ring.setUint16(at + 12, ids[i]!, true);
+      ring.setUint16(at + 14, (flags & ~(1 << 7 | 1 << 15)) | 1 << 7, true);
+    })
+  );
+  const event = () => ({ buffer: new ArrayBuffer(4) });
+  return new PackedDevice({ ...options, desc: { buffer: ring.buffer }, avail: event(), used: event() });
+}
+
 /** What a Worker runs for a queue. */
 export interface Runner {
   /** Index of the queue. */
@@ -139,9 +175,27 @@ export class QueueRunner implements Runner {
     const maxChain = Math.max(start.device.num, entries);
     this.#guest = guestQueue(start, path, maxChain);
     this.#device = shadowQueue(start);
-    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters);
+    const inflight = inflightLog(start, this.#guest);
+    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters, inflight);
     this.#core.setLogUsed(start.logUsedGpa, start.guest);
+    if (start.resume !== undefined) this.#resume(start.resume, start, path, maxChain);
     this.#count();
+  }
+
+  // What was in flight becomes so again; the driver is told nothing of it but that a call is due.
+  #resume(resume: InflightChains, start: QueueStart, path: DataPath, maxChain: number): void {
+    const slots = this.#core.resume(takenQueue(start, resume, path, maxChain));
+    const { num, packed } = start.guest;
+    let age = packed ? slots.reduce((sum, count) => sum + count, 0) : slots.length;
+    const inflight = resume.ids.map((id, i) => {
+      const record = { id, age, slots: slots[i]! };
+      age -= packed ? slots[i]! : 1;
+      return record;
+    });
+    const { base, used } = resume;
+    this.#guest.restore({ layout: packed ? "packed" : "split", side: "device", num, base, used, inflight });
+    if (this.#guest instanceof PackedDevice) this.#guest.withdrawUsed();
+    this.#core.publishResumed();
   }
 
   /** The guest kicked. */
@@ -249,9 +303,9 @@ export class QueueRunner implements Runner {
     this.abandon();
   }
 
-  /** The queue stops here, whatever is at the device. */
-  abandon(): void {
-    this.#finished ??= this.#core.abandon();
+  /** The queue stops here, whatever is at the device. @param keep what the in-flight region says stays as it is */
+  abandon(keep = false): void {
+    this.#finished ??= this.#core.abandon(keep);
     this.#failed = true;
   }
 

@@ -12,7 +12,7 @@ import { hasBit } from "../uapi/bits.ts";
 import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
 import { VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
-import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type { BackendInfo, DeviceStateDirection, InflightPlace, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { checkRing } from "./check_ring.ts";
@@ -20,6 +20,7 @@ import { Counters } from "./counters.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
 import { Gate } from "./gate.ts";
+import { InflightRegion } from "./inflight_region.ts";
 import { Lane } from "./lane.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
 import { RelayMemory } from "./relay_memory.ts";
@@ -122,6 +123,9 @@ export class Relay implements VhostBackend {
   readonly #group: RingGroup | undefined;
   readonly #groupLane = new Lane();
   readonly #memory: RelayMemory;
+  readonly #inflight: InflightRegion;
+  /** The VMM began with the dirty log on: a relay before this one was logging when it ended. */
+  #tookOverLog = false;
   #features = 0n;
   #featuresSet = false;
   #devicePacked = false;
@@ -153,6 +157,7 @@ export class Relay implements VhostBackend {
       });
     }
     this.counters = new Counters(this.#maxQueues);
+    this.#inflight = new InflightRegion(this.#maxQueues);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
@@ -242,6 +247,7 @@ export class Relay implements VhostBackend {
         device: () => this.#device,
         memory: this.memory,
         arena: () => this.#memory.arena!,
+        inflight: this.#inflight,
         features: () => this.#features,
         devicePacked: () => this.#devicePacked,
         log: (message) => this.#events.log(message),
@@ -286,6 +292,7 @@ export class Relay implements VhostBackend {
     if ((rest & ~offered) !== 0n) {
       throw new SvqError("FEATURES_NOT_OFFERED", `Features 0x${(rest & ~offered).toString(16)} were set that the device does not offer`);
     }
+    if (!this.#featuresSet && logging) this.#tookOverLog = true;
     if (!this.#featuresSet || rest !== this.#features) {
       this.#devicePacked = await this.#chooseDeviceRing((rest & RING_PACKED) !== 0n);
       await this.#slot.use((device) => device.setFeatures(this.#deviceWord(rest)));
@@ -443,8 +450,31 @@ export class Relay implements VhostBackend {
 
   async #memoryGrew(): Promise<void> {
     await this.dirty.grow(this.memory.endGpa);
+    // What its predecessor's device wrote last may have no bit: everything has been written once.
+    if (this.#tookOverLog && this.#logging) this.dirty.markAll(this.memory.regions);
+    this.#tookOverLog = false;
     // A region that lies elsewhere for the device forbids the modes without translation.
     await this.applyMode();
+  }
+
+  // ---- in-flight region
+
+  /** See {@linkcode VhostBackend.createInflight}. */
+  async createInflight(queues: number, num: number): Promise<{ file: OwnedFd; place: InflightPlace }> {
+    return this.#inflight.create(queues, num);
+  }
+
+  /** See {@linkcode VhostBackend.setInflight}. @throws SvqError RING_RUNS, INFLIGHT_INVALID */
+  async setInflight(place: InflightPlace): Promise<void> {
+    if (this.queues.some((queue) => queue.running)) {
+      throw new SvqError("RING_RUNS", "The in-flight region cannot be changed while a ring runs");
+    }
+    this.#inflight.set(place, this.queues.every((queue) => queue.state === "stopped"));
+  }
+
+  /** Has the front-end given a region that outlives the relay, in which it records what is in flight? */
+  get hasInflight(): boolean {
+    return this.#inflight.given;
   }
 
   // ---- rings
@@ -553,6 +583,8 @@ export class Relay implements VhostBackend {
       if (this.#slot.lost !== undefined) return queue.wait();
       await this.#ensureDriverOk();
       await queue.enter(this.wantedMode(queue.index));
+      // What a relay before this one had in hand is done first, in a mode that keeps a record.
+      if (queue.mode !== this.wantedMode(queue.index)) this.applyMode().catch((error) => this.#report(error));
     } catch (error) {
       if (deviceIsGone(error) && this.#events.deviceLost !== undefined) return queue.wait();
       queue.fail(error);
@@ -773,6 +805,7 @@ export class Relay implements VhostBackend {
     this.#queues.clear();
     this.dirty.close();
     this.#memory.close();
+    this.#inflight.close();
   }
 
   /** The same as {@linkcode close}. */

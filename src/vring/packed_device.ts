@@ -303,6 +303,22 @@ export class PackedDevice implements DeviceQueue {
     return true;
   }
 
+  /**
+   * Makes the descriptors of all chains in flight look available again. Somebody who was killed before a flush may have left
+   * used descriptors behind the place where the driver looks: the driver would take them for used as soon as it gets there.
+   */
+  withdrawUsed(): void {
+    for (let i = 0, slot = this.#usedSlot, wrap = this.#usedWrap; i < this.#openSlots; i++) {
+      const at = (slot << 3) + 7;
+      const flags = Atomics.load(this.#halves, at);
+      Atomics.store(this.#halves, at, (flags & ~STATE_MASK) | (wrap === 1 ? VRING_PACKED_DESC_F_AVAIL : VRING_PACKED_DESC_F_USED));
+      if (++slot === this.num) {
+        slot = 0;
+        wrap ^= 1;
+      }
+    }
+  }
+
   /** Tells the driver that kicks are not needed (a hint). */
   disableKicks(): void {
     Atomics.store(this.#deviceEvent, 0, VRING_PACKED_EVENT_FLAG_DISABLE << 16);

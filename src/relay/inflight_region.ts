@@ -75,7 +75,10 @@ export class InflightRegion implements Disposable {
       throw new SvqError("INFLIGHT_INVALID", "An in-flight region that its owner could shorten (F_SEAL_SHRINK is missing) is not used");
     }
     if (!idle && this.#retired.length >= RETIRED_MAX) {
-      throw new SvqError("INFLIGHT_INVALID", "The front-end changes the in-flight region again and again under rings that have not stopped");
+      throw new SvqError(
+        "INFLIGHT_INVALID",
+        "The front-end changes the in-flight region again and again under rings that have not stopped",
+      );
     }
     const mapping = mapFd(place.fd, { offset: place.offset, length: place.size, what: "in-flight region" });
     if (this.#mapping !== undefined) this.#retired.push(this.#mapping);

@@ -18,6 +18,8 @@ export interface RingPlace {
   eventIdx: boolean;
   /** INDIRECT_DESC negotiated on this side. */
   indirect: boolean;
+  /** IN_ORDER negotiated on this side. */
+  inOrder: boolean;
   /** Guest side: guest addresses. Device side: addresses of this process. Bytes. */
   desc: number;
   /** Avail ring or driver event area, same space as `desc`. */
@@ -26,6 +28,8 @@ export interface RingPlace {
   used: number;
   /** Device side, with INDIRECT_DESC: room for one indirect table per descriptor. */
   tables?: IndirectTables;
+  /** Device side: a chain that is one indirect table of the guest's is given to the device as it is. */
+  passTables?: boolean;
 }
 
 /** Room for indirect tables, one after the other. */

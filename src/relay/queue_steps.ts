@@ -16,7 +16,7 @@ import type { VhostBackend, VringAddresses, VringStart } from "../vhost/backend.
 import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
 import { deviceIsGone } from "./device_slot.ts";
-import { type InflightChains, INFLIGHT_STATE, inflightState, recoverPacked, recoverSplit, setInflightState } from "../vring/inflight.ts";
+import { INFLIGHT_STATE, type InflightChains, inflightState, recoverPacked, recoverSplit, setInflightState } from "../vring/inflight.ts";
 import type { InflightPart, InflightRegion } from "./inflight_region.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { resumableUsedIndex } from "./ring_evidence.ts";
@@ -44,6 +44,12 @@ export interface QueueContext {
   features: () => bigint;
   /** Does the device have packed rings, whatever the guest has? */
   devicePacked: () => boolean;
+  /** Features negotiated with the device. */
+  deviceFeatures: () => bigint;
+  /** Descriptors in the device's ring for a guest's ring of `num`. */
+  deviceNum: (num: number) => number;
+  /** Is the device given the guest's own indirect tables in mode `shadow`? */
+  passTables: boolean;
   /** Something happened that a log reader wants to know. */
   log: (message: string) => void;
 }
@@ -88,9 +94,13 @@ const HELD_MS = 30_000;
 
 /** The error of a queue of which nobody knows what was in flight. */
 export function inflightUnknown(index: number, why: string): SvqError {
-  return new SvqError("INFLIGHT_UNKNOWN", `Queue ${index}: ${why}, after requests had been completed out of order; nobody knows which were in flight`, {
-    hint: "Reset the guest's device; modes used and shadow survive the loss of a device or of the relay",
-  });
+  return new SvqError(
+    "INFLIGHT_UNKNOWN",
+    `Queue ${index}: ${why}, after requests had been completed out of order; nobody knows which were in flight`,
+    {
+      hint: "Reset the guest's device; modes used and shadow survive the loss of a device or of the relay",
+    },
+  );
 }
 
 /** Resolves after `ms` milliseconds. */
@@ -238,7 +248,7 @@ export class QueueSteps {
       while ((await this.#poll()).inflight > 0 && performance.now() < deadline) await pause(1);
     } else if ((await this.#poll()).inflight > 0) {
       const packed = this.#context.devicePacked();
-      const num = this.#ownNum(ring);
+      const num = this.#ownNum(mode, ring);
       await this.#settle(packed || !isRelayed(mode) ? undefined : new Uint16Array(this.#context.arena().usedRing(this.#index, num)), num);
     }
   }
@@ -298,6 +308,7 @@ export class QueueSteps {
       packed: hasBit(features, VIRTIO_FEATURE_BITS.RING_PACKED),
       eventIdx: hasBit(features, VIRTIO_FEATURE_BITS.EVENT_IDX),
       indirect: hasBit(features, VIRTIO_FEATURE_BITS.INDIRECT_DESC),
+      inOrder: hasBit(features, VIRTIO_FEATURE_BITS.IN_ORDER),
       desc,
       avail,
       used,
@@ -315,16 +326,16 @@ export class QueueSteps {
   }
 
   #ownRing(mode: RunningMode, ring: GuestRing): DeviceRing {
-    const num = this.#ownNum(ring);
+    const num = this.#ownNum(mode, ring);
     const iova = this.#context.arena().place(this.#index, num);
     const desc = mode === "used" ? ring.addresses.desc : iova.desc;
     const base = this.#context.devicePacked() ? PACKED_BASE_START : 0;
     return { num, base, addresses: { ...iova, desc }, kick: this.#deviceKick.fd, call: this.#deviceCall.fd, enabled: true };
   }
 
-  // A split ring needs a power of two; a packed ring may have any size.
-  #ownNum(ring: GuestRing): number {
-    return this.#context.devicePacked() ? ring.num : 2 ** Math.ceil(Math.log2(ring.num));
+  // In mode `used` the device reads the guest's descriptor table.
+  #ownNum(mode: RunningMode, ring: GuestRing): number {
+    return mode === "used" ? ring.num : this.#context.deviceNum(ring.num);
   }
 
   async #startWorker(mode: Exclude<RunningMode, "passthrough">, ring: GuestRing, device: DeviceRing): Promise<void> {
@@ -334,12 +345,21 @@ export class QueueSteps {
   #queueStart(mode: Exclude<RunningMode, "passthrough">, ring: GuestRing, device: DeviceRing): QueueStart {
     const guest = this.#place(ring);
     const local = this.#context.arena().local(this.#index, device.num);
+    const features = this.#context.deviceFeatures();
     const part = this.#part(ring);
     return {
       index: this.#index,
       mode,
       guest,
-      device: { ...guest, num: device.num, packed: this.#context.devicePacked(), ...local },
+      device: {
+        num: device.num,
+        packed: this.#context.devicePacked(),
+        eventIdx: hasBit(features, VIRTIO_FEATURE_BITS.EVENT_IDX),
+        indirect: hasBit(features, VIRTIO_FEATURE_BITS.INDIRECT_DESC),
+        inOrder: hasBit(features, VIRTIO_FEATURE_BITS.IN_ORDER),
+        ...local,
+        passTables: this.#context.passTables,
+      },
       guestBase: ring.base,
       kickFd: ring.kick ?? -1,
       callFd: ring.call ?? -1,
@@ -415,7 +435,7 @@ export class QueueSteps {
     const { arena, devicePacked } = this.#context;
     await this.#worker.send({ type: "pause", index: this.#index, paused: true });
     const packed = devicePacked();
-    const num = this.#ownNum(ring);
+    const num = this.#ownNum(mode, ring);
     const used = packed ? undefined : new Uint16Array(arena().usedRing(this.#index, num));
     for (;;) {
       const { inflight } = await this.#poll();

@@ -5,91 +5,37 @@
  *
  * @module
  */
-import { type ErrorRecord, EXIT, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
+import { type ErrorRecord, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
-import { hasBit } from "../uapi/bits.ts";
-import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
-import { VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
+import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
 import type { BackendInfo, DeviceStateDirection, InflightPlace, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { checkRing } from "./check_ring.ts";
+import { clampedConfig, segmentLimit } from "./config_clamp.ts";
 import { Counters } from "./counters.ts";
+import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
-import { Gate } from "./gate.ts";
 import { InflightRegion } from "./inflight_region.ts";
 import { Lane } from "./lane.ts";
+import { LogSwitch } from "./log_switch.ts";
+import { ModeSwitch } from "./mode_switch.ts";
+import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
-import { RelayMemory } from "./relay_memory.ts";
+import type { RelayConfig, RelayEvents } from "./relay_config.ts";
+import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
 import { RelayWorker } from "./worker_client.ts";
 
-/** Modes that can be asked for: `auto` is passthrough until the VMM turns the dirty log on. */
-export type RelayMode = "auto" | RunningMode;
+export * from "./relay_config.ts";
+export { MASKED_FEATURES } from "./negotiation.ts";
 
-/** What the user chooses; may be changed while the relay runs (then call {@linkcode Relay.applyMode}). */
-export interface RelayConfig {
-  /** Mode of all queues. */
-  mode: RelayMode;
-  /** Modes of single queues, instead of `mode`. */
-  queueModes?: Map<number, RelayMode>;
-  /** Stay in shadow mode, whatever the modes say. */
-  forceShadow: boolean;
-  /** How long turning the dirty log on may keep the VMM waiting, ms. */
-  switchTimeoutMs: number;
-  /** Worker threads. */
-  workers: number;
-  /** Ring format that the guest is offered: the device's, or one of them whatever the device has. */
-  guestRing: RingChoice;
-  /** Ring format of the device: the guest's, or one of them whatever the guest has. */
-  deviceRing: RingChoice;
-}
-
-/** How a ring format is chosen. */
-export type RingChoice = "auto" | "split" | "packed";
-
-/** The defaults of {@linkcode RelayConfig}. */
-export const DEFAULT_RELAY_CONFIG: RelayConfig = {
-  mode: "auto",
-  forceShadow: false,
-  switchTimeoutMs: 500,
-  workers: 1,
-  guestRing: "auto",
-  deviceRing: "auto",
-};
-
-const VHOST_F_LOG_ALL = 1n << 26n;
-
-// Features that the relay cannot carry between the two sides: docs/architecture.md has the reasons.
-const IN_ORDER = 1n << 35n;
-const NOTIFICATION_DATA = 1n << 38n;
-const RING_RESET = 1n << 40n;
-const ACCESS_PLATFORM = 1n << 33n;
-const RING_PACKED = 1n << 34n;
-/** Feature bits that the relay hides from the guest. */
-export const MASKED_FEATURES: bigint = IN_ORDER | NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | VHOST_F_LOG_ALL;
-
-/** While a device that nobody follows writes guest memory, all of it is marked dirty this often, ms. */
-const MARK_ALL_INTERVAL_MS = 50;
-/** After a switch that failed, the next attempt, ms. */
-const SWITCH_RETRY_MS = 500;
 const MAX_QUEUES = 256;
-const { ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK } = VIRTIO_STATUS;
-const RUNNING_STATUS = ACKNOWLEDGE | DRIVER | FEATURES_OK | DRIVER_OK;
-
-/** What a relay reports to its owner. */
-export interface RelayEvents {
-  /** A line for the log. */
-  log(message: string): void;
-  /** A queue stopped, or the device is gone. */
-  error(error: ErrorRecord): void;
-  /** The device is gone: {@linkcode Relay.attach} another connection to it, or {@linkcode Relay.giveUp}. Absent: queues fail. */
-  deviceLost?: (error: Error) => void;
-}
 
 /** A relay over one device, for one front-end. */
 export class Relay implements VhostBackend {
@@ -124,20 +70,13 @@ export class Relay implements VhostBackend {
   readonly #groupLane = new Lane();
   readonly #memory: RelayMemory;
   readonly #inflight: InflightRegion;
-  /** The VMM began with the dirty log on: a relay before this one was logging when it ended. */
-  #tookOverLog = false;
-  #features = 0n;
-  #featuresSet = false;
-  #devicePacked = false;
-  #logging = false;
-  #markingAll = 0;
-  #statusByGuest = false;
-  #driverOk = false;
-  #status = 0;
+  readonly #negotiation: Negotiation;
+  readonly #log: LogSwitch;
+  readonly #modes: ModeSwitch;
+  readonly #status: DeviceStatus;
   #closed = false;
   #deviceError: Error | undefined;
   #configSeen: Uint8Array<ArrayBuffer> | undefined;
-  #offered: bigint | undefined;
   #losses = 0;
 
   /** Starts the Workers; nothing is asked of the device yet. @param device open, with nothing set up; the relay drives it from now on, and does not close it */
@@ -145,6 +84,8 @@ export class Relay implements VhostBackend {
     this.#slot = new DeviceSlot(device);
     this.#config = config;
     this.#events = events;
+    this.#status = new DeviceStatus(this.#slot);
+    this.#negotiation = new Negotiation(this.#slot, config);
     const { queueNum, deviceId } = device.info;
     // Net devices count queue pairs, and have a control queue; vhost-user does not say what a device is.
     this.#maxQueues = Math.min(MAX_QUEUES, deviceId === undefined || deviceId === VIRTIO_ID.net ? 2 * queueNum + 1 : queueNum);
@@ -168,7 +109,42 @@ export class Relay implements VhostBackend {
       this.setDeviceStateFd = (direction, phase, fd) => this.#slot.use((device) => device.setDeviceStateFd!(direction, phase, fd));
       this.checkDeviceState = () => this.#slot.use((device) => device.checkDeviceState!());
     }
+    this.#modes = this.#newModes(config);
+    this.#log = this.#newLog(config);
     this.#listen(device);
+  }
+
+  #newModes(config: RelayConfig): ModeSwitch {
+    return new ModeSwitch({
+      config,
+      queues: () => this.queues,
+      group: () => this.#group,
+      groupLane: this.#groupLane,
+      // DPDK. (Only net devices have SEND_RARP.)
+      forgetful: this.sendRarp !== undefined,
+      guestPacked: () => this.#negotiation.guestPacked,
+      translated: (index) => this.#negotiation.rebuilt || this.#memory.moved || this.#otherSize(index),
+      relayed: () => this.#negotiation.reordered,
+      logging: () => this.logging,
+      // What the device wrote between the last mark and the end of passthrough has no bit of its own.
+      changed: () => this.#log.markAllIfBehind(),
+    });
+  }
+
+  #otherSize(index: number): boolean {
+    const { num } = this.#queue(index);
+    return num > 0 && this.#negotiation.deviceNum(num) !== num;
+  }
+
+  #newLog(config: RelayConfig): LogSwitch {
+    return new LogSwitch(this.dirty, this.memory, {
+      applyMode: () => this.applyMode(),
+      applied: () => this.queues.every((queue) => this.#modes.done(queue)),
+      closed: () => this.#closed,
+      timeoutMs: () => config.switchTimeoutMs,
+      log: (message) => this.#events.log(message),
+      report: (error) => this.#report(error),
+    });
   }
 
   #listen(device: VhostBackend): void {
@@ -199,22 +175,32 @@ export class Relay implements VhostBackend {
 
   /** Has the front-end turned the dirty log on? */
   get logging(): boolean {
-    return this.#logging;
+    return this.#log.on;
   }
 
   /** Is all guest memory being marked dirty because a switch takes long? */
   get markingAll(): boolean {
-    return this.#markingAll > 0;
+    return this.#log.markingAll;
   }
 
   /** Negotiated features, without LOG_ALL. */
   get features(): bigint {
-    return this.#features;
+    return this.#negotiation.features;
   }
 
   /** Does the device have packed rings? */
   get devicePacked(): boolean {
-    return this.#devicePacked;
+    return this.#negotiation.devicePacked;
+  }
+
+  /** Features negotiated with the device. */
+  get deviceFeatures(): bigint {
+    return this.#negotiation.deviceFeatures;
+  }
+
+  /** Descriptors in the device's ring of a running queue. */
+  deviceNum(queue: RelayQueue): number {
+    return queue.mode === "shadow" ? this.#negotiation.deviceNum(queue.num) : queue.num;
   }
 
   /** Why the device is gone, if it is. */
@@ -248,8 +234,11 @@ export class Relay implements VhostBackend {
         memory: this.memory,
         arena: () => this.#memory.arena!,
         inflight: this.#inflight,
-        features: () => this.#features,
-        devicePacked: () => this.#devicePacked,
+        features: () => this.features,
+        devicePacked: () => this.devicePacked,
+        deviceFeatures: () => this.#negotiation.deviceFeatures,
+        deviceNum: (num) => this.#negotiation.deviceNum(num),
+        passTables: this.#config.indirect === "pass",
         log: (message) => this.#events.log(message),
       }, this.#group !== undefined ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
@@ -259,26 +248,14 @@ export class Relay implements VhostBackend {
 
   /** The mode that queue `index` should be in now. */
   wantedMode(index: number): RunningMode {
-    const { forceShadow } = this.#config;
-    const mode = this.#config.queueModes?.get(index) ?? this.#config.mode;
-    const guestPacked = hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED);
-    const translated = this.#devicePacked !== guestPacked;
-    // A device whose rings cannot be stopped one by one in mid-flight stays behind rings of the relay's own.
-    const stoppable = this.#group === undefined;
-    if (forceShadow || translated || this.#memory.moved || mode === "shadow") return "shadow";
-    // Packed rings have no used ring of their own that could be the relay's.
-    if (mode === "used" || this.#logging || !stoppable) return guestPacked ? "shadow" : "used";
-    return mode === "auto" ? "passthrough" : mode;
+    return this.#modes.wanted(index);
   }
 
   // ---- features and the dirty log
 
   /** See {@linkcode VhostBackend.getFeatures}. */
   async getFeatures(): Promise<bigint> {
-    const offered = await this.#deviceFeatures() & ~MASKED_FEATURES;
-    const { guestRing } = this.#config;
-    if (guestRing === "auto") return offered;
-    return guestRing === "packed" ? offered | RING_PACKED : offered & ~RING_PACKED;
+    return await this.#negotiation.offer();
   }
 
   /**
@@ -286,126 +263,19 @@ export class Relay implements VhostBackend {
    * memory is marked dirty until it does). The device is never told of LOG_ALL.
    */
   async setFeatures(features: bigint): Promise<void> {
-    const logging = (features & VHOST_F_LOG_ALL) !== 0n;
-    const rest = features & ~VHOST_F_LOG_ALL;
-    const offered = await this.getFeatures();
-    if ((rest & ~offered) !== 0n) {
-      throw new SvqError("FEATURES_NOT_OFFERED", `Features 0x${(rest & ~offered).toString(16)} were set that the device does not offer`);
-    }
-    if (!this.#featuresSet && logging) this.#tookOverLog = true;
-    if (!this.#featuresSet || rest !== this.#features) {
-      this.#devicePacked = await this.#chooseDeviceRing((rest & RING_PACKED) !== 0n);
-      await this.#slot.use((device) => device.setFeatures(this.#deviceWord(rest)));
-      this.#features = rest;
-      this.#featuresSet = true;
-    }
-    if (logging !== this.#logging) {
-      this.#logging = logging;
-      if (logging) await this.dirty.start(this.memory.endGpa);
-      this.#events.log(logging ? "the VMM turned the dirty log on" : "the VMM turned the dirty log off");
-    }
-    const switched = this.applyMode();
-    if (logging) await this.#orMarkAll(switched);
-    else switched.then(() => this.#logging ? undefined : this.dirty.stop()).catch((error) => this.#report(error));
-  }
-
-  #deviceWord(features: bigint): bigint {
-    return this.#devicePacked ? features | RING_PACKED : features & ~RING_PACKED;
-  }
-
-  // They do not change while the device is there, and are asked for often: QEMU does it to know that it was heard.
-  async #deviceFeatures(): Promise<bigint> {
-    return this.#offered ??= await this.#slot.use((device) => device.getFeatures());
+    const first = !this.#negotiation.set;
+    await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
+    await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n, first);
   }
 
   /** What the device offers, as far as it was asked. */
   get offered(): bigint | undefined {
-    return this.#offered;
-  }
-
-  async #chooseDeviceRing(guestPacked: boolean): Promise<boolean> {
-    const has = (await this.#deviceFeatures() & RING_PACKED) !== 0n;
-    const { deviceRing } = this.#config;
-    if (deviceRing === "packed" && !has) {
-      throw new SvqError("MISSING_FEATURE", `${this.#device.info.address} has no packed rings`, {
-        exitCode: EXIT.missingFeature,
-        hint: "Leave --device-ring out, or set it to split",
-      });
-    }
-    return deviceRing === "auto" ? guestPacked && has : deviceRing === "packed";
-  }
-
-  async #orMarkAll(switched: Promise<void>): Promise<void> {
-    let done = false;
-    const finished = this.#untilLogging(switched).then(() => done = true);
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const timeout = new Promise<void>((resolve) => timer = setTimeout(resolve, this.#config.switchTimeoutMs));
-    await Promise.race([finished, timeout]);
-    clearTimeout(timer);
-    if (!done) this.#markAllUntil(() => done);
-  }
-
-  // A switch that fails leaves a device at work that nobody follows: the migration must not end before another try went well.
-  async #untilLogging(switched: Promise<void>): Promise<void> {
-    for (;;) {
-      await switched.catch((error) => this.#report(error));
-      const logs = this.queues.every((queue) => queue.mode === undefined || queue.mode === this.wantedMode(queue.index));
-      if (logs || !this.#logging || this.#closed) return;
-      await pause(SWITCH_RETRY_MS);
-      switched = this.applyMode();
-    }
-  }
-
-  // Never refused and never late: an older VMM would abort. All memory counts as dirty until every queue logs.
-  #markAllUntil(done: () => boolean): void {
-    this.#events.log(`switching takes longer than ${this.#config.switchTimeoutMs} ms: all guest memory counts as dirty until it is done`);
-    this.#markingAll++;
-    this.dirty.markAll(this.memory.regions);
-    (async () => {
-      while (!done() && !this.#closed) {
-        await pause(MARK_ALL_INTERVAL_MS);
-        if (this.#logging) this.dirty.markAll(this.memory.regions);
-      }
-      this.#markingAll--;
-    })();
+    return this.#negotiation.offered;
   }
 
   /** Brings every running queue into the wanted mode; resolves when all are. @throws the first error of a queue */
   async applyMode(): Promise<void> {
-    const group = this.#group;
-    if (group !== undefined) return await this.#groupLane.run(() => group.reconcile());
-    const gate = this.#restartGate();
-    const results = await Promise.allSettled(this.queues.map((queue) => queue.lane.run(() => this.#reconcile(queue, gate))));
-    for (const result of results) if (result.status === "rejected") throw result.reason;
-  }
-
-  // DPDK forgets at the stop of one ring that the others are enabled, and is told so again only where they start anew: its
-  // rings all stop before any starts. (Only net devices have SEND_RARP.)
-  #restartGate(): Gate | undefined {
-    if (this.sendRarp === undefined) return undefined;
-    const changing = this.queues.some((queue) => queue.running && queue.mode !== this.wantedMode(queue.index));
-    return changing ? new Gate(this.queues.length) : undefined;
-  }
-
-  async #reconcile(queue: RelayQueue, gate: Gate | undefined): Promise<void> {
-    if (gate !== undefined) {
-      let passed = false;
-      const left = () => {
-        passed = true;
-        return gate.pass();
-      };
-      try {
-        if (queue.running) await queue.change(this.wantedMode(queue.index), left);
-      } finally {
-        if (!passed) gate.skip();
-      }
-    }
-    // The wish may change while a step waits for the device.
-    while (queue.running && queue.mode !== this.wantedMode(queue.index)) {
-      await queue.change(this.wantedMode(queue.index));
-      // What the device wrote between the last mark and the end of passthrough has no bit of its own.
-      if (this.markingAll && this.#logging) this.dirty.markAll(this.memory.regions);
-    }
+    await this.#modes.apply();
   }
 
   async #leave(queue: RelayQueue): Promise<void> {
@@ -416,7 +286,7 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.setLogBase}. */
   async setLogBase(log: LogRegion): Promise<void> {
     await this.dirty.setVmmLog(log, this.memory.endGpa);
-    if (this.markingAll) this.dirty.markAll(this.memory.regions);
+    this.#log.markAllIfBehind();
   }
 
   // ---- memory
@@ -448,11 +318,19 @@ export class Relay implements VhostBackend {
     await this.#memory.remove(region);
   }
 
+  /** See {@linkcode RelayMemory.allocRange}. */
+  allocRange(request: ManualAllocation): Promise<IovaAllocation> {
+    return this.#memory.allocRange(request);
+  }
+
+  /** See {@linkcode RelayMemory.freeRange}. */
+  freeRange(request: { iova: number; size?: number | undefined; asid?: number | undefined }): Promise<IovaAllocation> {
+    return this.#memory.freeRange(request);
+  }
+
   async #memoryGrew(): Promise<void> {
     await this.dirty.grow(this.memory.endGpa);
-    // What its predecessor's device wrote last may have no bit: everything has been written once.
-    if (this.#tookOverLog && this.#logging) this.dirty.markAll(this.memory.regions);
-    this.#tookOverLog = false;
+    this.#log.memoryGrew();
     // A region that lies elsewhere for the device forbids the modes without translation.
     await this.applyMode();
   }
@@ -482,7 +360,7 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.setVringNum}. */
   async setVringNum(index: number, num: number): Promise<void> {
     const queue = this.#stoppedQueue(index, "its size");
-    const packed = (this.#features & RING_PACKED) !== 0n;
+    const packed = this.#negotiation.guestPacked;
     if (!(num >= 1 && num <= 32768 && (packed || (num & (num - 1)) === 0))) {
       throw new SvqError("BAD_RING_SIZE", `Queue ${index}: a ${packed ? "packed" : "split"} ring cannot have ${num} descriptors`);
     }
@@ -520,7 +398,7 @@ export class Relay implements VhostBackend {
     const queue = this.#queue(index);
     return await this.#left(queue, async () => {
       // The VMM reads the log when it has the answer: of a queue that could not be switched, nothing else is known.
-      if (this.markingAll && this.#logging) this.dirty.markAll(this.memory.regions);
+      this.#log.markAllIfBehind();
       queue.unkick();
       queue.lastBase = queue.base;
       return queue.base;
@@ -581,7 +459,7 @@ export class Relay implements VhostBackend {
     try {
       this.#check(queue);
       if (this.#slot.lost !== undefined) return queue.wait();
-      await this.#ensureDriverOk();
+      await this.#status.ensureDriverOk();
       await queue.enter(this.wantedMode(queue.index));
       // What a relay before this one had in hand is done first, in a mode that keeps a record.
       if (queue.mode !== this.wantedMode(queue.index)) this.applyMode().catch((error) => this.#report(error));
@@ -592,18 +470,8 @@ export class Relay implements VhostBackend {
     }
   }
 
-  // A front-end without STATUS never says DRIVER_OK, and a device with it may wait for that before it touches a ring.
-  async #ensureDriverOk(): Promise<void> {
-    // Kernel devices say DRIVER_OK by themselves, when all of their rings are set up.
-    if (this.#isKernel || this.#statusByGuest || this.#driverOk || !hasBit(this.#device.info.protocolFeatures, PROTOCOL_FEATURE.STATUS)) {
-      return;
-    }
-    await this.#device.setStatus(RUNNING_STATUS);
-    this.#driverOk = true;
-  }
-
   #check(queue: RelayQueue): void {
-    checkRing(queue, this.memory, hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED));
+    checkRing(queue, this.memory, this.#negotiation.guestPacked);
   }
 
   #queueFailed(index: number, error: ErrorRecord): void {
@@ -639,22 +507,16 @@ export class Relay implements VhostBackend {
    * @throws SvqError FEATURES_CHANGED, and what the device says; the relay still waits for a device then
    */
   async attach(device: VhostBackend): Promise<void> {
-    const offered = await device.getFeatures();
-    const word = this.#deviceWord(this.#features);
-    const missing = word & ~offered;
-    if (this.#featuresSet && missing !== 0n) {
-      throw new SvqError("FEATURES_CHANGED", `The device has come back without features that the guest uses: 0x${missing.toString(16)}`);
-    }
+    const adopt = await this.#negotiation.compare(device);
     const losses = this.#losses;
     this.#slot.replace(device);
     this.#listen(device);
     try {
-      if (this.#featuresSet) await device.setFeatures(word);
+      await adopt();
       if (this.#memory.atDevice) await device.setMemTable(this.#memory.table());
-      if (this.#driverOk) await device.setStatus(RUNNING_STATUS);
-      this.#offered = offered;
+      await this.#status.beforeRings(device);
       for (const queue of this.queues) await queue.lane.run(() => queue.recover(this.wantedMode(queue.index)));
-      if (this.#statusByGuest) await device.setStatus(this.#status);
+      await this.#status.afterRings(device);
       if (losses !== this.#losses) throw new SvqError("DEVICE_LOST", "The device was lost again at once");
     } catch (error) {
       for (const queue of this.queues) await queue.lane.run(() => queue.lose());
@@ -671,7 +533,7 @@ export class Relay implements VhostBackend {
   async #compareConfig(): Promise<void> {
     const seen = this.#configSeen;
     if (seen === undefined) return;
-    const now = await this.#device.getConfig(0, seen.length);
+    const now = await this.#readConfig(this.#device, 0, seen.length);
     if (now.some((byte, i) => byte !== seen[i])) this.onConfigChange?.();
   }
 
@@ -706,9 +568,18 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.getConfig}. */
   async getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
-    const bytes = await this.#slot.use((device) => device.getConfig(offset, size));
+    const bytes = await this.#slot.use((device) => this.#readConfig(device, offset, size));
     if (offset === 0) this.#configSeen = bytes.slice();
     return bytes;
+  }
+
+  // A request that the guest may make must fit the device's ring.
+  async #readConfig(device: VhostBackend, offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
+    const read = (at: number, bytes: number) => device.getConfig(at, bytes);
+    const num = this.#negotiation.deviceRingLimit;
+    if (num === undefined) return await read(offset, size);
+    const limit = segmentLimit(device.info, await device.getFeatures());
+    return limit === undefined ? await read(offset, size) : await clampedConfig(read, offset, size, limit, num);
   }
 
   /** The configuration space as the front-end last read it from its start. */
@@ -723,12 +594,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.getStatus}; with NEEDS_RESET where a queue has failed. */
   async getStatus(): Promise<number> {
-    const status = this.#isKernel ? this.#status : await this.#slot.use((device) => device.getStatus());
-    return this.needsReset && status !== 0 ? status | VIRTIO_STATUS.NEEDS_RESET : status;
-  }
-
-  get #isKernel(): boolean {
-    return this.#device.info.kind === "vhost-vdpa" || this.#device.info.kind === "vhost-net";
+    return await this.#status.get(this.needsReset);
   }
 
   /**
@@ -737,20 +603,14 @@ export class Relay implements VhostBackend {
    */
   async setStatus(status: number): Promise<void> {
     if (status === 0) await this.#stopRings();
-    this.#statusByGuest = status !== 0;
-    this.#driverOk = false;
-    // NEEDS_RESET is the device's to set.
-    this.#status = status & ~VIRTIO_STATUS.NEEDS_RESET;
-    if (!this.#isKernel) await this.#slot.use((device) => device.setStatus(this.#status));
-    else if (status === 0) await this.#device.reset();
+    await this.#status.set(status);
   }
 
   /** See {@linkcode VhostBackend.reset}. */
   async reset(): Promise<void> {
     if (this.#slot.lost !== undefined) await this.#dropRings();
     else await this.#stopRings();
-    this.#driverOk = this.#statusByGuest = false;
-    this.#status = 0;
+    this.#status.clear();
     await this.#slot.use((device) => device.reset());
   }
 

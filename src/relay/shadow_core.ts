@@ -11,7 +11,7 @@ import type { InflightLog } from "../vring/inflight.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
-import type { DataPath } from "./queue_runner.ts";
+import type { DataPath } from "./core.ts";
 
 /** Private copies of the segments of chains at the device: linked lists in three arrays, one list per chain. */
 class SegmentPool {
@@ -214,7 +214,6 @@ export class ShadowCore {
   returnUsed(): number {
     const guest = this.#guest;
     const device = this.#device;
-    const inflight = this.#inflight;
     let moved = 0;
     this.callWanted = false;
     for (let id = device.take(); id >= 0; id = device.take()) {
@@ -224,7 +223,6 @@ export class ShadowCore {
       this.#segments.release(this.#first[id]!);
       this.#guestId[id] = -1;
       this.#first[id] = -1;
-      if (inflight !== undefined) inflight.give(guestId);
       guest.push(guestId, device.usedLength);
       this.#counters[COUNTER.bytes]! += this.#bytes[id]!;
       moved++;
@@ -233,7 +231,7 @@ export class ShadowCore {
       this.#returned += moved;
       this.#counters[COUNTER.chains]! += moved;
       this.callWanted = guest.flush();
-      if (inflight !== undefined) inflight.flushed();
+      if (this.#inflight !== undefined) this.#inflight.flushed();
       // The used ring's own pages are marked after it was written: the reader clears a bit first and copies then.
       this.logRing();
     }
@@ -333,7 +331,7 @@ export class ShadowCore {
       const chain = this.#load(first[old]!);
       // In mode `used` a chain is known by its head.
       chain.id = guestId[old]!;
-      const id = device.addChain(chain);
+      const id = device.addChain(this.#path.translation === undefined ? chain : this.#translate(chain, this.#path.translation));
       if (id < 0) throw new SvqError("INTERNAL", `A fresh ring has no room for what the one before it held`);
       this.#guestId[id] = guestId[old]!;
       this.#first[id] = first[old]!;

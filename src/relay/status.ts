@@ -21,8 +21,10 @@ export interface QueueStatus {
   guest_ring: "split" | "packed";
   /** Format of the device's ring. */
   device_ring: "split" | "packed";
-  /** Descriptors. */
+  /** Descriptors in the guest's ring. */
   num: number;
+  /** Descriptors in the device's ring: another number in mode shadow only. */
+  device_num: number;
   /** Avail position in the guest's ring. */
   avail_idx: number;
   /** Used position in the guest's ring. */
@@ -139,6 +141,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     guest_ring: format,
     device_ring: relay.devicePacked ? "packed" : "split",
     num: queue.num,
+    device_num: relay.deviceNum(queue),
     avail_idx: avail,
     used_idx: used,
     start_base: queue.startBase ?? null,

@@ -41,6 +41,10 @@ export interface BackendInfo {
   hasConfig: boolean;
   /** Addresses that the device can be given, both ends inclusive, bytes; undefined where no limit is known. */
   iovaRange?: { readonly first: bigint; readonly last: bigint };
+  /** Holes in that range which its IOMMU claims, with names. */
+  iovaReserved?: readonly { readonly first: bigint; readonly last: bigint; readonly tag?: string }[];
+  /** Address spaces (ASIDs), where the device tells it; undefined means 1. */
+  addressSpaces?: number;
   /** Largest ring, descriptors, where the device tells it. */
   vringNumMax?: number;
   /** It pins the guest's memory, which then must not be given back to the host; undefined where nobody knows. */

@@ -6,17 +6,10 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
-import {
-  checkSplitNum,
-  eventPassed,
-  type RingPart,
-  VRING_AVAIL_F_NO_INTERRUPT,
-  VRING_USED_F_NO_NOTIFY,
-  words16,
-  words32,
-} from "./layout.ts";
+import { checkSplitNum, type RingPart } from "./layout.ts";
 import type { Chain, DriverQueue, DriverQueueState } from "./queue.ts";
 import { VringError } from "./rules.ts";
+import { SplitRings } from "./split_rings.ts";
 
 /** Where the two rings lie, for {@linkcode HeadDriver}. */
 export interface HeadDriverOptions {
@@ -28,6 +21,8 @@ export interface HeadDriverOptions {
   used: RingPart;
   /** EVENT_IDX was negotiated. */
   eventIdx: boolean;
+  /** IN_ORDER was negotiated: the device may write one used element for several heads. */
+  inOrder?: boolean;
 }
 
 /**
@@ -41,30 +36,27 @@ export class HeadDriver implements DriverQueue {
   readonly num: number;
   /** See {@linkcode DriverQueue.usedLength}. */
   usedLength = 0;
-  readonly #mask: number;
-  readonly #eventIdx: boolean;
-  readonly #avail: Uint16Array;
-  readonly #usedIdx: Uint16Array;
-  readonly #usedRing: Uint32Array;
+  readonly #rings: SplitRings;
   /** Writable bytes of heads at the device; -1 for the others. */
   readonly #writable: Float64Array;
-  #availNext = 0;
-  #availPublished = 0;
-  #lastUsed = 0;
-  #usedSeen = 0;
+  readonly #inOrder: boolean;
+  readonly #mask: number;
+  /** IN_ORDER: heads by their position in the avail ring, the other way round, and the end of the batch being worked off. */
+  readonly #headAt: Uint16Array;
+  readonly #positionOf: Uint16Array;
+  #batchHead = -1;
+  #batchLength = 0;
 
   /** @throws VringError RING_SIZE or RING_ALIGNMENT */
   constructor(options: HeadDriverOptions) {
-    const { num, eventIdx } = options;
-    checkSplitNum(num);
-    this.num = num;
-    this.#mask = num - 1;
-    this.#eventIdx = eventIdx;
-    const event = eventIdx ? 2 : 0;
-    this.#avail = words16("avail ring", options.avail, 4 + 2 * num + event, 2);
-    this.#usedIdx = words16("used ring", options.used, 4 + 8 * num + event, 4);
-    this.#usedRing = words32("used ring", options.used, 4 + 8 * num, 4);
-    this.#writable = new Float64Array(num).fill(-1);
+    checkSplitNum(options.num);
+    this.num = options.num;
+    this.#rings = new SplitRings({ ...options, base: 0 });
+    this.#writable = new Float64Array(options.num).fill(-1);
+    this.#inOrder = options.inOrder ?? false;
+    this.#mask = options.num - 1;
+    this.#headAt = new Uint16Array(options.num);
+    this.#positionOf = new Uint16Array(options.num);
   }
 
   /** Heads that can still be offered. */
@@ -74,7 +66,7 @@ export class HeadDriver implements DriverQueue {
 
   /** Heads at the device, or waiting for `publish`. */
   get inflight(): number {
-    return (this.#availNext - this.#lastUsed) & 0xffff;
+    return this.#rings.inflight;
   }
 
   /** There are no descriptors of its own to put segments in. @throws SvqError UNSUPPORTED */
@@ -88,78 +80,79 @@ export class HeadDriver implements DriverQueue {
     if (this.inflight === this.num) return -1;
     if (this.#writable[head] !== -1) throw new VringError("HEAD_IN_FLIGHT", head, `Descriptor ${head} is in flight already`);
     this.#writable[head] = chain.writableBytes;
-    this.#avail[2 + (this.#availNext & this.#mask)] = head;
-    this.#availNext = (this.#availNext + 1) & 0xffff;
+    this.#headAt[this.#rings.availNext & this.#mask] = head;
+    this.#positionOf[head] = this.#rings.availNext;
+    this.#rings.offer(head);
     return head;
   }
 
   /** Makes added heads available; see {@linkcode DriverQueue.publish}. @returns whether the device wants a kick */
   publish(): boolean {
-    const old = this.#availPublished;
-    const now = this.#availNext;
-    if (now === old) return false;
-    Atomics.store(this.#avail, 1, now);
-    this.#availPublished = now;
-    return this.#eventIdx
-      ? eventPassed(Atomics.load(this.#usedIdx, 2 + 4 * this.num), now, old)
-      : (Atomics.load(this.#usedIdx, 0) & VRING_USED_F_NO_NOTIFY) === 0;
+    return this.#rings.publish();
   }
 
   /** Takes the next used head; see {@linkcode DriverQueue.take}. @throws VringError */
   take(): number {
-    const position = this.#lastUsed;
-    if (position === this.#usedSeen && !this.#look()) return -1;
-    const word = 1 + ((position & this.#mask) << 1);
-    const head = this.#usedRing[word]!;
-    const length = this.#usedRing[word + 1]!;
-    if (head >= this.num) {
-      throw new VringError("USED_ID_OUT_OF_RANGE", position, `Used entry ${position} holds ${head} in a queue of ${this.num}`);
-    }
-    const writable = this.#writable[head]!;
-    if (writable < 0) {
-      throw new VringError("USED_NOT_IN_FLIGHT", head, `Used entry ${position} holds ${head}, which the device does not have`);
-    }
-    this.#writable[head] = -1;
-    this.usedLength = length < writable ? length : writable;
-    this.#lastUsed = (position + 1) & 0xffff;
-    return head;
+    const rings = this.#rings;
+    const position = rings.lastUsed;
+    if (position === rings.usedSeen && !rings.look()) return -1;
+    if (this.#inOrder) return this.#takeInOrder(position);
+    const head = rings.readUsed();
+    this.#checkHead(head, position);
+    return this.#finish(head, rings.length);
   }
 
-  #look(): boolean {
-    const idx = Atomics.load(this.#usedIdx, 1);
-    const ahead = (idx - this.#lastUsed) & 0xffff;
-    if (ahead > ((this.#availPublished - this.#lastUsed) & 0xffff)) {
-      throw new VringError(
-        "USED_INDEX_JUMP",
-        idx,
-        `The used index is ${idx} where ${this.#lastUsed} was reached and the avail index is ${this.#availPublished}`,
-      );
+  #checkHead(head: number, position: number): void {
+    if (this.#writable[head]! < 0) {
+      throw new VringError("USED_NOT_IN_FLIGHT", head, `Used entry ${position} holds ${head}, which the device does not have`);
     }
-    this.#usedSeen = idx;
-    return ahead !== 0;
+  }
+
+  #takeInOrder(position: number): number {
+    const rings = this.#rings;
+    const oldest = this.#headAt[position & this.#mask]!;
+    if (this.#batchHead < 0) {
+      const head = rings.readUsed();
+      this.#checkHead(head, position);
+      // The batch ends with this head; it must be all published as used.
+      if (((this.#positionOf[head]! - position) & 0xffff) >= ((rings.usedSeen - position) & 0xffff)) {
+        throw new VringError("IN_ORDER", head, `Used entry ${position} ends a batch at ${head}, beyond used index ${rings.usedSeen}`);
+      }
+      this.#batchHead = head;
+      this.#batchLength = rings.length;
+    }
+    if (oldest !== this.#batchHead) return this.#finish(oldest, this.#writable[oldest]!);
+    this.#batchHead = -1;
+    return this.#finish(oldest, this.#batchLength);
+  }
+
+  #finish(head: number, length: number): number {
+    const writable = this.#writable[head]!;
+    this.#writable[head] = -1;
+    this.usedLength = length < writable ? length : writable;
+    this.#rings.lastUsed = (this.#rings.lastUsed + 1) & 0xffff;
+    return head;
   }
 
   /** Tells the device that calls are not needed (a hint). */
   disableCalls(): void {
-    if (this.#eventIdx) Atomics.store(this.#avail, 2 + this.num, (this.#lastUsed - 1) & 0xffff);
-    else Atomics.store(this.#avail, 0, VRING_AVAIL_F_NO_INTERRUPT);
+    this.#rings.disableCalls();
   }
 
   /** Asks for calls again. @returns whether used heads arrived meanwhile. @throws VringError USED_INDEX_JUMP */
   enableCalls(): boolean {
-    if (this.#eventIdx) Atomics.store(this.#avail, 2 + this.num, this.#lastUsed);
-    else Atomics.store(this.#avail, 0, 0);
-    return this.#look();
+    return this.#rings.enableCalls();
   }
 
   /** The state as plain data; a head's chain is known to the table's owner, here it is one descriptor. */
   save(): DriverQueueState {
-    if (this.#availNext !== this.#availPublished) throw new SvqError("VRING_MISUSE", "A ring is saved before its publish");
+    const { availNext, availPublished, lastUsed } = this.#rings;
+    if (availNext !== availPublished) throw new SvqError("VRING_MISUSE", "A ring is saved before its publish");
     const inflight = [];
     for (let head = 0; head < this.num; head++) {
       if (this.#writable[head]! >= 0) inflight.push({ id: head, descriptors: [head], writable_bytes: this.#writable[head]! });
     }
-    return { layout: "split", side: "driver", num: this.num, avail: this.#availPublished, used: this.#lastUsed, inflight };
+    return { layout: "split", side: "driver", num: this.num, avail: availPublished, used: lastUsed, inflight };
   }
 
   /** A ring of heads always starts anew. @throws SvqError UNSUPPORTED */

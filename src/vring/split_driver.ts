@@ -8,18 +8,15 @@ import { SvqError } from "../errors.ts";
 import {
   checkSplitNum,
   DESC_BYTES,
-  eventPassed,
   type RingPart,
-  VRING_AVAIL_F_NO_INTERRUPT,
   VRING_DESC_F_INDIRECT,
   VRING_DESC_F_NEXT,
   VRING_DESC_F_WRITE,
-  VRING_USED_F_NO_NOTIFY,
-  words16,
   words32,
 } from "./layout.ts";
 import { Chain, type DriverQueue, type DriverQueueState, type OutstandingRecord, type Segment } from "./queue.ts";
 import { VringError } from "./rules.ts";
+import { SplitRings } from "./split_rings.ts";
 import { readDriverState } from "./state.ts";
 
 /** Memory for indirect tables: one table per descriptor of the ring, one after the other. */
@@ -44,6 +41,8 @@ export interface SplitDriverOptions {
   eventIdx: boolean;
   /** INDIRECT_DESC was negotiated, and here tables can be put: chains of several segments that fit use one. */
   indirect?: IndirectArea;
+  /** A chain that is nothing but one indirect table of another ring's is offered as that table; default false. */
+  passTables?: boolean;
   /** IN_ORDER was negotiated: descriptors are taken in table order. */
   inOrder?: boolean;
   /** Avail and used index to start at, for a ring whose device was given this base; default 0. The ring must hold it too. */
@@ -63,22 +62,14 @@ export class SplitDriver implements DriverQueue {
   usedLength: number = 0;
   readonly #mask: number;
   readonly #desc: Uint32Array;
-  readonly #avail: Uint16Array;
-  readonly #usedIdx: Uint16Array;
-  readonly #usedRing: Uint32Array;
-  readonly #eventIdx: boolean;
+  readonly #rings: SplitRings;
   readonly #inOrder: boolean;
+  readonly #passTables: boolean;
   readonly #area: IndirectArea | undefined;
   readonly #tables: Uint32Array;
   readonly #scratch: Chain;
   #numFree: number;
   #freeHead = 0;
-  /** Next avail index to write, and the one that the device sees. */
-  #availNext: number;
-  #availPublished: number;
-  /** Next used index to take, and the one last read from the ring. */
-  #lastUsed: number;
-  #usedSeen: number;
   /** IN_ORDER: the used element that the device wrote for a batch; -1 when none is being worked off. */
   #batchId = -1;
   #batchLength = 0;
@@ -100,17 +91,14 @@ export class SplitDriver implements DriverQueue {
    * @throws VringError RING_SIZE or RING_ALIGNMENT
    */
   constructor(options: SplitDriverOptions) {
-    const { num, eventIdx, indirect } = options;
+    const { num, indirect } = options;
     checkSplitNum(num);
     this.num = num;
     this.#mask = num - 1;
-    this.#eventIdx = eventIdx;
     this.#inOrder = options.inOrder ?? false;
-    const event = eventIdx ? 2 : 0;
+    this.#passTables = options.passTables ?? false;
     this.#desc = words32("descriptor table", options.desc, DESC_BYTES * num, 4);
-    this.#avail = words16("avail ring", options.avail, 4 + 2 * num + event, 2);
-    this.#usedIdx = words16("used ring", options.used, 4 + 8 * num + event, 4);
-    this.#usedRing = words32("used ring", options.used, 4 + 8 * num, 4);
+    this.#rings = new SplitRings({ ...options, base: options.base ?? 0 });
     this.#area = indirect;
     this.#tables = indirect === undefined ? new Uint32Array(0) : words32("indirect area", indirect, num * indirect.entries * DESC_BYTES, 4);
     this.#scratch = new Chain(Math.max(num, indirect?.entries ?? 0));
@@ -121,12 +109,6 @@ export class SplitDriver implements DriverQueue {
     this.#writable = new Float64Array(num);
     this.#headAt = new Uint16Array(num);
     this.#addedAt = new Float64Array(num);
-    const base = (options.base ?? 0) & 0xffff;
-    this.#availNext =
-      this.#availPublished =
-      this.#lastUsed =
-      this.#usedSeen =
-        base;
   }
 
   /** Free descriptors. */
@@ -136,12 +118,12 @@ export class SplitDriver implements DriverQueue {
 
   /** Chains that the device holds, or that wait for `publish`. */
   get inflight(): number {
-    return (this.#availNext - this.#lastUsed) & 0xffff;
+    return this.#rings.inflight;
   }
 
   /** The avail index that the device sees, 16 bits. */
   get availIdx(): number {
-    return this.#availPublished;
+    return this.#rings.availPublished;
   }
 
   /** Adds a chain of segments; see {@linkcode DriverQueue.add}. */
@@ -164,13 +146,16 @@ export class SplitDriver implements DriverQueue {
     const count = chain.count;
     if (count === 0) throw new SvqError("VRING_MISUSE", "A chain without segments is added");
     const area = this.#area;
-    const indirect = area !== undefined && count > 1 && count <= area.entries;
-    const slots = indirect ? 1 : count;
+    const passed = this.#passTables && chain.indirectAddress >= 0 && chain.slots === 1;
+    const indirect = !passed && area !== undefined && count > 1 && count <= area.entries;
+    const slots = passed || indirect ? 1 : count;
     if (slots > this.num) this.#tooLong(count);
     if (slots > this.#numFree) return -1;
     const head = this.#freeHead;
     let last = head;
-    if (indirect) {
+    if (passed) {
+      putDescriptor(this.#desc, head << 2, chain.indirectAddress, chain.indirectLength, VRING_DESC_F_INDIRECT);
+    } else if (indirect) {
       this.#fillTable(chain, head, area);
     } else {
       const desc = this.#desc;
@@ -189,11 +174,9 @@ export class SplitDriver implements DriverQueue {
     this.#slots[head] = slots;
     this.#tail[head] = last;
     this.#writable[head] = chain.writableBytes;
-    const position = this.#availNext;
-    this.#headAt[position & this.#mask] = head;
+    this.#headAt[this.#rings.availNext & this.#mask] = head;
     this.#addedAt[head] = this.#total++;
-    this.#avail[2 + (position & this.#mask)] = head;
-    this.#availNext = (position + 1) & 0xffff;
+    this.#rings.offer(head);
     return head;
   }
 
@@ -209,15 +192,9 @@ export class SplitDriver implements DriverQueue {
 
   /** Makes added chains available; see {@linkcode DriverQueue.publish}. @returns whether the device wants a kick */
   publish(): boolean {
-    const old = this.#availPublished;
-    const now = this.#availNext;
-    if (now === old) return false;
-    Atomics.store(this.#avail, 1, now);
-    this.#availPublished = now;
+    if (this.#published === this.#total) return false;
+    const wanted = this.#rings.publish();
     this.#published = this.#total;
-    const wanted = this.#eventIdx
-      ? eventPassed(Atomics.load(this.#usedIdx, 2 + 4 * this.num), now, old)
-      : (Atomics.load(this.#usedIdx, 0) & VRING_USED_F_NO_NOTIFY) === 0;
     if (!this.#mustKick) return wanted;
     this.#mustKick = false;
     return true;
@@ -225,20 +202,15 @@ export class SplitDriver implements DriverQueue {
 
   /** Takes the next used chain; see {@linkcode DriverQueue.take}. @throws VringError */
   take(): number {
-    const position = this.#lastUsed;
-    if (position === this.#usedSeen && !this.#look()) return -1;
-    if (this.#inOrder) return this.#takeInOrder(position);
-    const word = 1 + ((position & this.#mask) << 1);
-    const id = this.#usedRing[word]!;
-    const length = this.#usedRing[word + 1]!;
-    this.#checkId(id, position);
-    return this.#finish(id, length);
+    const rings = this.#rings;
+    if (rings.lastUsed === rings.usedSeen && !rings.look()) return -1;
+    if (this.#inOrder) return this.#takeInOrder(rings.lastUsed);
+    const id = rings.readUsed();
+    this.#checkId(id, rings.lastUsed);
+    return this.#finish(id, rings.length);
   }
 
   #checkId(id: number, position: number): void {
-    if (id >= this.num) {
-      throw new VringError("USED_ID_OUT_OF_RANGE", position, `Used entry ${position} holds ${id} in a queue of ${this.num}`);
-    }
     if (this.#slots[id] === IDLE || this.#addedAt[id]! >= this.#published) {
       throw new VringError("USED_NOT_IN_FLIGHT", id, `Used entry ${position} holds ${id}, which the device does not have`);
     }
@@ -247,17 +219,19 @@ export class SplitDriver implements DriverQueue {
   #takeInOrder(position: number): number {
     const oldest = this.#headAt[position & this.#mask]!;
     if (this.#batchId < 0) {
-      const word = 1 + ((position & this.#mask) << 1);
-      const id = this.#usedRing[word]!;
-      const length = this.#usedRing[word + 1]!;
+      const id = this.#rings.readUsed();
       this.#checkId(id, position);
       // The batch ends with this chain; it must be all published as used.
       const rank = this.#addedAt[id]! - (this.#total - this.inflight);
-      if (rank >= ((this.#usedSeen - position) & 0xffff)) {
-        throw new VringError("IN_ORDER", id, `Used entry ${position} ends a batch at chain ${id}, beyond used index ${this.#usedSeen}`);
+      if (rank >= ((this.#rings.usedSeen - position) & 0xffff)) {
+        throw new VringError(
+          "IN_ORDER",
+          id,
+          `Used entry ${position} ends a batch at chain ${id}, beyond used index ${this.#rings.usedSeen}`,
+        );
       }
       this.#batchId = id;
-      this.#batchLength = length;
+      this.#batchLength = this.#rings.length;
     }
     if (oldest !== this.#batchId) return this.#finish(oldest, this.#writable[oldest]!);
     this.#batchId = -1;
@@ -275,41 +249,24 @@ export class SplitDriver implements DriverQueue {
     }
     this.#numFree += slots;
     this.#slots[id] = IDLE;
-    this.#lastUsed = (this.#lastUsed + 1) & 0xffff;
+    this.#rings.lastUsed = (this.#rings.lastUsed + 1) & 0xffff;
     return id;
-  }
-
-  #look(): boolean {
-    const idx = Atomics.load(this.#usedIdx, 1);
-    const ahead = (idx - this.#lastUsed) & 0xffff;
-    if (ahead > ((this.#availPublished - this.#lastUsed) & 0xffff)) {
-      throw new VringError(
-        "USED_INDEX_JUMP",
-        idx,
-        `The used index is ${idx} where ${this.#lastUsed} was reached and the avail index is ${this.#availPublished}`,
-      );
-    }
-    this.#usedSeen = idx;
-    return ahead !== 0;
   }
 
   /** Tells the device that calls are not needed (a hint). */
   disableCalls(): void {
-    if (this.#eventIdx) Atomics.store(this.#avail, 2 + this.num, (this.#lastUsed - 1) & 0xffff);
-    else Atomics.store(this.#avail, 0, VRING_AVAIL_F_NO_INTERRUPT);
+    this.#rings.disableCalls();
   }
 
   /** Asks for calls again. @returns whether used chains arrived meanwhile. @throws VringError USED_INDEX_JUMP */
   enableCalls(): boolean {
-    // Sequentially consistent store, then load: a device that uses a chain after this load sees the request.
-    if (this.#eventIdx) Atomics.store(this.#avail, 2 + this.num, this.#lastUsed);
-    else Atomics.store(this.#avail, 0, 0);
-    return this.#look();
+    return this.#rings.enableCalls();
   }
 
   /** The state as plain data; see {@linkcode DriverQueue.save}. */
   save(): DriverQueueState {
-    if (this.#availNext !== this.#availPublished) throw new SvqError("VRING_MISUSE", "A ring is saved before its publish");
+    const { availNext, availPublished, lastUsed } = this.#rings;
+    if (availNext !== availPublished) throw new SvqError("VRING_MISUSE", "A ring is saved before its publish");
     if (this.#batchId >= 0) throw new SvqError("VRING_MISUSE", "A ring is saved in the middle of a batch of used chains");
     const ids: number[] = [];
     for (let id = 0; id < this.num; id++) if (this.#slots[id] !== IDLE) ids.push(id);
@@ -319,7 +276,7 @@ export class SplitDriver implements DriverQueue {
       for (let index = id; descriptors.length < this.#slots[id]!; descriptors.push(index)) index = this.#next[index]!;
       return { id, descriptors, writable_bytes: this.#writable[id]! };
     });
-    return { layout: "split", side: "driver", num: this.num, avail: this.#availPublished, used: this.#lastUsed, inflight };
+    return { layout: "split", side: "driver", num: this.num, avail: availPublished, used: lastUsed, inflight };
   }
 
   /** Takes over a saved state; see {@linkcode DriverQueue.restore}. @throws VringError STATE_INVALID */
@@ -342,8 +299,9 @@ export class SplitDriver implements DriverQueue {
     }
     this.#linkFree(taken, saved.inflight.at(-1)?.descriptors.at(-1));
     this.#published = this.#total;
-    this.#availNext = this.#availPublished = saved.avail;
-    this.#lastUsed = this.#usedSeen = saved.used;
+    const rings = this.#rings;
+    rings.availNext = rings.availPublished = saved.avail;
+    rings.lastUsed = rings.usedSeen = saved.used;
     this.#batchId = -1;
     this.#mustKick = true;
   }

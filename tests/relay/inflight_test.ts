@@ -3,10 +3,11 @@ import { createEventfd, mapAnonymous } from "../../src/ffi/mod.ts";
 import { RangeTable } from "../../src/memory/range_table.ts";
 import { Counters } from "../../src/relay/counters.ts";
 import type { QueueStart } from "../../src/relay/messages.ts";
+import { JsCore } from "../../src/relay/js_core.ts";
 import { QueueRunner } from "../../src/relay/queue_runner.ts";
 import {
-  type InflightChains,
   INFLIGHT_STATE,
+  type InflightChains,
   inflightPartSize,
   inflightState,
   recoverPacked,
@@ -63,6 +64,8 @@ interface Case {
   mode: "used" | "shadow";
   devicePacked: boolean;
   indirect: boolean;
+  /** The guest has IN_ORDER, and the device has not. */
+  inOrder?: boolean;
 }
 
 /** A guest's driver, a relay that is killed and restarted, and a device that answers out of order. */
@@ -117,12 +120,13 @@ class World {
       used: part(used, layout.used.size),
       eventIdx: true,
     };
+    const inOrder = side === "driver" && this.shape.inOrder === true;
     if (side === "device") {
       const all = { ...options, indirect, memory: this.#path.memory };
       return packed ? new PackedDevice(all) : new SplitDevice(all);
     }
     const area = indirect ? { indirect: { ...part(TABLES, num * 4 * 16), address: TABLES, entries: 4 } } : {};
-    return packed ? new PackedDriver({ ...options, ...area }) : new SplitDriver({ ...options, ...area });
+    return packed ? new PackedDriver({ ...options, ...area, inOrder }) : new SplitDriver({ ...options, ...area, inOrder });
   }
 
   offer(): void {
@@ -207,13 +211,22 @@ class World {
     new Uint8Array(this.#memory.buffer(SHADOW, 0x4000)).fill(0);
     const place = (at: number, isPacked: boolean, offset: number) => {
       const { desc, avail, used } = this.#places(at, isPacked);
-      return { num, packed: isPacked, eventIdx: true, indirect, desc: desc + offset, avail: avail + offset, used: used + offset };
+      return {
+        num,
+        packed: isPacked,
+        eventIdx: true,
+        indirect,
+        inOrder: false,
+        desc: desc + offset,
+        avail: avail + offset,
+        used: used + offset,
+      };
     };
     const { address } = this.#memory;
     const start: QueueStart = {
       index: 0,
       mode,
-      guest: place(RINGS, packed, 0),
+      guest: { ...place(RINGS, packed, 0), inOrder: this.shape.inOrder === true },
       device: {
         ...place(SHADOW, devicePacked, address),
         tables: { address: address + SHADOW + 0x8000, iova: SHADOW + 0x8000, entries: 8 },
@@ -228,7 +241,7 @@ class World {
       inflight: { address: this.#region.address, size: this.#region.length },
       ...(resume === undefined ? {} : { resume }),
     };
-    const runner = new QueueRunner(start, this.#path, this.#counters.of(0));
+    const runner = new QueueRunner(start, new JsCore(start, this.#path, this.#counters.of(0)), this.#counters.of(0));
     this.resumed += resume?.ids.length ?? 0;
     this.#device = this.#ring(SHADOW, devicePacked, "device") as DeviceQueue;
     if (resume !== undefined) this.#checkOrder(resume.ids);
@@ -265,12 +278,16 @@ const CASES: Case[] = [
   { num: 8, packed: true, mode: "shadow", devicePacked: true, indirect: false },
   { num: 5, packed: true, mode: "shadow", devicePacked: true, indirect: true },
   { num: 16, packed: true, mode: "shadow", devicePacked: false, indirect: false },
+  { num: 8, packed: false, mode: "shadow", devicePacked: false, indirect: false, inOrder: true },
+  { num: 8, packed: true, mode: "shadow", devicePacked: true, indirect: true, inOrder: true },
   { num: 2, packed: false, mode: "shadow", devicePacked: true, indirect: true },
 ];
 const RUNS = Deno.env.get("SVQ_SOAK") === "1" ? 2000 : 30;
 
 for (const shape of CASES) {
-  const name = `${shape.packed ? "packed" : "split"}, ${shape.num} descriptors, device ${shape.devicePacked ? "packed" : "split"}, ${shape.mode}`;
+  const name =
+    `${shape.packed ? "packed" : "split"}, ${shape.num} descriptors, device ${shape.devicePacked ? "packed" : "split"}, ${shape.mode}` +
+    (shape.inOrder ? ", in order" : "");
   Deno.test(`a relay that is killed at any ordered store loses no request and answers none twice: ${name}`, () => {
     let [kills, resumed] = [0, 0];
     for (let seed = 1; seed <= RUNS; seed++) {

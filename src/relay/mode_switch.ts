@@ -1,0 +1,99 @@
+/**
+ * Which mode each queue should be in, and bringing all of them there.
+ *
+ * @module
+ */
+import { Gate } from "./gate.ts";
+import type { Lane } from "./lane.ts";
+import type { RunningMode } from "./queue_steps.ts";
+import type { RelayConfig } from "./relay_config.ts";
+import type { RelayQueue } from "./relay_queue.ts";
+import type { RingGroup } from "./ring_group.ts";
+
+/** What a {@linkcode ModeSwitch} asks its relay. */
+export interface ModeContext {
+  /** What the user has chosen. */
+  config: RelayConfig;
+  /** The queues that the front-end has touched. */
+  queues: () => readonly RelayQueue[];
+  /** Set where the device stops and starts all of its rings together. */
+  group: () => RingGroup | undefined;
+  /** The lane of all queues of such a device. */
+  groupLane: Lane;
+  /** Does the device forget at the stop of one ring that the others are enabled? */
+  forgetful: boolean;
+  /** Does the guest have packed rings? */
+  guestPacked: () => boolean;
+  /** Does the device need descriptors of its own for this queue: another format, another place in its address space, … */
+  translated: (index: number) => boolean;
+  /** Must what the device uses go through the relay at least? */
+  relayed: () => boolean;
+  /** Is the dirty log on? */
+  logging: () => boolean;
+  /** A queue has changed its mode. */
+  changed: () => void;
+}
+
+/** The modes of all queues of a relay. */
+export class ModeSwitch {
+  readonly #context: ModeContext;
+
+  /** @param context asked anew each time */
+  constructor(context: ModeContext) {
+    this.#context = context;
+  }
+
+  /** The mode that queue `index` should be in now. */
+  wanted(index: number): RunningMode {
+    const { config, guestPacked, translated, relayed, logging, group } = this.#context;
+    const mode = config.queueModes?.get(index) ?? config.mode;
+    if (config.forceShadow || translated(index) || mode === "shadow") return "shadow";
+    // A device whose rings cannot be stopped one by one in mid-flight stays behind rings of the relay's own. Packed rings have
+    // no used ring of their own that could be the relay's.
+    if (mode === "used" || relayed() || logging() || group() !== undefined) return guestPacked() ? "shadow" : "used";
+    return mode === "auto" ? "passthrough" : mode;
+  }
+
+  /** Is this queue, where it runs, in the mode that it should be in? */
+  done(queue: RelayQueue): boolean {
+    return queue.mode === undefined || queue.mode === this.wanted(queue.index);
+  }
+
+  /** Brings every running queue into the wanted mode; resolves when all are. @throws the first error of a queue */
+  async apply(): Promise<void> {
+    const { queues, groupLane } = this.#context;
+    const group = this.#context.group();
+    if (group !== undefined) return await groupLane.run(() => group.reconcile());
+    const gate = this.#restartGate();
+    const results = await Promise.allSettled(queues().map((queue) => queue.lane.run(() => this.#reconcile(queue, gate))));
+    for (const result of results) if (result.status === "rejected") throw result.reason;
+  }
+
+  // DPDK forgets at the stop of one ring that the others are enabled, and is told so again only where they start anew: its
+  // rings all stop before any starts.
+  #restartGate(): Gate | undefined {
+    if (!this.#context.forgetful) return undefined;
+    const queues = this.#context.queues();
+    return queues.some((queue) => !this.done(queue)) ? new Gate(queues.length) : undefined;
+  }
+
+  async #reconcile(queue: RelayQueue, gate: Gate | undefined): Promise<void> {
+    if (gate !== undefined) {
+      let passed = false;
+      const left = () => {
+        passed = true;
+        return gate.pass();
+      };
+      try {
+        if (queue.running) await queue.change(this.wanted(queue.index), left);
+      } finally {
+        if (!passed) gate.skip();
+      }
+    }
+    // The wish may change while a step waits for the device.
+    while (!this.done(queue)) {
+      await queue.change(this.wanted(queue.index));
+      this.#context.changed();
+    }
+  }
+}

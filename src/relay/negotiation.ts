@@ -1,0 +1,178 @@
+/**
+ * Features between a guest and a device: what the guest is offered, what it took, and what the device is told of that.
+ *
+ * @module
+ */
+import { EXIT, SvqError } from "../errors.ts";
+import type { VhostBackend } from "../vhost/backend.ts";
+import type { DeviceSlot } from "./device_slot.ts";
+import type { RelayConfig } from "./relay_config.ts";
+
+/** The VMM turns the dirty log on with it; never set at the device. */
+export const VHOST_F_LOG_ALL: bigint = 1n << 26n;
+
+// Features that the relay cannot carry between the two sides: docs/features.md has the reasons.
+const NOTIFICATION_DATA = 1n << 38n;
+const RING_RESET = 1n << 40n;
+const ACCESS_PLATFORM = 1n << 33n;
+const INDIRECT_DESC = 1n << 28n;
+const RING_PACKED = 1n << 34n;
+const IN_ORDER = 1n << 35n;
+
+/** Feature bits that the relay hides from the guest. */
+export const MASKED_FEATURES: bigint = NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | VHOST_F_LOG_ALL;
+
+/** The features of both sides. */
+export class Negotiation {
+  readonly #slot: DeviceSlot;
+  readonly #config: RelayConfig;
+  #features = 0n;
+  #set = false;
+  #devicePacked = false;
+  #word = 0n;
+  #offered: bigint | undefined;
+
+  /** Nothing is asked of the device yet. */
+  constructor(slot: DeviceSlot, config: RelayConfig) {
+    this.#slot = slot;
+    this.#config = config;
+  }
+
+  /** What the guest took, without LOG_ALL. */
+  get features(): bigint {
+    return this.#features;
+  }
+
+  /** Has the guest taken features? */
+  get set(): boolean {
+    return this.#set;
+  }
+
+  /** Does the guest have packed rings? */
+  get guestPacked(): boolean {
+    return (this.#features & RING_PACKED) !== 0n;
+  }
+
+  /** Does the device have packed rings? */
+  get devicePacked(): boolean {
+    return this.#devicePacked;
+  }
+
+  /** What the device offers, as far as it was asked. */
+  get offered(): bigint | undefined {
+    return this.#offered;
+  }
+
+  // They do not change while the device is there, and are asked for often: QEMU does it to know that it was heard.
+  async #deviceFeatures(): Promise<bigint> {
+    return this.#offered ??= await this.#slot.use((device) => device.getFeatures());
+  }
+
+  /** What the guest is offered. */
+  async offer(): Promise<bigint> {
+    const { guestRing, inOrder } = this.#config;
+    let offered = await this.#deviceFeatures() & ~MASKED_FEATURES;
+    if (guestRing !== "auto") offered = guestRing === "packed" ? offered | RING_PACKED : offered & ~RING_PACKED;
+    if (inOrder !== "auto") offered = inOrder === "on" ? offered | IN_ORDER : offered & ~IN_ORDER;
+    return offered;
+  }
+
+  /**
+   * The guest takes `features`; the device is told where they are news.
+   *
+   * @param features without LOG_ALL
+   * @throws SvqError FEATURES_NOT_OFFERED, MISSING_FEATURE, and what the device says
+   */
+  async acknowledge(features: bigint): Promise<void> {
+    const foreign = features & ~await this.offer();
+    if (foreign !== 0n) {
+      throw new SvqError("FEATURES_NOT_OFFERED", `Features 0x${foreign.toString(16)} were set that the device does not offer`);
+    }
+    if (this.#set && features === this.#features) return;
+    const devicePacked = await this.#chooseDeviceRing((features & RING_PACKED) !== 0n);
+    const word = await this.#wordOf(features, devicePacked);
+    this.#checkRingSize();
+    await this.#slot.use((device) => device.setFeatures(word));
+    this.#devicePacked = devicePacked;
+    this.#word = word;
+    this.#features = features;
+    this.#set = true;
+  }
+
+  async #wordOf(features: bigint, devicePacked: boolean): Promise<bigint> {
+    let word = devicePacked ? features | RING_PACKED : features & ~RING_PACKED;
+    if (this.#config.indirect === "flatten") word &= ~INDIRECT_DESC;
+    // Offered by the relay alone: then the order is the relay's work.
+    if ((await this.#deviceFeatures() & IN_ORDER) === 0n) word &= ~IN_ORDER;
+    return word;
+  }
+
+  /** What the device was told. */
+  get deviceFeatures(): bigint {
+    return this.#word;
+  }
+
+  /** Does the guest make chains that the device cannot be given as they are, so that they are rebuilt? */
+  get rebuilt(): boolean {
+    return this.#devicePacked !== this.guestPacked || (this.#features & ~this.#word & INDIRECT_DESC) !== 0n;
+  }
+
+  /** Does the guest want its buffers back in order from a device that does not keep it? */
+  get reordered(): boolean {
+    return (this.#features & ~this.#word & IN_ORDER) !== 0n;
+  }
+
+  #checkRingSize(): void {
+    const { deviceRingSize } = this.#config;
+    const { address, vringNumMax } = this.#slot.device.info;
+    if (deviceRingSize !== undefined && vringNumMax !== undefined && deviceRingSize > vringNumMax) {
+      throw new SvqError("BAD_RING_SIZE", `${address} has rings of up to ${vringNumMax} descriptors, not ${deviceRingSize}`);
+    }
+  }
+
+  /** Most descriptors in a ring of the device, where that is known; the guest may have more. */
+  get deviceRingLimit(): number | undefined {
+    return this.#config.deviceRingSize ?? this.#slot.device.info.vringNumMax;
+  }
+
+  /** Descriptors in the device's ring for a guest's ring of `num`: a split ring needs a power of two, a packed one may have any number. */
+  deviceNum(num: number): number {
+    const { deviceRingSize } = this.#config;
+    const { vringNumMax } = this.#slot.device.info;
+    if (this.#devicePacked) return deviceRingSize ?? Math.min(num, vringNumMax ?? num);
+    if (deviceRingSize !== undefined) return 2 ** Math.floor(Math.log2(deviceRingSize));
+    const whole = 2 ** Math.ceil(Math.log2(num));
+    return vringNumMax === undefined || whole <= vringNumMax ? whole : 2 ** Math.floor(Math.log2(vringNumMax));
+  }
+
+  async #chooseDeviceRing(guestPacked: boolean): Promise<boolean> {
+    const has = (await this.#deviceFeatures() & RING_PACKED) !== 0n;
+    const { deviceRing } = this.#config;
+    if (deviceRing === "packed" && !has) {
+      throw new SvqError("MISSING_FEATURE", `${this.#slot.device.info.address} has no packed rings`, {
+        exitCode: EXIT.missingFeature,
+        hint: "Leave --device-ring out, or set it to split",
+      });
+    }
+    return deviceRing === "auto" ? guestPacked && has : deviceRing === "packed";
+  }
+
+  /**
+   * Can `device` take the place of the one that was lost?
+   *
+   * @returns what does the rest when it is in its place
+   * @throws SvqError FEATURES_CHANGED
+   */
+  async compare(device: VhostBackend): Promise<() => Promise<void>> {
+    const offered = await device.getFeatures();
+    const word = this.#word;
+    const missing = word & ~offered;
+    if (this.#set && missing !== 0n) {
+      throw new SvqError("FEATURES_CHANGED", `The device has come back without features that the guest uses: 0x${missing.toString(16)}`);
+    }
+    return async () => {
+      if (this.#set) await device.setFeatures(word);
+      this.#offered = offered;
+    };
+  }
+}

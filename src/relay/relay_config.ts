@@ -1,0 +1,72 @@
+/**
+ * What a user chooses of a relay, and what its owner hears from it.
+ *
+ * @module
+ */
+import type { ErrorRecord } from "../errors.ts";
+import type { RunningMode } from "./queue_steps.ts";
+
+/** Modes that can be asked for: `auto` is passthrough until the VMM turns the dirty log on. */
+export type RelayMode = "auto" | RunningMode;
+
+/** How a ring format is chosen. */
+export type RingChoice = "auto" | "split" | "packed";
+
+/**
+ * What becomes of the indirect tables of a guest in mode `shadow`. `copy`: the chain is rebuilt in a table of the relay's own.
+ * `pass`: the device is given the guest's table itself, where guest memory keeps its addresses. `flatten`: the device is
+ * not offered tables; chains lie in its ring.
+ */
+export type IndirectChoice = "copy" | "pass" | "flatten";
+
+/**
+ * Does the guest see IN_ORDER? `auto`: where the device has it. `on`: always; where the device has it not, the relay puts what
+ * comes back in order. `off`: never.
+ */
+export type InOrderChoice = "auto" | "on" | "off";
+
+/** What the user chooses; may be changed while the relay runs (then call `Relay.applyMode`). */
+export interface RelayConfig {
+  /** Mode of all queues. */
+  mode: RelayMode;
+  /** Modes of single queues, instead of `mode`. */
+  queueModes?: Map<number, RelayMode>;
+  /** Stay in shadow mode, whatever the modes say. */
+  forceShadow: boolean;
+  /** How long turning the dirty log on may keep the VMM waiting, ms. */
+  switchTimeoutMs: number;
+  /** Worker threads. */
+  workers: number;
+  /** Ring format that the guest is offered: the device's, or one of them whatever the device has. */
+  guestRing: RingChoice;
+  /** Ring format of the device: the guest's, or one of them whatever the guest has. */
+  deviceRing: RingChoice;
+  /** Descriptors in the device's rings; the guest's number where it is absent, or the most that the device takes. */
+  deviceRingSize?: number;
+  /** What becomes of indirect tables in mode `shadow`. */
+  indirect: IndirectChoice;
+  /** Is the guest offered IN_ORDER? */
+  inOrder: InOrderChoice;
+}
+
+/** The defaults of {@linkcode RelayConfig}. */
+export const DEFAULT_RELAY_CONFIG: RelayConfig = {
+  mode: "auto",
+  forceShadow: false,
+  switchTimeoutMs: 500,
+  workers: 1,
+  guestRing: "auto",
+  deviceRing: "auto",
+  indirect: "copy",
+  inOrder: "auto",
+};
+
+/** What a relay reports to its owner. */
+export interface RelayEvents {
+  /** A line for the log. */
+  log(message: string): void;
+  /** A queue stopped, or the device is gone. */
+  error(error: ErrorRecord): void;
+  /** The device is gone: `Relay.attach` another connection to it, or `Relay.giveUp`. Absent: queues fail. */
+  deviceLost?: (error: Error) => void;
+}

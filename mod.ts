@@ -42,6 +42,8 @@ export { type VerifyOptions, verifyRing, verifyShape } from "./src/vring/verify.
 export { type ChainName, diffImages, type FieldChange, type RingDiff } from "./src/vring/diff.ts";
 export * from "./src/iova/mod.ts";
 export * from "./src/dirty/bitmap.ts";
+export * from "./src/net/command.ts";
+export * from "./src/net/state.ts";
 export * from "./src/vhost/address.ts";
 export * from "./src/vhost/backend.ts";
 export { describeBackend, describeFailure, describeSocket, missingFeatures, type ProbedDevice, scanHost } from "./src/vhost/probe.ts";

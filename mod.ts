@@ -42,6 +42,8 @@ export { type VerifyOptions, verifyRing, verifyShape } from "./src/vring/verify.
 export { type ChainName, diffImages, type FieldChange, type RingDiff } from "./src/vring/diff.ts";
 export * from "./src/iova/mod.ts";
 export * from "./src/dirty/bitmap.ts";
+export * from "./src/net/command.ts";
+export * from "./src/net/state.ts";
 export * from "./src/vhost/address.ts";
 export * from "./src/vhost/backend.ts";
 export { describeBackend, describeFailure, describeSocket, missingFeatures, type ProbedDevice, scanHost } from "./src/vhost/probe.ts";
@@ -63,6 +65,9 @@ export type { SysfsPlaces } from "./src/vhost/sysfs.ts";
 export type { NetlinkVdpa } from "./src/vhost/netlink.ts";
 export type { MaskedFeature } from "./src/vhost/masked.ts";
 export type { ManualAllocation } from "./src/relay/relay_memory.ts";
+export type { InflightRegion } from "./src/relay/inflight_region.ts";
+export type { Doorbells } from "./src/relay/doorbells.ts";
+export type { InflightChains } from "./src/vring/inflight.ts";
 export type { Channel } from "./src/uapi/vhost_user.ts";
 export type { Arena, RingParts } from "./src/relay/arena.ts";
 export type { Counters } from "./src/relay/counters.ts";

@@ -65,7 +65,7 @@ export type { SysfsPlaces } from "./src/vhost/sysfs.ts";
 export type { NetlinkVdpa } from "./src/vhost/netlink.ts";
 export type { MaskedFeature } from "./src/vhost/masked.ts";
 export type { ManualAllocation } from "./src/relay/relay_memory.ts";
-export type { InflightRegion } from "./src/relay/inflight_region.ts";
+export type { InflightPart, InflightRegion } from "./src/relay/inflight_region.ts";
 export type { Doorbells } from "./src/relay/doorbells.ts";
 export type { InflightChains } from "./src/vring/inflight.ts";
 export type { Channel } from "./src/uapi/vhost_user.ts";

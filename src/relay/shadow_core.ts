@@ -11,6 +11,7 @@ import type { InflightLog } from "../vring/inflight.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
+import { loggedRanges } from "./logged_ring.ts";
 import type { DataPath } from "./core.ts";
 
 /** Private copies of the segments of chains at the device: linked lists in three arrays, one list per chain. */
@@ -94,7 +95,7 @@ export class ShadowCore {
   /** Chains that came back; the device's ring started at 0. */
   #returned = 0;
   /** Address and length of what is logged when the guest's ring is written. */
-  readonly #logged: number[] = [];
+  #logged: readonly number[] = [];
   readonly #inflight: InflightLog | undefined;
 
   /**
@@ -129,9 +130,7 @@ export class ShadowCore {
 
   /** Where writes to the guest's used ring are logged; -1: nowhere. A packed ring is logged by its own addresses. */
   setLogUsed(gpa: number, ring: RingPlace): void {
-    this.#logged.length = 0;
-    if (gpa >= 0 && ring.packed) this.#logged.push(ring.desc, 16 * ring.num, ring.used, 4);
-    else if (gpa >= 0) this.#logged.push(gpa, 6 + 8 * ring.num);
+    this.#logged = loggedRanges(gpa, ring);
   }
 
   /** Offers what the guest has made available to the device. @returns chains moved */

@@ -13,7 +13,7 @@ import type { MemoryRegion } from "../memory/region.ts";
 import { bitsOf, hasBit } from "../uapi/bits.ts";
 import { featureNames, VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
 import { decodeBlkConfig, VIRTIO_BLK_FEATURE_BITS } from "../uapi/virtio_blk.ts";
-import type { LogRegion, VhostBackend } from "../vhost/backend.ts";
+import type { InflightPlace, LogRegion, VhostBackend } from "../vhost/backend.ts";
 import { PACKED_BASE_START } from "../vring/packed.ts";
 import { RamLayout, type RamOptions } from "./layout.ts";
 import type { FinishedEvent, OpenCommand, RunCommand, WorkerState, WorkloadOptions } from "./messages.ts";
@@ -46,6 +46,8 @@ export interface DriverOptions {
   inOrder?: boolean;
   /** Take INDIRECT_DESC where it is offered; default yes. */
   indirect?: boolean;
+  /** Keep an in-flight region for the device, where it has one: what {@linkcode EmbeddedDriver.reattach} needs; default no. */
+  inflight?: boolean;
 }
 
 /** When a run ends. Without a limit it goes on until `stop`. */
@@ -86,7 +88,8 @@ export class EmbeddedDriver implements AsyncDisposable {
   readonly ram: OwnedFd;
   /** Where things lie in it. */
   readonly layout: RamLayout;
-  readonly #backend: VhostBackend;
+  #backend: VhostBackend;
+  #inflight: { file: OwnedFd; place: InflightPlace } | undefined;
   readonly #shape: DriverShape;
   readonly #mapping: Mapping;
   readonly #fds: QueueFds[];
@@ -116,7 +119,7 @@ export class EmbeddedDriver implements AsyncDisposable {
   static async open(backend: VhostBackend, options: DriverOptions = {}): Promise<EmbeddedDriver> {
     const shape = await negotiate(backend, options);
     const ram = createMemfd("guest-ram", shape.ram.ramSize);
-    return EmbeddedDriver.#start(backend, shape, ram);
+    return EmbeddedDriver.#start(backend, shape, ram, options.inflight === true);
   }
 
   /**
@@ -194,11 +197,15 @@ export class EmbeddedDriver implements AsyncDisposable {
     await this.#backend.setStatus(STATUS_UP | VIRTIO_STATUS.FEATURES_OK | VIRTIO_STATUS.DRIVER_OK);
   }
 
-  static async #start(backend: VhostBackend, shape: DriverShape, ram: OwnedFd): Promise<EmbeddedDriver> {
+  static async #start(backend: VhostBackend, shape: DriverShape, ram: OwnedFd, inflight: boolean): Promise<EmbeddedDriver> {
     const driver = new EmbeddedDriver(backend, shape, ram);
     try {
       await driver.#open(undefined);
       await driver.#introduce();
+      if (inflight) {
+        driver.#inflight = await backend.createInflight?.(shape.ram.queues, shape.ram.num);
+        if (driver.#inflight !== undefined) await backend.setInflight!(driver.#inflight.place);
+      }
       await driver.#setRings(driver.#fds.map(() => driver.#firstBase));
       await driver.startRings();
       await driver.#link.call("kick");
@@ -248,6 +255,30 @@ export class EmbeddedDriver implements AsyncDisposable {
       await this.#backend.setVringEnable(index, true);
     }
     this.#bases = undefined;
+  }
+
+  /**
+   * The device died and has a successor: hands it features, memory, the in-flight region and the rings, as a VMM does. The
+   * guest's processor runs on meanwhile.
+   *
+   * @throws SvqError MISSING_FEATURE (exit code 5), and what the successor fails with; then another one may be tried
+   */
+  async reattach(backend: VhostBackend): Promise<void> {
+    const missing = this.#shape.features & ~await backend.getFeatures();
+    if (missing !== 0n) throw missingFeature(backend, missing);
+    this.#backend = backend;
+    await this.#introduce();
+    if (this.#inflight !== undefined) await backend.setInflight?.(this.#inflight.place);
+    await this.#setRings(this.#fds.map((_, index) => this.#usedBase(index)));
+    await this.startRings();
+    await this.#link.call("kick");
+  }
+
+  // All that a VMM knows of a ring whose device died. Of a packed ring it is nothing.
+  #usedBase(index: number): number {
+    if (this.#shape.ram.packed) return PACKED_BASE_START;
+    const used = this.layout.ringOffset(index) + this.layout.ring.used.offset;
+    return Atomics.load(new Uint16Array(this.#mapping.buffer(used, 4)), 1);
   }
 
   /** The memory table, as the device has it. */
@@ -390,6 +421,7 @@ export class EmbeddedDriver implements AsyncDisposable {
       for (const fd of [kick, call, err]) fd.close();
     }
     this.#log?.close();
+    this.#inflight?.file.close();
     this.#mapping.close();
     this.ram.close();
   }

@@ -43,6 +43,7 @@ const relay = {
   front_connected: flag("A VMM is there"),
   device_connected: flag("The device is there"),
   device_connections: count("Connections to the device so far"),
+  inflight_region: flag("The VMM keeps a record of what the relay has taken: a relay that is killed may be started again"),
   needs_reset: flag("A queue has failed: the guest must reset the device"),
   mode: choice(["auto", ...modes]),
   front: text("Where the VMM connects"),

@@ -10,9 +10,11 @@ import { Translation } from "../iova/translation.ts";
 import { RangeTable } from "../memory/range_table.ts";
 import { DirtyBitmap } from "../dirty/bitmap.ts";
 import { Counters } from "./counters.ts";
+import type { DataPath } from "./core.ts";
+import { JsCore } from "./js_core.ts";
 import type { WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
 import { NotifyRunner } from "./notify_runner.ts";
-import { type DataPath, QueueRunner, type Runner } from "./queue_runner.ts";
+import { QueueRunner, type Runner } from "./queue_runner.ts";
 
 interface Command {
   id: number;
@@ -143,7 +145,9 @@ class RelayLoop {
       case "start": {
         const { queue } = command;
         const counters = this.#counters.of(queue.index);
-        const runner = queue.mode === "notify" ? new NotifyRunner(queue, counters) : new QueueRunner(queue, this.#path, counters);
+        const runner = queue.mode === "notify"
+          ? new NotifyRunner(queue, counters)
+          : new QueueRunner(queue, new JsCore(queue, this.#path, counters), counters);
         this.#runners.set(queue.index, runner);
         if (queue.kickFd < 0) this.#polled.add(runner);
         this.#watch(queue.kickFd, tokenOf(queue.index, KICK));
@@ -177,7 +181,7 @@ class RelayLoop {
       case "stop": {
         const runner = this.#runner(command.index);
         runner.pause(true);
-        if (command.abandon === true && runner instanceof QueueRunner) runner.abandon();
+        if (command.abandon === true && runner instanceof QueueRunner) runner.abandon(command.keep);
         else this.#service(runner);
         const progress = runner.finish();
         this.#busy.delete(runner);
@@ -185,6 +189,7 @@ class RelayLoop {
         this.#runners.delete(command.index);
         this.#epoll.delete(runner.start.kickFd);
         this.#epoll.delete(runner.start.deviceCallFd);
+        runner.close();
         return { progress };
       }
       case "call":

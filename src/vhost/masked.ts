@@ -22,7 +22,6 @@ export interface MaskedFeature {
 
 const FEATURES: readonly (readonly [bit: number, name: string, text: string])[] = [
   [33, "ACCESS_PLATFORM", "A guest IOMMU is not carried; kernel vDPA devices get the bit from the relay itself"],
-  [35, "IN_ORDER", "It forbids the relay's free list; a device that offers it works without"],
   [38, "NOTIFICATION_DATA", "The data of a kick cannot cross an eventfd"],
   [40, "RING_RESET", "vhost-user has no message for the reset of one ring"],
 ];

@@ -57,6 +57,10 @@ const iova = document("svq.iova/1", "Layout of a device's address space", {
   regions: list(object({ gpa: hex(), iova: hex(), size_bytes: count(), identity: flag("IOVA = GPA") })),
   allocations: list(allocation),
   free: list(range),
+  relay: optional(text("Relay that was asked")),
+  device: optional(text("Device that was asked, or the relay's")),
+  allocated: optional(allocation),
+  freed: optional(allocation),
   fragmentation: { ...number("0: all free space is one range; towards 1: scattered"), minimum: 0, maximum: 1 },
 });
 

@@ -44,6 +44,7 @@ export * from "./src/iova/mod.ts";
 export * from "./src/dirty/bitmap.ts";
 export * from "./src/net/command.ts";
 export * from "./src/net/state.ts";
+export type { NetCounters } from "./src/devices/net.ts";
 export * from "./src/vhost/address.ts";
 export * from "./src/vhost/backend.ts";
 export { describeBackend, describeFailure, describeSocket, missingFeatures, type ProbedDevice, scanHost } from "./src/vhost/probe.ts";

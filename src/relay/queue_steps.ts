@@ -15,7 +15,6 @@ import type { VhostBackend, VringAddresses, VringStart } from "../vhost/backend.
 import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
 import { deviceIsGone } from "./device_slot.ts";
-import type { Doorbells } from "./doorbells.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { resumableUsedIndex } from "./ring_evidence.ts";
 import type { RelayWorker } from "./worker_client.ts";
@@ -40,8 +39,8 @@ export interface QueueContext {
   features: () => bigint;
   /** Does the device have packed rings, whatever the guest has? */
   devicePacked: () => boolean;
-  /** Doorbells that the VMM may map. */
-  doorbells: Pick<Doorbells, "offer" | "withdraw">;
+  /** Doorbells that the VMM may map: see src/relay/doorbells.ts. */
+  doorbells: { offer(index: number): void; withdraw(index: number, kick: () => void): Promise<void> };
   /** Something happened that a log reader wants to know. */
   log: (message: string) => void;
 }

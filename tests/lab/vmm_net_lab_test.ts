@@ -94,6 +94,6 @@ vmTest("an iPXE guest gets an address through vp_vdpa, and goes on through a sec
   );
   assert.ok(await chains("vp-from", 1) >= 2 && await chains("vp-from", 0) >= 2, "DISCOVER, OFFER, REQUEST, ACK");
   await using _destination = ipxe(to.path, "vp-to", "-incoming", "defer");
-  await migrate("vp-from", "vp-to");
+  await migrate("vp-from", "vp-to").catch((error) => Promise.reject(new Error(`${error.message}\n${from.log()}\n${to.log()}`)));
   await waitUntil("frames to leave through the second device", async () => await chains("vp-to", 1) >= 1, PATIENCE_MS);
 });

@@ -140,8 +140,16 @@ export class QueueSteps {
     // Whoever signals is there before the device can be signalled: what comes by the old way in between still arrives, and both
     // sides are signalled once at the end.
     if (mode === "notify") await this.#startWorker(mode, ring, own);
-    await device.setVringCall(this.#index, own.call);
-    await device.setVringKick(this.#index, own.kick);
+    try {
+      await device.setVringCall(this.#index, own.call);
+      await device.setVringKick(this.#index, own.kick);
+    } catch (error) {
+      // Whichever it has not taken is still the old one, and the other one is given back.
+      const old = this.#guestRing(mode === "notify" ? "passthrough" : "notify", ring);
+      await device.setVringCall(this.#index, old.call).catch(() => {});
+      if (mode === "notify") await this.endWorker();
+      throw error;
+    }
     if (mode === "passthrough") await this.endWorker();
     this.kickDevice(mode, ring);
   }

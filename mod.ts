@@ -61,6 +61,8 @@ export type { ModeName, Reason, Verdict } from "./src/vhost/assess.ts";
 export type { Holder } from "./src/vhost/holders.ts";
 export type { SysfsPlaces } from "./src/vhost/sysfs.ts";
 export type { NetlinkVdpa } from "./src/vhost/netlink.ts";
+export type { MaskedFeature } from "./src/vhost/masked.ts";
+export type { ManualAllocation } from "./src/relay/relay_memory.ts";
 export type { Channel } from "./src/uapi/vhost_user.ts";
 export type { Arena, RingParts } from "./src/relay/arena.ts";
 export type { Counters } from "./src/relay/counters.ts";

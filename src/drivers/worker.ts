@@ -20,7 +20,7 @@ const CONTROL = 0x7fff_ffff;
 const FAULTS_KEPT = 10;
 // How long the driver sleeps before it looks whether a call got lost.
 const LOOK_MS = 250;
-const LOOK_AGAIN_MS = 20;
+const LOOK_AGAIN_MS = 250;
 // A throttled driver runs for so long, and then stands still for as long as its share says.
 const RUN_SLICE_MS = 2;
 
@@ -120,7 +120,8 @@ class DriverWorker {
       queue.broken === undefined && !queue.called && this.#guard(queue, () => queue.enableCalls())
     );
     if (suspects.length === 0) return;
-    this.#note(this.#epoll.wait(LOOK_AGAIN_MS));
+    // A command ends the wait: the suspicion was not tested, and comes up again.
+    if (this.#note(this.#epoll.wait(LOOK_AGAIN_MS))) return;
     for (const queue of suspects) {
       if (queue.called) continue;
       this.#counters.missedCalls++;

@@ -15,6 +15,7 @@ import type { VhostBackend, VringAddresses, VringStart } from "../vhost/backend.
 import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
 import { deviceIsGone } from "./device_slot.ts";
+import type { Doorbells } from "./doorbells.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { resumableUsedIndex } from "./ring_evidence.ts";
 import type { RelayWorker } from "./worker_client.ts";
@@ -45,6 +46,8 @@ export interface QueueContext {
   deviceNum: (num: number) => number;
   /** Is the device given the guest's own indirect tables in mode `shadow`? */
   passTables: boolean;
+  /** Doorbells that the VMM may map. */
+  doorbells: Pick<Doorbells, "offer" | "withdraw">;
   /** Something happened that a log reader wants to know. */
   log: (message: string) => void;
 }
@@ -121,16 +124,33 @@ export class QueueSteps {
     if (device.kick !== null) signalEventfd(device.kick);
   }
 
-  /** Starts the Worker's side of a mode with a ring of the relay's own. @returns what the device is to be given */
-  async prepare(mode: Exclude<RunningMode, "passthrough">, ring: GuestRing): Promise<VringStart> {
-    const device = this.#ownRing(mode, ring);
-    await this.#startWorker(mode, ring, device);
+  /** Starts the Worker's side of a mode, where it has one. @returns what the device is to be given */
+  async prepare(mode: RunningMode, ring: GuestRing): Promise<VringStart> {
+    const device = isRelayed(mode) ? this.#ownRing(mode, ring) : this.#guestRing(mode, ring);
+    if (mode !== "passthrough") await this.#startWorker(mode, ring, device);
     return { index: this.#index, ...device, err: ring.err, enabled: ring.enabled };
   }
 
   /** Signals the device's kick, unasked. */
-  kickDevice(): void {
-    signalEventfd(this.#deviceKick.fd);
+  kickDevice(mode: RunningMode, ring: GuestRing): void {
+    if (mode !== "passthrough") signalEventfd(this.#deviceKick.fd);
+    else if (ring.kick !== null) signalEventfd(ring.kick);
+  }
+
+  /**
+   * From `passthrough` to `notify` or back while the device goes on with the guest's ring: only eventfds change hands, so this can be
+   * done to a ring that cannot be stopped.
+   */
+  async exchange(mode: "passthrough" | "notify", ring: GuestRing): Promise<void> {
+    const device = this.#context.device();
+    const own = this.#guestRing(mode, ring);
+    // Whoever signals is there before the device can be signalled: what comes by the old way in between still arrives, and both
+    // sides are signalled once at the end.
+    if (mode === "notify") await this.#startWorker(mode, ring, own);
+    await device.setVringCall(this.#index, own.call);
+    await device.setVringKick(this.#index, own.kick);
+    if (mode === "passthrough") await this.endWorker();
+    this.kickDevice(mode, ring);
   }
 
   /**

@@ -10,7 +10,8 @@ import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
-import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type { BackendInfo, DeviceStateDirection, Doorbell, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { checkRing } from "./check_ring.ts";
@@ -19,19 +20,19 @@ import { Counters } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
+import { Doorbells, hasDoorbells } from "./doorbells.ts";
 import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
-import { ModeSwitch } from "./mode_switch.ts";
+import { isBound, ModeSwitch } from "./mode_switch.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
-import { RelayMemory } from "./relay_memory.ts";
+import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
 import { RelayWorker } from "./worker_client.ts";
 
 export * from "./relay_config.ts";
-export { MASKED_FEATURES } from "./negotiation.ts";
 
 const MAX_QUEUES = 256;
 
@@ -47,6 +48,8 @@ export class Relay implements VhostBackend {
   onConfigChange: (() => void) | undefined;
   /** See {@linkcode VhostBackend.onFailure}. */
   onFailure: ((error: Error) => void) | undefined;
+  /** See {@linkcode VhostBackend.onDoorbell}. */
+  onDoorbell: ((index: number, doorbell: Doorbell | undefined) => Promise<boolean>) | undefined;
 
   /** See {@linkcode VhostBackend.sendRarp}. */
   readonly sendRarp?: (mac: Uint8Array<ArrayBuffer>) => Promise<void>;
@@ -66,6 +69,13 @@ export class Relay implements VhostBackend {
   /** Set where the device stops and starts all of its rings together. */
   readonly #group: RingGroup | undefined;
   readonly #groupLane = new Lane();
+  /** The guest and the device share the rings to the end. */
+  readonly #bound: boolean;
+  readonly #doorbells = new Doorbells({
+    device: () => this.#device,
+    sender: () => this.onDoorbell,
+    log: (message) => this.#events.log(message),
+  });
   readonly #memory: RelayMemory;
   readonly #negotiation: Negotiation;
   readonly #log: LogSwitch;
@@ -95,7 +105,9 @@ export class Relay implements VhostBackend {
       });
     }
     this.counters = new Counters(this.#maxQueues);
-    this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
+    this.#bound = isBound(device.info, config);
+    const doorbells = (this.#group === undefined || this.#bound) && hasDoorbells(device);
+    this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1), doorbells };
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
@@ -115,6 +127,7 @@ export class Relay implements VhostBackend {
       config,
       queues: () => this.queues,
       group: () => this.#group,
+      bound: this.#bound,
       groupLane: this.#groupLane,
       // DPDK. (Only net devices have SEND_RARP.)
       forgetful: this.sendRarp !== undefined,
@@ -179,6 +192,16 @@ export class Relay implements VhostBackend {
     return this.#log.markingAll;
   }
 
+  /** Can the dirty log be turned on? Not where the device is on the guest's rings and cannot be taken off them. */
+  get canLog(): boolean {
+    return !this.#bound;
+  }
+
+  /** Rings that the VMM kicks by the device's own doorbell, past the relay. */
+  get doorbells(): readonly number[] {
+    return this.#doorbells.given;
+  }
+
   /** Negotiated features, without LOG_ALL. */
   get features(): bigint {
     return this.#negotiation.features;
@@ -234,6 +257,7 @@ export class Relay implements VhostBackend {
         deviceFeatures: () => this.#negotiation.deviceFeatures,
         deviceNum: (num) => this.#negotiation.deviceNum(num),
         passTables: this.#config.indirect === "pass",
+        doorbells: this.#doorbells,
         log: (message) => this.#events.log(message),
       }, this.#group !== undefined ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
@@ -310,6 +334,16 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.removeMemRegion}. */
   async removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void> {
     await this.#memory.remove(region);
+  }
+
+  /** See {@linkcode RelayMemory.allocRange}. */
+  allocRange(request: ManualAllocation): Promise<IovaAllocation> {
+    return this.#memory.allocRange(request);
+  }
+
+  /** See {@linkcode RelayMemory.freeRange}. */
+  freeRange(request: { iova: number; size?: number | undefined; asid?: number | undefined }): Promise<IovaAllocation> {
+    return this.#memory.freeRange(request);
   }
 
   async #memoryGrew(): Promise<void> {
@@ -624,6 +658,7 @@ export class Relay implements VhostBackend {
     for (const worker of this.#workers) await worker.close();
     for (const queue of this.#queues.values()) queue.close();
     this.#queues.clear();
+    this.#doorbells.forget();
     this.dirty.close();
     this.#memory.close();
   }

@@ -10,7 +10,7 @@ import { NO_ROOM, type Translation } from "../iova/translation.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
-import type { DataPath } from "./queue_runner.ts";
+import type { DataPath } from "./core.ts";
 
 /** Private copies of the segments of chains at the device: linked lists in three arrays, one list per chain. */
 class SegmentPool {
@@ -287,7 +287,7 @@ export class ShadowCore {
       const chain = this.#load(first[old]!);
       // In mode `used` a chain is known by its head.
       chain.id = guestId[old]!;
-      const id = device.addChain(chain);
+      const id = device.addChain(this.#path.translation === undefined ? chain : this.#translate(chain, this.#path.translation));
       if (id < 0) throw new SvqError("INTERNAL", `A fresh ring has no room for what the one before it held`);
       this.#guestId[id] = guestId[old]!;
       this.#first[id] = first[old]!;

@@ -302,7 +302,8 @@ function printStatus(context: CliContext, status: RelayStatus): void {
       `  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`,
     );
     output.line(`  memory  ${status.maps.guest} guest regions, ${status.maps.shadow} of shadow rings`);
-    if (status.masked_features.length > 0) output.line(`  masked  ${status.masked_features.join(", ")}`);
+    const masked = [...status.masked_features, ...status.masked_protocol_features];
+    if (masked.length > 0) output.line(`  masked  ${masked.join(", ")}`);
     if (status.error !== null) output.line(`  error   ${status.error.message}`);
     if (status.queues.length === 0) return;
     output.line();

@@ -32,6 +32,7 @@ const queue = object({
   chains: count(),
   bytes: count(),
   dirty_pages: count(),
+  doorbell: optional(flag("The VMM kicks the device by its own doorbell, past the relay")),
   errors: count(),
 });
 

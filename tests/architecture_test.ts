@@ -18,7 +18,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   devices: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "ffi"],
   drivers: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "ffi"],
   migration: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "relay", "devices", "drivers", "ffi", "wasm"],
-  bench: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "relay", "devices", "drivers", "ffi", "wasm"],
+  bench: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "relay", "devices", "drivers", "migration", "ffi", "wasm"],
   cli: [
     "uapi",
     "memory",

@@ -22,6 +22,8 @@ export async function namespacesMissing(): Promise<string | undefined> {
   }
 }
 
+let count = 0;
+
 /** A pair of namespaces. */
 export class Namespaces implements AsyncDisposable {
   private constructor(
@@ -33,7 +35,8 @@ export class Namespaces implements AsyncDisposable {
 
   /** Makes both, and joins them. */
   static async create(): Promise<Namespaces> {
-    const [a, b] = [`svq-a-${Deno.pid}`, `svq-b-${Deno.pid}`];
+    const number = `${Deno.pid}-${count++}`;
+    const [a, b] = [`svq-a-${number}`, `svq-b-${number}`];
     const pair = new Namespaces([a, b], ["192.0.2.1", "192.0.2.2"]);
     try {
       for (const name of pair.names) await ip("netns", "add", name);
@@ -51,7 +54,7 @@ export class Namespaces implements AsyncDisposable {
 
   /** The words that run a program in one of them. */
   within(index: 0 | 1): string[] {
-    return ["netns", "exec", this.names[index]];
+    return ["ip", "netns", "exec", this.names[index]];
   }
 
   /** Removes both; what runs in them must have ended. */
@@ -69,8 +72,9 @@ export class HostProcess implements AsyncDisposable {
   /** Starts it in namespace `index`. */
   constructor(namespaces: Namespaces, index: 0 | 1) {
     const program = new URL("./host_process.ts", import.meta.url).pathname;
-    this.#child = new Deno.Command("ip", {
-      args: [...namespaces.within(index), Deno.execPath(), "run", "-A", "--quiet", "--no-check", program],
+    const [command, ...before] = namespaces.within(index);
+    this.#child = new Deno.Command(command!, {
+      args: [...before, Deno.execPath(), "run", "-A", "--quiet", "--no-check", program],
       stdin: "piped",
       stdout: "piped",
       stderr: "inherit",

@@ -83,7 +83,6 @@ export type { RunCommand, WorkerState, WorkloadOptions } from "./src/drivers/mes
 export type { VringState } from "./src/uapi/vhost.ts";
 export type { IndirectTables } from "./src/relay/messages.ts";
 export type { Lane } from "./src/relay/lane.ts";
-export type { ManualAllocation } from "./src/relay/relay_memory.ts";
 export type { RingPlace } from "./src/relay/messages.ts";
 export type { NetWorkloadOptions } from "./src/drivers/net_workload.ts";
 export type { BlkWorkloadOptions } from "./src/drivers/blk_workload.ts";

@@ -19,7 +19,22 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   drivers: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "ffi"],
   migration: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "relay", "devices", "drivers", "ffi", "wasm"],
   bench: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "relay", "devices", "drivers", "ffi", "wasm"],
-  cli: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "relay", "devices", "drivers", "migration", "bench", "ffi", "wasm"],
+  cli: [
+    "uapi",
+    "memory",
+    "vring",
+    "iova",
+    "dirty",
+    "vhost",
+    "vhost_user",
+    "relay",
+    "devices",
+    "drivers",
+    "migration",
+    "bench",
+    "ffi",
+    "wasm",
+  ],
 };
 
 /** Rooms that must reach ffi through nothing: their tests run without privileges. */

@@ -22,6 +22,13 @@ const ROOTS = {
   "qemu-10": { suite: "trixie", packages: ["qemu-system-x86", "qemu-system-common", "qemu-utils"] },
   dpdk: { suite: "trixie", packages: ["dpdk-dev", "librte-net-vhost25", "librte-net-virtio25"] },
   passt: { suite: "trixie", packages: ["passt"] },
+  // An arm64 userland's libraries, and what runs its programs on another processor.
+  aarch64: {
+    suite: "bookworm",
+    packages: ["qemu-user-static", "libc6-arm64-cross", "libgcc-s1-arm64-cross", "libstdc++6-arm64-cross"],
+  },
+  // What users type svq into and read its manual with.
+  shells: { suite: "bookworm", packages: ["fish", "zsh", "mandoc"] },
   virtiofsd: { suite: "trixie", packages: ["virtiofsd"] },
 } as const satisfies Record<string, { suite: Suite; packages: readonly string[] }>;
 

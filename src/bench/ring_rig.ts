@@ -89,8 +89,8 @@ export class RingRig implements Disposable {
     const guest = { desc: guestLayout.desc.offset, avail: guestLayout.avail.offset, used: guestLayout.used.offset };
     const start: QueueStart = {
       ...{ index: 0, mode: ring.mode, kickFd: -1, callFd: -1, deviceKickFd: -1, deviceCallFd: -1, logUsedGpa: -1, paused: false },
-      guest: { num, packed: guestRing === "packed", eventIdx: false, indirect: false, ...guest },
-      device: { num, packed: deviceRing === "packed", eventIdx: false, indirect: false, ...local },
+      guest: { num, packed: guestRing === "packed", eventIdx: false, indirect: false, inOrder: false, ...guest },
+      device: { num, packed: deviceRing === "packed", eventIdx: false, indirect: false, inOrder: false, ...local },
       guestBase: guestRing === "packed" ? PACKED_BASE_START : 0,
     };
     this.#dirty = ring.log && ring.core !== "bound" ? new DirtyBitmap(log.buffer()) : undefined;

@@ -12,6 +12,14 @@ import type { QueueStart } from "./messages.ts";
 import { WasmCore } from "./wasm_core.ts";
 import { WasmHost } from "./wasm_host.ts";
 
+/** What the WebAssembly core has not, of what a queue needs; undefined when it has all. */
+function notInWasm({ guest, device, inflight, resume }: QueueStart): string | undefined {
+  if (inflight !== undefined || resume !== undefined) return "the record of what is in flight is kept in JavaScript";
+  if (guest.inOrder || device.inOrder) return "IN_ORDER is kept in JavaScript";
+  if (device.passTables === true) return "indirect tables are passed in JavaScript";
+  return undefined;
+}
+
 /** Makes the cores of one thread's queues. */
 export class CoreMaker {
   /** Why the last core is not WebAssembly; undefined when it is, or was not wanted. */
@@ -66,8 +74,9 @@ export class CoreMaker {
    * @throws VringError, SvqError when the guest's ring cannot be used
    */
   make(start: QueueStart, counters: Float64Array): RelayCore {
-    const host = this.#ensureHost();
-    this.reason = this.#unusable;
+    const missing = notInWasm(start);
+    const host = missing === undefined ? this.#ensureHost() : undefined;
+    this.reason = this.#choice === "js" ? undefined : missing ?? this.#unusable;
     if (host !== undefined) {
       try {
         return new WasmCore(start, host, this.#path, counters);

@@ -175,9 +175,9 @@ export class QueueRunner implements Runner {
     this.abandon();
   }
 
-  /** The queue stops here, whatever is at the device. */
-  abandon(): void {
-    this.#finished ??= this.#core.abandon();
+  /** The queue stops here, whatever is at the device. @param keep what the in-flight region says stays as it is */
+  abandon(keep = false): void {
+    this.#finished ??= this.#core.abandon(keep);
     this.#failed = true;
   }
 

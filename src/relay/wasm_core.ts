@@ -239,6 +239,7 @@ export class WasmCore implements RelayCore {
       value: this.#get("errorValue"),
       num: this.#guest.num,
       deviceNum: this.#get("deviceNum"),
+      limit: this.#get("maxChain"),
       published: this.#get("devicePublished"),
     });
   }

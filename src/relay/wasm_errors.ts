@@ -16,6 +16,8 @@ export interface ErrorFacts {
   num: number;
   /** Size of the device's ring. */
   deviceNum: number;
+  /** Longest chain, in segments. */
+  limit: number;
   /** Avail index of the device's ring. */
   published: number;
 }
@@ -39,7 +41,10 @@ const RULES: readonly Rule[] = [
   ["OUTSIDE_MEMORY", ({ index }) => `Descriptor ${index} of a chain (or its indirect table) is not in memory`],
   ["READABLE_AFTER_WRITABLE", ({ index }) => `Descriptor ${index} of a chain is readable after a writable one`],
   ["INDIRECT_SIZE", ({ index }) => `The size of the indirect table of chain ${index} is no multiple of 16, or 0`],
-  ["INDIRECT_TOO_LONG", ({ index }) => `The indirect table of chain ${index} has too many descriptors`],
+  [
+    "INDIRECT_TOO_LONG",
+    ({ index, value, limit }) => `The indirect table of chain ${index} has ${value} descriptors, the limit is ${limit}`,
+  ],
   ["PACKED_ID_OUT_OF_RANGE", ({ index, value, num }) => `The chain in slot ${index} has id ${value} in a queue of ${num}`],
   ["PACKED_ID_IN_FLIGHT", ({ index }) => `A chain has id ${index}, which is in flight`],
   ["PACKED_LIST_BROKEN", ({ index }) => `A chain goes on in slot ${index}, which is not available`],

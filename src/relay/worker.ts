@@ -41,6 +41,9 @@ const CONTROL = 0;
 const KICK = 1;
 const CALL = 2;
 
+/** How long a chain waits whose driver never kicks, ms. */
+const POLL_MS = 1;
+
 function tokenOf(index: number, what: number): number {
   return index * 4 + what;
 }
@@ -54,6 +57,8 @@ class RelayLoop {
   /** Queues with work to do that they were not told of by an event. */
   readonly #busy = new Set<Runner>();
   readonly #maker: CoreMaker;
+  /** Queues whose driver never kicks: the front-end has set a kick without a descriptor. */
+  readonly #polled = new Set<Runner>();
   #handled = 0;
   #ended = false;
 
@@ -66,7 +71,7 @@ class RelayLoop {
 
   async run(): Promise<void> {
     while (!this.#ended) {
-      const count = this.#epoll.wait(this.#busy.size > 0 ? 0 : -1);
+      const count = this.#epoll.wait(this.#busy.size > 0 ? 0 : this.#polled.size > 0 ? POLL_MS : -1);
       let commanded = false;
       for (let i = 0; i < count; i++) {
         const token = this.#epoll.token(i);
@@ -79,6 +84,11 @@ class RelayLoop {
         if (runner === undefined) continue;
         if (what === KICK) runner.kicked();
         else runner.called();
+        this.#busy.add(runner);
+      }
+      for (const runner of this.#polled) {
+        // In mode notify a look at the ring is the device's to take.
+        if (runner instanceof NotifyRunner) runner.kicked();
         this.#busy.add(runner);
       }
       for (const runner of this.#busy) this.#service(runner);
@@ -149,6 +159,7 @@ class RelayLoop {
         const counters = this.#counters.of(queue.index);
         const runner = queue.mode === "notify" ? new NotifyRunner(queue, counters) : this.#newRunner(queue, counters);
         this.#runners.set(queue.index, runner);
+        if (queue.kickFd < 0) this.#polled.add(runner);
         this.#watch(queue.kickFd, tokenOf(queue.index, KICK));
         this.#watch(queue.deviceCallFd, tokenOf(queue.index, CALL));
         // Neither a kick nor a call that came before this moment may be lost.
@@ -180,10 +191,11 @@ class RelayLoop {
       case "stop": {
         const runner = this.#runner(command.index);
         runner.pause(true);
-        if (command.abandon === true && runner instanceof QueueRunner) runner.abandon();
+        if (command.abandon === true && runner instanceof QueueRunner) runner.abandon(command.keep);
         else this.#service(runner);
         const progress = runner.finish();
         this.#busy.delete(runner);
+        this.#polled.delete(runner);
         this.#runners.delete(command.index);
         this.#epoll.delete(runner.start.kickFd);
         this.#epoll.delete(runner.start.deviceCallFd);

@@ -27,6 +27,10 @@ interface Contract {
 const CONTRACTS: Record<string, Contract> = {
   "probe": { good: ["sim:blk"], prints: "svq.probe/1", bad: [["unix:/nonexistent/socket"], 3, "svq.probe/1"] },
   "iova plan": { good: ["--region", "0x0+2GiB"], prints: "svq.iova/1", bad: [["--region", "none"], 2] },
+  "iova ranges": { good: ["sim:blk"], prints: "svq.iova/1", bad: [["/dev/vhost-vdpa-999"], 3] },
+  "iova show": { good: ["relay"], prints: "svq.iova/1", bad: [["nobody"], 3] },
+  "iova alloc": { good: ["relay", "2MiB", "--tag", "contract"], prints: "svq.iova/1", bad: [["nobody", "4KiB"], 3] },
+  "iova free": { elsewhere: "tests/cli/commands/iova_live_test.ts", bad: [["nobody", "0x1000"], 3] },
   "relay run": { good: ["--print-capabilities"], prints: "any", bad: [["--front", "unix:/nonexistent/a/b", "--device", "sim:blk"], 3] },
   "relay start": { elsewhere: "tests/cli/contract_test.ts", bad: [["--device", "sim:nothing"], 2] },
   "relay stop": { elsewhere: "tests/cli/contract_test.ts", bad: [["nobody"], 3] },

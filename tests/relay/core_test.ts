@@ -101,10 +101,17 @@ class World implements Disposable {
     this.#start = {
       ...{ index: 0, mode, kickFd: -1, callFd: -1, deviceKickFd: -1, deviceCallFd: -1, paused: false },
       guest: {
-        ...{ num, packed: guestPacked, eventIdx, indirect: shape.guestIndirect },
+        ...{ num, packed: guestPacked, eventIdx, indirect: shape.guestIndirect, inOrder: false },
         ...{ desc: at(layout.desc.offset), avail: at(layout.avail.offset), used: at(layout.used.offset) },
       },
-      device: { num: deviceNum, packed: devicePacked, eventIdx, indirect: shape.deviceIndirect, ...this.#arena.local(0, deviceNum) },
+      device: {
+        num: deviceNum,
+        packed: devicePacked,
+        eventIdx,
+        indirect: shape.deviceIndirect,
+        inOrder: false,
+        ...this.#arena.local(0, deviceNum),
+      },
       guestBase: guestPacked ? PACKED_BASE_START : shape.base,
       logUsedGpa: shape.log ? at(layout.used.offset) : -1,
     };
@@ -251,7 +258,7 @@ class World implements Disposable {
 
   finish(): unknown {
     try {
-      return this.failed ? this.core.abandon().inflight : this.core.finish();
+      return this.failed ? this.core.abandon(false).inflight : this.core.finish();
     } catch (error) {
       return (error as SvqError).code;
     }
@@ -350,8 +357,8 @@ Deno.test("memory that no window can show leaves its queue to the JavaScript cor
       logUsedGpa: -1,
       guestBase: 0,
     },
-    guest: { num: 16, packed: false, eventIdx: false, indirect: false, desc: 0, avail: 4096, used: 8192 },
-    device: { num: 16, packed: false, eventIdx: false, indirect: false, ...arena.local(0, 16) },
+    guest: { num: 16, packed: false, eventIdx: false, indirect: false, inOrder: false, desc: 0, avail: 4096, used: 8192 },
+    device: { num: 16, packed: false, eventIdx: false, indirect: false, inOrder: false, ...arena.local(0, 16) },
   };
   const core = maker.make(start, new Counters(1).of(0));
   assert.equal(core.kind, "js");

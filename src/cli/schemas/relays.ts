@@ -32,6 +32,7 @@ const queue = object({
   chains: count(),
   bytes: count(),
   dirty_pages: count(),
+  doorbell: optional(flag("The VMM kicks the device by its own doorbell, past the relay")),
   errors: count(),
 });
 
@@ -112,6 +113,7 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     downtime_us: nullable(gap),
     requests: optional(nullable(object(requests))),
     memory_identical: optional(nullable(flag())),
+    throttle_percent: optional(count("How much of its time the guest was held still at most, because it wrote too fast")),
     total_ms: optional(nullable(number("From the start of copying to the end"))),
     setup_ms: optional(nullable(number())),
     positions: optional(list(

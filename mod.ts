@@ -69,6 +69,7 @@ export type { ManualAllocation } from "./src/relay/relay_memory.ts";
 export type { InflightPart, InflightRegion } from "./src/relay/inflight_region.ts";
 export type { Doorbells } from "./src/relay/doorbells.ts";
 export type { InflightChains } from "./src/vring/inflight.ts";
+export type { CoreChoice } from "./src/relay/core.ts";
 export type { Channel } from "./src/uapi/vhost_user.ts";
 export type { Arena, RingParts } from "./src/relay/arena.ts";
 export type { Counters } from "./src/relay/counters.ts";

@@ -66,8 +66,8 @@ export interface RelayCore {
    * `start` names, in the order in which it was taken; it may have been written in part, so it is marked dirty.
    */
   renew(start: QueueStart): void;
-  /** Ends the mode after a broken rule: nothing is rewound. */
-  abandon(): QueueProgress;
+  /** Ends the mode after a broken rule: nothing is rewound. @param keep what the in-flight region says stays as it is */
+  abandon(keep: boolean): QueueProgress;
   /** Gives up what it holds; the mode has ended. */
   close(): void;
 }

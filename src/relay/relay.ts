@@ -10,7 +10,15 @@ import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
-import type { BackendInfo, DeviceStateDirection, Doorbell, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type {
+  BackendInfo,
+  DeviceStateDirection,
+  Doorbell,
+  InflightPlace,
+  LogRegion,
+  VhostBackend,
+  VringAddresses,
+} from "../vhost/backend.ts";
 import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
@@ -21,6 +29,7 @@ import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
 import { Doorbells, hasDoorbells } from "./doorbells.ts";
+import { InflightRegion } from "./inflight_region.ts";
 import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
 import { isBound, ModeSwitch } from "./mode_switch.ts";
@@ -77,6 +86,7 @@ export class Relay implements VhostBackend {
     log: (message) => this.#events.log(message),
   });
   readonly #memory: RelayMemory;
+  readonly #inflight: InflightRegion;
   readonly #negotiation: Negotiation;
   readonly #log: LogSwitch;
   readonly #modes: ModeSwitch;
@@ -108,6 +118,7 @@ export class Relay implements VhostBackend {
     this.#bound = isBound(device.info, config);
     const doorbells = (this.#group === undefined || this.#bound) && hasDoorbells(device);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1), doorbells };
+    this.#inflight = new InflightRegion(this.#maxQueues);
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
@@ -252,6 +263,7 @@ export class Relay implements VhostBackend {
         device: () => this.#device,
         memory: this.memory,
         arena: () => this.#memory.arena!,
+        inflight: this.#inflight,
         features: () => this.features,
         devicePacked: () => this.devicePacked,
         deviceFeatures: () => this.#negotiation.deviceFeatures,
@@ -282,8 +294,9 @@ export class Relay implements VhostBackend {
    * memory is marked dirty until it does). The device is never told of LOG_ALL.
    */
   async setFeatures(features: bigint): Promise<void> {
+    const first = !this.#negotiation.set;
     await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
-    await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n);
+    await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n, first);
   }
 
   /** What the device offers, as far as it was asked. */
@@ -348,8 +361,29 @@ export class Relay implements VhostBackend {
 
   async #memoryGrew(): Promise<void> {
     await this.dirty.grow(this.memory.endGpa);
+    this.#log.memoryGrew();
     // A region that lies elsewhere for the device forbids the modes without translation.
     await this.applyMode();
+  }
+
+  // ---- in-flight region
+
+  /** See {@linkcode VhostBackend.createInflight}. */
+  async createInflight(queues: number, num: number): Promise<{ file: OwnedFd; place: InflightPlace }> {
+    return this.#inflight.create(queues, num);
+  }
+
+  /** See {@linkcode VhostBackend.setInflight}. @throws SvqError RING_RUNS, INFLIGHT_INVALID */
+  async setInflight(place: InflightPlace): Promise<void> {
+    if (this.queues.some((queue) => queue.running)) {
+      throw new SvqError("RING_RUNS", "The in-flight region cannot be changed while a ring runs");
+    }
+    this.#inflight.set(place, this.queues.every((queue) => queue.state === "stopped"));
+  }
+
+  /** Has the front-end given a region that outlives the relay, in which it records what is in flight? */
+  get hasInflight(): boolean {
+    return this.#inflight.given;
   }
 
   // ---- rings
@@ -458,6 +492,8 @@ export class Relay implements VhostBackend {
       if (this.#slot.lost !== undefined) return queue.wait();
       await this.#status.ensureDriverOk();
       await queue.enter(this.wantedMode(queue.index));
+      // What a relay before this one had in hand is done first, in a mode that keeps a record.
+      if (queue.mode !== this.wantedMode(queue.index)) this.applyMode().catch((error) => this.#report(error));
     } catch (error) {
       if (deviceIsGone(error) && this.#events.deviceLost !== undefined) return queue.wait();
       queue.fail(error);
@@ -661,6 +697,7 @@ export class Relay implements VhostBackend {
     this.#doorbells.forget();
     this.dirty.close();
     this.#memory.close();
+    this.#inflight.close();
   }
 
   /** The same as {@linkcode close}. */

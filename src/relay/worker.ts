@@ -181,7 +181,7 @@ class RelayLoop {
       case "stop": {
         const runner = this.#runner(command.index);
         runner.pause(true);
-        if (command.abandon === true && runner instanceof QueueRunner) runner.abandon();
+        if (command.abandon === true && runner instanceof QueueRunner) runner.abandon(command.keep);
         else this.#service(runner);
         const progress = runner.finish();
         this.#busy.delete(runner);

@@ -42,6 +42,8 @@ export { type VerifyOptions, verifyRing, verifyShape } from "./src/vring/verify.
 export { type ChainName, diffImages, type FieldChange, type RingDiff } from "./src/vring/diff.ts";
 export * from "./src/iova/mod.ts";
 export * from "./src/dirty/bitmap.ts";
+export * from "./src/net/command.ts";
+export * from "./src/net/state.ts";
 export * from "./src/vhost/address.ts";
 export * from "./src/vhost/backend.ts";
 export { describeBackend, describeFailure, describeSocket, missingFeatures, type ProbedDevice, scanHost } from "./src/vhost/probe.ts";
@@ -61,6 +63,11 @@ export type { ModeName, Reason, Verdict } from "./src/vhost/assess.ts";
 export type { Holder } from "./src/vhost/holders.ts";
 export type { SysfsPlaces } from "./src/vhost/sysfs.ts";
 export type { NetlinkVdpa } from "./src/vhost/netlink.ts";
+export type { MaskedFeature } from "./src/vhost/masked.ts";
+export type { ManualAllocation } from "./src/relay/relay_memory.ts";
+export type { InflightPart, InflightRegion } from "./src/relay/inflight_region.ts";
+export type { Doorbells } from "./src/relay/doorbells.ts";
+export type { InflightChains } from "./src/vring/inflight.ts";
 export type { Channel } from "./src/uapi/vhost_user.ts";
 export type { Arena, RingParts } from "./src/relay/arena.ts";
 export type { Counters } from "./src/relay/counters.ts";
@@ -75,7 +82,6 @@ export type { RunCommand, WorkerState, WorkloadOptions } from "./src/drivers/mes
 export type { VringState } from "./src/uapi/vhost.ts";
 export type { IndirectTables } from "./src/relay/messages.ts";
 export type { Lane } from "./src/relay/lane.ts";
-export type { ManualAllocation } from "./src/relay/relay_memory.ts";
 export type { RingPlace } from "./src/relay/messages.ts";
 export type { BlkWorkloadOptions } from "./src/drivers/blk_workload.ts";
 export type { LoopbackWorkloadOptions } from "./src/drivers/loopback_workload.ts";

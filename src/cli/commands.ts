@@ -30,6 +30,7 @@ export const COMMANDS: Readonly<Record<string, LazyCommand>> = {
   completions: { brief: "Print the completion script of a shell", load: () => import("./commands/completions.ts") },
   man: { brief: "Print a manual page", load: () => import("./commands/man.ts") },
   drive: { brief: "Run a checked workload on a device: a guest without a guest", load: () => import("./commands/drive.ts") },
+  bench: { brief: "Measure what relaying costs on this machine", load: () => import("./commands/bench.ts") },
   device: { brief: "Run an embedded device", load: () => import("./commands/device.ts") },
   version: { brief: "Print the version", load: () => import("./commands/version.ts") },
   __complete: { brief: "Propose words for a command line", hidden: true, load: () => import("./commands/complete.ts") },

@@ -42,6 +42,8 @@ export interface DriverOptions {
   packed?: boolean;
   /** Take EVENT_IDX where it is offered; default yes. */
   eventIdx?: boolean;
+  /** Use IN_ORDER where it is offered; default no. */
+  inOrder?: boolean;
   /** Take INDIRECT_DESC where it is offered; default yes. */
   indirect?: boolean;
 }
@@ -417,7 +419,7 @@ function missingFeature(backend: VhostBackend, missing: bigint): SvqError {
 async function negotiate(backend: VhostBackend, options: DriverOptions): Promise<DriverShape> {
   const { info } = backend;
   const offered = await backend.getFeatures();
-  const { VERSION_1, ACCESS_PLATFORM, RING_PACKED, EVENT_IDX, INDIRECT_DESC } = VIRTIO_FEATURE_BITS;
+  const { VERSION_1, ACCESS_PLATFORM, RING_PACKED, EVENT_IDX, INDIRECT_DESC, IN_ORDER } = VIRTIO_FEATURE_BITS;
   if (!hasBit(offered, VERSION_1)) throw missingFeature(backend, bitsOf([VERSION_1]));
   if (options.packed === true && !hasBit(offered, RING_PACKED)) throw missingFeature(backend, bitsOf([RING_PACKED]));
   const kind = options.workload ??
@@ -425,6 +427,7 @@ async function negotiate(backend: VhostBackend, options: DriverOptions): Promise
   const wanted: number[] = [VERSION_1, ACCESS_PLATFORM];
   if (options.packed === true) wanted.push(RING_PACKED);
   if (options.eventIdx !== false) wanted.push(EVENT_IDX);
+  if (options.inOrder === true) wanted.push(IN_ORDER);
   if (options.indirect !== false) wanted.push(INDIRECT_DESC);
   if (kind === "blk") {
     const { SEG_MAX, RO, BLK_SIZE, FLUSH, MQ, WRITE_ZEROES } = VIRTIO_BLK_FEATURE_BITS;

@@ -9,7 +9,7 @@ import { EmbeddedDriver } from "../drivers/embedded_driver.ts";
 import { RamLayout } from "../drivers/layout.ts";
 import { decodeDriverState, type DriverState } from "../drivers/state.ts";
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
-import { createMemfd, ReactorCancelled, type UnixListener, type UnixStream } from "../ffi/mod.ts";
+import { createMemfd, ReactorCancelled, type UnixStream } from "../ffi/mod.ts";
 import type { Relay, RelayConfig } from "../relay/relay.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { Channel, type FrameHead } from "./channel.ts";
@@ -20,6 +20,7 @@ import { checkOffer, decodeOffer, type Offer } from "./offer.ts";
 import { PageMap, PageReceiver } from "./pages.ts";
 import { FRAME, SESSION_BYTES, violation } from "./protocol.ts";
 import { encodeSamples, type Sample, Sampler } from "./timeline.ts";
+import type { StreamListener } from "./uri.ts";
 
 /** Connections served at the same time. */
 const MAX_CONNECTIONS = 8;
@@ -52,7 +53,7 @@ interface Session {
 
 /** Waits for guests. */
 export class Destination implements AsyncDisposable {
-  readonly #listener: UnixListener;
+  readonly #listener: StreamListener;
   readonly #options: DestinationOptions;
   readonly #sessions = new Map<string, Session>();
   readonly #open = new Set<Channel>();
@@ -64,7 +65,7 @@ export class Destination implements AsyncDisposable {
   #closed = false;
 
   /** Takes ownership of a listening socket and serves at once. */
-  constructor(listener: UnixListener, options: DestinationOptions) {
+  constructor(listener: StreamListener, options: DestinationOptions) {
     this.#listener = listener;
     this.#options = options;
     this.#arrived.promise.catch(() => {});
@@ -166,7 +167,9 @@ export class Destination implements AsyncDisposable {
     let driver: EmbeddedDriver | undefined;
     try {
       await checkOffer(offer, device, this.#options.maxMemory);
-      relay = newRelay(device, this.#options.relay, log);
+      // A guest with packed rings keeps them: where the device has none, the relay shadows them.
+      const config: RelayConfig = offer.ram.packed ? { ...this.#options.relay, guestRing: "packed" } : this.#options.relay;
+      relay = newRelay(device, config, log);
       const { ram, features, workload } = offer;
       driver = await EmbeddedDriver.standby(relay, createMemfd("guest-ram", ram.ramSize), { ram, features, workload });
       await channel.sendJson(FRAME.ACCEPT, { features: `0x${features.toString(16)}` });

@@ -284,7 +284,7 @@ export class Migration implements Disposable {
     } catch (error) {
       // The destination's own word that it has not started.
       if (error instanceof RemoteError) throw error;
-      const loss = lossOf(error);
+      const loss = this.#options.endIsProof ? lossOf(error) : "silence";
       channel.close();
       const outcome = await settleDoubt(this.#session, this.#options.connect, {
         timeoutMs: this.#options.timeoutMs,

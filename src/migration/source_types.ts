@@ -30,6 +30,11 @@ export interface SourceOptions extends ConvergenceOptions {
   follow: boolean;
   /** Only ask whether it would work, and measure how fast the guest writes. */
   dryRun: boolean;
+  /**
+   * The end of the stream, or its reset, proves that the destination never said anything further: what it wrote is delivered
+   * before. So it is where the destination's socket is the link (unix, TCP), and not where bytes wait in a process on their way.
+   */
+  endIsProof: boolean;
   /** How long to ask for the outcome when the link was lost in the hand-over, milliseconds. */
   doubtTimeoutMs: number;
   /** The run that goes on at the destination; default: the one that goes on here. */
@@ -49,6 +54,7 @@ export const DEFAULT_SOURCE_OPTIONS = {
   verify: true,
   follow: true,
   dryRun: false,
+  endIsProof: true,
   doubtTimeoutMs: 60_000,
 } as const satisfies Partial<SourceOptions>;
 

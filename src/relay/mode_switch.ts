@@ -27,8 +27,10 @@ export interface ModeContext {
   forgetful: boolean;
   /** Does the guest have packed rings? */
   guestPacked: () => boolean;
-  /** Does the device need descriptors of its own: another format, another place in its address space, … */
-  translated: () => boolean;
+  /** Does the device need descriptors of its own for this queue: another format, another place in its address space, … */
+  translated: (index: number) => boolean;
+  /** Must what the device uses go through the relay at least? */
+  relayed: () => boolean;
   /** Is the dirty log on? */
   logging: () => boolean;
   /** A queue has changed its mode. */
@@ -55,13 +57,13 @@ export class ModeSwitch {
 
   /** The mode that queue `index` should be in now. */
   wanted(index: number): RunningMode {
-    const { config, guestPacked, translated, logging, group } = this.#context;
+    const { config, guestPacked, translated, relayed, logging, group } = this.#context;
     const mode = config.queueModes?.get(index) ?? config.mode;
-    if (config.forceShadow || translated() || mode === "shadow") return "shadow";
+    if (config.forceShadow || translated(index) || mode === "shadow") return "shadow";
     if (this.#context.bound && (mode === "passthrough" || mode === "notify")) return mode;
     // A device whose rings cannot be stopped one by one in mid-flight stays behind rings of the relay's own. Packed rings have
     // no used ring of their own that could be the relay's.
-    if (mode === "used" || logging() || group() !== undefined) return guestPacked() ? "shadow" : "used";
+    if (mode === "used" || relayed() || logging() || group() !== undefined) return guestPacked() ? "shadow" : "used";
     return mode === "auto" ? "passthrough" : mode;
   }
 

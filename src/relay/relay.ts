@@ -10,16 +10,26 @@ import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
-import type { BackendInfo, DeviceStateDirection, Doorbell, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type {
+  BackendInfo,
+  DeviceStateDirection,
+  Doorbell,
+  InflightPlace,
+  LogRegion,
+  VhostBackend,
+  VringAddresses,
+} from "../vhost/backend.ts";
 import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { checkRing } from "./check_ring.ts";
+import { clampedConfig, segmentLimit } from "./config_clamp.ts";
 import { Counters } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
 import { Doorbells, hasDoorbells } from "./doorbells.ts";
+import { InflightRegion } from "./inflight_region.ts";
 import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
 import { isBound, ModeSwitch } from "./mode_switch.ts";
@@ -32,7 +42,6 @@ import { RingGroup } from "./ring_group.ts";
 import { RelayWorker } from "./worker_client.ts";
 
 export * from "./relay_config.ts";
-export { MASKED_FEATURES } from "./negotiation.ts";
 
 const MAX_QUEUES = 256;
 
@@ -61,6 +70,7 @@ export class Relay implements VhostBackend {
   readonly checkDeviceState?: () => Promise<void>;
 
   readonly #slot: DeviceSlot;
+  readonly #config: RelayConfig;
   readonly #events: RelayEvents;
   readonly #workers: RelayWorker[] = [];
   readonly #queues = new Map<number, RelayQueue>();
@@ -76,6 +86,7 @@ export class Relay implements VhostBackend {
     log: (message) => this.#events.log(message),
   });
   readonly #memory: RelayMemory;
+  readonly #inflight: InflightRegion;
   readonly #negotiation: Negotiation;
   readonly #log: LogSwitch;
   readonly #modes: ModeSwitch;
@@ -88,6 +99,7 @@ export class Relay implements VhostBackend {
   /** Starts the Workers; nothing is asked of the device yet. @param device open, with nothing set up; the relay drives it from now on, and does not close it */
   constructor(device: VhostBackend, config: RelayConfig, events: RelayEvents) {
     this.#slot = new DeviceSlot(device);
+    this.#config = config;
     this.#events = events;
     this.#status = new DeviceStatus(this.#slot);
     this.#negotiation = new Negotiation(this.#slot, config);
@@ -106,6 +118,7 @@ export class Relay implements VhostBackend {
     this.#bound = isBound(device.info, config);
     const doorbells = (this.#group === undefined || this.#bound) && hasDoorbells(device);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1), doorbells };
+    this.#inflight = new InflightRegion(this.#maxQueues);
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
@@ -130,11 +143,17 @@ export class Relay implements VhostBackend {
       // DPDK. (Only net devices have SEND_RARP.)
       forgetful: this.sendRarp !== undefined,
       guestPacked: () => this.#negotiation.guestPacked,
-      translated: () => this.devicePacked !== this.#negotiation.guestPacked || this.#memory.moved,
+      translated: (index) => this.#negotiation.rebuilt || this.#memory.moved || this.#otherSize(index),
+      relayed: () => this.#negotiation.reordered,
       logging: () => this.logging,
       // What the device wrote between the last mark and the end of passthrough has no bit of its own.
       changed: () => this.#log.markAllIfBehind(),
     });
+  }
+
+  #otherSize(index: number): boolean {
+    const { num } = this.#queue(index);
+    return num > 0 && this.#negotiation.deviceNum(num) !== num;
   }
 
   #newLog(config: RelayConfig): LogSwitch {
@@ -204,6 +223,16 @@ export class Relay implements VhostBackend {
     return this.#negotiation.devicePacked;
   }
 
+  /** Features negotiated with the device. */
+  get deviceFeatures(): bigint {
+    return this.#negotiation.deviceFeatures;
+  }
+
+  /** Descriptors in the device's ring of a running queue. */
+  deviceNum(queue: RelayQueue): number {
+    return queue.mode === "shadow" ? this.#negotiation.deviceNum(queue.num) : queue.num;
+  }
+
   /** Why the device is gone, if it is. */
   get deviceError(): Error | undefined {
     return this.#deviceError;
@@ -234,8 +263,12 @@ export class Relay implements VhostBackend {
         device: () => this.#device,
         memory: this.memory,
         arena: () => this.#memory.arena!,
+        inflight: this.#inflight,
         features: () => this.features,
         devicePacked: () => this.devicePacked,
+        deviceFeatures: () => this.#negotiation.deviceFeatures,
+        deviceNum: (num) => this.#negotiation.deviceNum(num),
+        passTables: this.#config.indirect === "pass",
         doorbells: this.#doorbells,
         log: (message) => this.#events.log(message),
       }, this.#group !== undefined ? this.#groupLane : new Lane());
@@ -261,8 +294,9 @@ export class Relay implements VhostBackend {
    * memory is marked dirty until it does). The device is never told of LOG_ALL.
    */
   async setFeatures(features: bigint): Promise<void> {
+    const first = !this.#negotiation.set;
     await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
-    await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n);
+    await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n, first);
   }
 
   /** What the device offers, as far as it was asked. */
@@ -327,8 +361,29 @@ export class Relay implements VhostBackend {
 
   async #memoryGrew(): Promise<void> {
     await this.dirty.grow(this.memory.endGpa);
+    this.#log.memoryGrew();
     // A region that lies elsewhere for the device forbids the modes without translation.
     await this.applyMode();
+  }
+
+  // ---- in-flight region
+
+  /** See {@linkcode VhostBackend.createInflight}. */
+  async createInflight(queues: number, num: number): Promise<{ file: OwnedFd; place: InflightPlace }> {
+    return this.#inflight.create(queues, num);
+  }
+
+  /** See {@linkcode VhostBackend.setInflight}. @throws SvqError RING_RUNS, INFLIGHT_INVALID */
+  async setInflight(place: InflightPlace): Promise<void> {
+    if (this.queues.some((queue) => queue.running)) {
+      throw new SvqError("RING_RUNS", "The in-flight region cannot be changed while a ring runs");
+    }
+    this.#inflight.set(place, this.queues.every((queue) => queue.state === "stopped"));
+  }
+
+  /** Has the front-end given a region that outlives the relay, in which it records what is in flight? */
+  get hasInflight(): boolean {
+    return this.#inflight.given;
   }
 
   // ---- rings
@@ -437,6 +492,8 @@ export class Relay implements VhostBackend {
       if (this.#slot.lost !== undefined) return queue.wait();
       await this.#status.ensureDriverOk();
       await queue.enter(this.wantedMode(queue.index));
+      // What a relay before this one had in hand is done first, in a mode that keeps a record.
+      if (queue.mode !== this.wantedMode(queue.index)) this.applyMode().catch((error) => this.#report(error));
     } catch (error) {
       if (deviceIsGone(error) && this.#events.deviceLost !== undefined) return queue.wait();
       queue.fail(error);
@@ -507,7 +564,7 @@ export class Relay implements VhostBackend {
   async #compareConfig(): Promise<void> {
     const seen = this.#configSeen;
     if (seen === undefined) return;
-    const now = await this.#device.getConfig(0, seen.length);
+    const now = await this.#readConfig(this.#device, 0, seen.length);
     if (now.some((byte, i) => byte !== seen[i])) this.onConfigChange?.();
   }
 
@@ -542,9 +599,18 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.getConfig}. */
   async getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
-    const bytes = await this.#slot.use((device) => device.getConfig(offset, size));
+    const bytes = await this.#slot.use((device) => this.#readConfig(device, offset, size));
     if (offset === 0) this.#configSeen = bytes.slice();
     return bytes;
+  }
+
+  // A request that the guest may make must fit the device's ring.
+  async #readConfig(device: VhostBackend, offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
+    const read = (at: number, bytes: number) => device.getConfig(at, bytes);
+    const num = this.#negotiation.deviceRingLimit;
+    if (num === undefined) return await read(offset, size);
+    const limit = segmentLimit(device.info, await device.getFeatures());
+    return limit === undefined ? await read(offset, size) : await clampedConfig(read, offset, size, limit, num);
   }
 
   /** The configuration space as the front-end last read it from its start. */
@@ -631,6 +697,7 @@ export class Relay implements VhostBackend {
     this.#doorbells.forget();
     this.dirty.close();
     this.#memory.close();
+    this.#inflight.close();
   }
 
   /** The same as {@linkcode close}. */

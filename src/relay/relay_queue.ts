@@ -6,10 +6,13 @@
  */
 import { type ErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
 import { dupFd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
+import { hasBit } from "../uapi/bits.ts";
+import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import type { VringAddresses, VringStart } from "../vhost/backend.ts";
 import { deviceIsGone } from "./device_slot.ts";
 import type { Lane } from "./lane.ts";
-import { type GuestRing, isRelayed, type QueueContext, QueueSteps, type RunningMode } from "./queue_steps.ts";
+import type { InflightChains } from "../vring/inflight.ts";
+import { type GuestRing, inflightUnknown, isRelayed, type QueueContext, QueueSteps, type RunningMode } from "./queue_steps.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
 /** What a queue does now. */
@@ -56,6 +59,8 @@ export class RelayQueue {
   #err: OwnedFd | undefined;
   // While the device is gone: the mode whose record of what is in flight the Worker keeps.
   #record: "used" | "shadow" | undefined;
+  // Of a relay before this one; until the ring has started.
+  #resume: InflightChains | undefined;
   readonly #steps: QueueSteps;
 
   /**
@@ -154,17 +159,41 @@ export class RelayQueue {
       kick: this.#kick?.fd ?? null,
       call: this.#call?.fd ?? null,
       err: this.#err?.fd ?? null,
+      resume: this.#resume,
     };
   }
 
-  /** Gives the ring to the device in `mode`. @throws what the device says; the queue is stopped then */
-  async enter(mode: RunningMode): Promise<void> {
+  // Before the ring starts: what a relay before this one has left. Only the modes with a record can do requests again.
+  #takeOver(mode: RunningMode): RunningMode {
+    try {
+      const found = this.#steps.takeOver(this.#ring);
+      if (found !== undefined) {
+        this.base = found.base;
+        this.#resume = found.resume;
+      }
+    } catch (error) {
+      this.fail(error);
+      throw error;
+    }
+    if (isRelayed(mode) || this.#resume === undefined || this.#resume.ids.length === 0) return mode;
+    return hasBit(this.context.features(), VIRTIO_FEATURE_BITS.RING_PACKED) ? "shadow" : "used";
+  }
+
+  /**
+   * Gives the ring to the device in `mode`; in one that keeps a record where a relay before this one has left requests.
+   *
+   * @throws what the device says, the queue is stopped then; SvqError INFLIGHT_INVALID, INFLIGHT_UNKNOWN, it has failed then
+   */
+  async enter(wanted: RunningMode): Promise<void> {
+    const mode = this.#takeOver(wanted);
     try {
       await this.#steps.enter(mode, this.#ring);
     } catch (error) {
       if (deviceIsGone(error)) this.#wait(isRelayed(mode) ? mode : undefined);
+      if (deviceIsGone(error) && isRelayed(mode)) this.#resume = undefined;
       throw error;
     }
+    this.#resume = undefined;
     this.state = mode;
     // The front-end may have changed it in the middle of the step, without waiting for the lane.
     await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
@@ -188,6 +217,17 @@ export class RelayQueue {
 
   /** {@linkcode enter}, first half, for devices that start their rings together. @returns what the device is to be given */
   async prepare(mode: RunningMode): Promise<VringStart> {
+    if (this.#takeOver(mode) !== mode) {
+      const error = new SvqError(
+        "INFLIGHT_UNKNOWN",
+        `Queue ${this.index}: requests that an earlier relay left cannot be taken over in mode ${mode}`,
+        {
+          hint: "Start the relay with --mode used or shadow",
+        },
+      );
+      this.fail(error);
+      throw error;
+    }
     return await this.#steps.prepare(mode, this.#ring);
   }
 
@@ -213,6 +253,7 @@ export class RelayQueue {
 
   /** {@linkcode enter}, second half: the device has started the ring. */
   async entered(mode: RunningMode): Promise<void> {
+    this.#resume = undefined;
     this.state = mode;
     await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
     this.#steps.kickDevice(mode, this.#ring);
@@ -321,11 +362,7 @@ export class RelayQueue {
   }
 
   #failUnknown(mode: RunningMode): void {
-    const message = `Queue ${this.index}: the device was lost in mode ${mode} after it had completed requests out of order; ` +
-      "nobody knows which were in flight";
-    this.fail(
-      new SvqError("INFLIGHT_UNKNOWN", message, { hint: "Reset the guest's device; modes used and shadow survive the loss of a device" }),
-    );
+    this.fail(inflightUnknown(this.index, `the device was lost in mode ${mode}`));
   }
 
   /** The device has a successor. @param mode for a queue that has no record to be continued */
@@ -386,12 +423,15 @@ export class RelayQueue {
     this.enableSeen = false;
     this.state = "stopped";
     this.#record = undefined;
+    this.#resume = undefined;
     this.#lostIn = undefined;
     this.error = undefined;
   }
 
   /** The ring was stopped by the front-end: it starts again with a new kick eventfd. */
   unkick(): void {
+    if (this.#resume !== undefined) this.context.inflight.lookAgain(this.index);
+    this.#resume = undefined;
     this.#kick?.close();
     this.#kick = undefined;
     this.#kickSet = false;

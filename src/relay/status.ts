@@ -21,8 +21,10 @@ export interface QueueStatus {
   guest_ring: "split" | "packed";
   /** Format of the device's ring. */
   device_ring: "split" | "packed";
-  /** Descriptors. */
+  /** Descriptors in the guest's ring. */
   num: number;
+  /** Descriptors in the device's ring: another number in mode shadow only. */
+  device_num: number;
   /** Avail position in the guest's ring. */
   avail_idx: number;
   /** Used position in the guest's ring. */
@@ -100,6 +102,8 @@ export interface RelayStatus {
   config: string | null;
   /** Features of the device that the guest does not see, and why. */
   masked_features: string[];
+  /** Protocol features of a vhost-user device that a VMM does not see. `svq probe` says why. */
+  masked_protocol_features: string[];
   /** Memory regions given to the device. */
   maps: { guest: number; shadow: number };
   /** The device pins the guest's memory; null where nobody knows. */
@@ -141,6 +145,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     guest_ring: format,
     device_ring: relay.devicePacked ? "packed" : "split",
     num: queue.num,
+    device_num: relay.deviceNum(queue),
     avail_idx: avail,
     used_idx: used,
     start_base: queue.startBase ?? null,

@@ -133,6 +133,20 @@ export interface LogRegion {
   size: number;
 }
 
+/** A region that records what is in flight, in a shared file: see src/vring/inflight.ts. */
+export interface InflightPlace {
+  /** Borrowed for the call. */
+  fd: number;
+  /** Bytes. */
+  offset: number;
+  /** Bytes. */
+  size: number;
+  /** Queues that it has a part for. */
+  queues: number;
+  /** Descriptors of the largest of them. */
+  num: number;
+}
+
 /**
  * A device. All methods reject with SvqError; after a rejection of a connection error the object is only good for `close`.
  *
@@ -213,6 +227,10 @@ export interface VhostBackend extends AsyncDisposable {
   setDeviceStateFd?(direction: DeviceStateDirection, phase: number, fd: number): Promise<OwnedFd | undefined>;
   /** Resolves when the device has moved its whole state well. @throws SvqError DEVICE_REFUSED */
   checkDeviceState?(): Promise<void>;
+  /** Makes a zeroed in-flight region, for whoever drives the device to keep. @returns the file, which is the caller's, and its place */
+  createInflight?(queues: number, num: number): Promise<{ file: OwnedFd; place: InflightPlace }>;
+  /** Gives the device the region in which it records what is in flight, and finds what was; before any ring starts. */
+  setInflight?(place: InflightPlace): Promise<void>;
   /** Called when the device's configuration changed. */
   onConfigChange: (() => void) | undefined;
   /** Called once when the device is gone (connection lost, worker died). */

@@ -29,6 +29,7 @@ import { closeFds, type Message, type MessageHook, VhostUserConnection } from ".
 import {
   decodeConfig,
   decodeDeviceState,
+  decodeInflight,
   decodeLog,
   decodeMac,
   decodeMemTable,
@@ -36,6 +37,7 @@ import {
   decodeVringFd,
   DEVICE_STATE_NO_FD,
   encodeConfig,
+  encodeInflight,
   encodeLog,
   encodeVringArea,
   protocolError,
@@ -96,9 +98,10 @@ export class BackendServer implements Disposable {
 
   /** The protocol features that the front-end is offered. */
   get offeredProtocolFeatures(): bigint {
-    const { info, sendRarp, setMtu, setDeviceStateFd } = this.#backend;
+    const { info, sendRarp, setMtu, setDeviceStateFd, setInflight } = this.#backend;
     let offered = this.#options.protocolFeatures ?? SERVER_PROTOCOL_FEATURES;
     if (!info.hasConfig) offered &= ~bit(PROTOCOL_FEATURE.CONFIG);
+    if (setInflight === undefined) offered &= ~bit(PROTOCOL_FEATURE.INFLIGHT_SHMFD);
     if (sendRarp === undefined) offered &= ~bit(PROTOCOL_FEATURE.RARP);
     if (setMtu === undefined) offered &= ~bit(PROTOCOL_FEATURE.MTU);
     if (setDeviceStateFd === undefined) offered &= ~bit(PROTOCOL_FEATURE.DEVICE_STATE);
@@ -257,6 +260,8 @@ export class BackendServer implements Disposable {
     [REQUEST.GET_STATUS]: async () => encodeU64(BigInt(await this.#backend.getStatus())),
     [REQUEST.SET_STATUS]: ({ payload }) => this.#done(this.#backend.setStatus(Number(decodeU64(payload) & 0xffn))),
     [REQUEST.RESET_DEVICE]: () => this.#reset(),
+    [REQUEST.GET_INFLIGHT_FD]: ({ payload }) => this.#getInflight(payload),
+    [REQUEST.SET_INFLIGHT_FD]: (message) => this.#setInflight(message),
     [REQUEST.SET_DEVICE_STATE_FD]: (message) => this.#setDeviceStateFd(message),
     [REQUEST.CHECK_DEVICE_STATE]: async () => {
       if (!this.#hasDeviceState) throw this.#refusal(REQUEST.CHECK_DEVICE_STATE);
@@ -264,6 +269,21 @@ export class BackendServer implements Disposable {
       return encodeU64(0n);
     },
   };
+
+  async #getInflight(payload: Uint8Array<ArrayBuffer>): Promise<Answer> {
+    if (!this.#negotiated(PROTOCOL_FEATURE.INFLIGHT_SHMFD)) throw this.#refusal(REQUEST.GET_INFLIGHT_FD);
+    const { queues, num } = decodeInflight(payload);
+    const { file, place } = await this.#backend.createInflight!(queues, num);
+    this.#replyFds.push(file);
+    return encodeInflight(place);
+  }
+
+  async #setInflight({ payload, fds }: Message): Promise<undefined> {
+    if (!this.#negotiated(PROTOCOL_FEATURE.INFLIGHT_SHMFD)) throw this.#refusal(REQUEST.SET_INFLIGHT_FD);
+    const wire = decodeInflight(payload);
+    requireFileRange(fds[0]!.fd, wire.offset, wire.size, "In-flight region");
+    await this.#backend.setInflight!({ fd: fds[0]!.fd, ...wire });
+  }
 
   get #hasDeviceState(): boolean {
     return this.#negotiated(PROTOCOL_FEATURE.DEVICE_STATE);

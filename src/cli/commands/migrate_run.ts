@@ -8,7 +8,8 @@ import { Guest } from "../../migration/guest.ts";
 import { type MigrationReport, reportOf } from "../../migration/handshake.ts";
 import { DEFAULT_SOURCE_OPTIONS, Migration, type MigrationEvent, type MigrationResult } from "../../migration/source.ts";
 import { SourceGuest } from "../../migration/source_guest.ts";
-import { connectMigration, formatMigrationUri, type MigrationUri, parseMigrationUri } from "../../migration/uri.ts";
+import type { TlsClientOptions } from "../../migration/tls.ts";
+import { connectMigration, formatMigrationUri, type LinkSecurity, type MigrationUri, parseMigrationUri } from "../../migration/uri.ts";
 import { type PageInput, reportPage } from "../../migration/report_html.ts";
 import { Timeline } from "../../migration/timeline.ts";
 import { PAGE_BYTES } from "../../migration/protocol.ts";
@@ -23,6 +24,7 @@ import { Progress } from "../progress.ts";
 import { aborted } from "../signals.ts";
 import { formatFacts } from "../table.ts";
 import { serveMigration } from "./migrate_control.ts";
+import { runSecurity } from "./migrate_tls.ts";
 
 const CLOSE_MS = 5000;
 const DRAIN_MS = 30_000;
@@ -34,6 +36,8 @@ interface Flags {
   readonly warmup: number;
   readonly depth: number;
   readonly queues: number;
+  readonly num: number;
+  readonly packed: boolean;
   readonly mem: number;
   readonly region?: number;
   readonly seed: number;
@@ -47,6 +51,8 @@ interface Flags {
   readonly follow: boolean;
   readonly dryRun: boolean;
   readonly insecure: boolean;
+  readonly tlsCa?: string;
+  readonly tlsSecret?: string;
   readonly report?: string;
   readonly progress: "auto" | "json";
   readonly name?: string;
@@ -64,12 +70,19 @@ export const run = buildCommand({
   },
   parameters: {
     flags: {
-      to: { kind: "parsed", parse: parseMigrationUri, brief: "The destination: unix:PATH or tcp:HOST:PORT", placeholder: "URI" },
+      to: {
+        kind: "parsed",
+        parse: parseMigrationUri,
+        brief: "The destination: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT",
+        placeholder: "URI",
+      },
       device: deviceFlag("Device of the guest on this side"),
       duration: durationFlag("How long the guest works in all", { default: "8s" }),
       warmup: durationFlag("How long it works before the migration begins", { default: "1s" }),
       depth: integerFlag("Requests in flight in each queue", { default: "16", min: 1, max: 1024 }),
       queues: integerFlag("Queues to use", { default: "1", min: 1, max: 64 }),
+      num: integerFlag("Ring size in descriptors", { default: "256", min: 2, max: 32768 }),
+      packed: { kind: "boolean", brief: "Use packed rings, also where the device has none", default: false },
       mem: sizeFlag("Size of the guest's memory", { default: "64MiB" }),
       region: sizeFlag("How much of the disk to use (and overwrite); default 32MiB", { optional: true }),
       seed: integerFlag("Random numbers follow from it", { default: "1", max: 2 ** 32 - 1 }),
@@ -92,20 +105,30 @@ export const run = buildCommand({
         default: false,
       },
       insecure: { kind: "boolean", brief: "Allow plain TCP beyond this host: guest memory travels unencrypted", default: false },
+      tlsCa: pathFlag("For tls: the certificate that the destination's is signed with (PEM; default: those that the system trusts)", {
+        optional: true,
+      }),
+      tlsSecret: pathFlag("For tls: a file with the secret that the destination was given", { optional: true }),
       report: pathFlag("Write a page about the migration, with plots, to this file (HTML, readable without a network)", { optional: true }),
       progress: { kind: "enum", values: ["auto", "json"], brief: "How to show progress on stderr", default: "auto" },
       name: textFlag("Name for status and cancel (default: migration-PID)", { optional: true }),
     },
   },
   async func(this: CliContext, flags: Flags): Promise<void> {
-    const { depth, queues, mem, seed, region } = flags;
+    const { depth, queues, num, packed, mem, seed, region } = flags;
     const log = (level: "error" | "warning" | "info" | "debug", message: string) => this.output.log(level, message);
-    const options = { depth, queues, ramSize: mem, seed, ...(region === undefined ? {} : { regionSize: region }) };
+    const options = { depth, queues, num, packed, ramSize: mem, seed, ...(region === undefined ? {} : { regionSize: region }) };
+    const security = await runSecurity(flags);
     // A file that cannot be written is noticed before anything is started.
     using page = flags.report === undefined ? undefined : Deno.openSync(flags.report, { write: true, create: true });
-    const guest = await Guest.open(await openDevice(flags.device), { ...DEFAULT_RELAY_CONFIG }, options, log);
+    const guest = await Guest.open(
+      await openDevice(flags.device),
+      { ...DEFAULT_RELAY_CONFIG, ...(packed ? { guestRing: "packed" } : {}) },
+      options,
+      log,
+    );
     try {
-      await migrate(this, flags, guest, page);
+      await migrate(this, flags, guest, security, page);
     } finally {
       // A device that hangs must not keep the program.
       await within(guest.close(), CLOSE_MS);
@@ -113,7 +136,13 @@ export const run = buildCommand({
   },
 });
 
-async function migrate(context: CliContext, flags: Flags, guest: Guest, page: Deno.FsFile | undefined): Promise<void> {
+async function migrate(
+  context: CliContext,
+  flags: Flags,
+  guest: Guest,
+  security: LinkSecurity<TlsClientOptions>,
+  page: Deno.FsFile | undefined,
+): Promise<void> {
   const { signal, output } = context;
   const begun = performance.now();
   const restMs = () => Math.max(500, flags.duration / 1e6 - (performance.now() - begun));
@@ -125,7 +154,8 @@ async function migrate(context: CliContext, flags: Flags, guest: Guest, page: De
   using timeline = page === undefined ? null : new Timeline(guest.driver);
   using migration = new Migration(source, {
     ...DEFAULT_SOURCE_OPTIONS,
-    connect: () => connectMigration(flags.to, flags.insecure, flags.timeout / 1e6),
+    connect: () => connectMigration(flags.to, security, flags.timeout / 1e6),
+    endIsProof: flags.to.kind !== "tls",
     timeoutMs: flags.timeout / 1e6,
     drainTimeoutMs: flags.drainTimeout / 1e6,
     downtimeLimitMs: flags.downtimeLimit / 1e6,

@@ -43,6 +43,7 @@ const relay = {
   front_connected: flag("A VMM is there"),
   device_connected: flag("The device is there"),
   device_connections: count("Connections to the device so far"),
+  inflight_region: flag("The VMM keeps a record of what the relay has taken: a relay that is killed may be started again"),
   needs_reset: flag("A queue has failed: the guest must reset the device"),
   mode: choice(["auto", ...modes]),
   front: text("Where the VMM connects"),
@@ -103,6 +104,14 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     verified: optional(count("Pieces of data that were compared: sectors, or words of a loopback")),
     longest_stall_ms: optional(number("Longest time with requests out and no answer, without pauses")),
     faults: optional(list(text(), "The first few faults")),
+    net: optional(
+      object({
+        sent: count("Frames sent"),
+        received: count("Frames received, each once"),
+        missing: count("Frames that did not come"),
+        longest_gap_ms: number("Longest time between two frames of one stream"),
+      }),
+    ),
     latency_us: object({ p50: nullable(number()), p99: nullable(number()), p999: nullable(number()), max: nullable(number()) }),
   }),
   "svq.migrate/1": document("svq.migrate/1", "Result of a migration", {

@@ -142,6 +142,26 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     )),
     error: optional(nullable(object({ code: text(), message: text(), hint: optional(text()) }))),
   }),
+  "svq.bench.migrate/1": document("svq.bench.migrate/1", "How fast memory is streamed, and how long a guest stands still", {
+    machine: map(true, "CPU, kernel, runtime"),
+    streams: list(object({
+      contents: choice(["random", "half-zero", "zero"]),
+      sink: choice(["discard", "receiver"]),
+      memory_bytes: count("Guest memory"),
+      stream_bytes: count("What of it went over the stream"),
+      ms: number("The fastest run"),
+      all_ms: list(number(), "All runs"),
+      gb_per_s: number("Guest memory per second, in 10^9 bytes"),
+    })),
+    downtime_us: nullable(object({
+      migrations: count(),
+      memory_bytes: count("Of the guest"),
+      p50: count(),
+      p90: count(),
+      p99: count(),
+      max: count(),
+    })),
+  }),
   "svq.bench.ring/1": document("svq.bench.ring/1", "Cost per chain of the relay cores", {
     machine: map(true, "CPU, kernel, runtime"),
     results: list(object({

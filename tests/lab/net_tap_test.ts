@@ -59,7 +59,7 @@ for (const qemu of ["7.2", "10"] as const) {
         ]);
         const [, digest] = await server.stdout.wait(/^digest (\w+)$/);
         await server.stdout.wait(/^listening$/);
-        await source.shell(`(nc ${BRIDGE_ADDRESS} 7000 </dev/null | sha256sum > /tmp/sum; echo done >> /tmp/sum) &`);
+        await source.shell(`(nc ${BRIDGE_ADDRESS} 7000 </dev/null | sha256sum > /tmp/sum; echo done >> /tmp/sum) & true`);
         await server.stdout.wait(/^quarter$/);
         await using destination = await startVm({ ...common, name: "destination", nets: [{ socket: b.front, mac: MAC }], incoming: uri });
         const figures = await migrate(source, destination, uri, { stopGuest: qemu === "7.2" });

@@ -41,6 +41,8 @@ export interface SimOptions {
   id?: string;
   /** Offer RING_PACKED as well. */
   packed?: boolean;
+  /** Offer IN_ORDER as well: what is done early waits for what was asked before it. */
+  inOrder?: boolean;
 }
 
 /** Bytes of a memory disk whose size is not given. */
@@ -101,6 +103,7 @@ export function checkSimOptions(options: SimOptions): void {
 export function offeredFeatures(options: SimOptions): bigint {
   let features = bitsOf([VIRTIO_FEATURE_BITS.VERSION_1, VIRTIO_FEATURE_BITS.INDIRECT_DESC, VIRTIO_FEATURE_BITS.EVENT_IDX]);
   if (options.packed === true) features |= bitsOf([VIRTIO_FEATURE_BITS.RING_PACKED]);
+  if (options.inOrder === true) features |= bitsOf([VIRTIO_FEATURE_BITS.IN_ORDER]);
   if (options.kind === "net") return features | netFeatures(options);
   if (options.kind !== "blk") return features;
   features |= bitsOf([VIRTIO_BLK_FEATURE_BITS.SEG_MAX, VIRTIO_BLK_FEATURE_BITS.BLK_SIZE, VIRTIO_BLK_FEATURE_BITS.FLUSH]);

@@ -35,6 +35,8 @@ export interface SimShared {
   latencyUs: number;
   /** Random microseconds added, at most. */
   jitterUs: number;
+  /** Calls the driver without an eventfd (VDUSE); false: the kernel takes no calls yet, try again. Absent: by eventfd. */
+  interrupt?: (index: number) => boolean;
   /** Tells the main thread. */
   emit: (event: BrokenEvent) => void;
 }
@@ -59,6 +61,7 @@ export class SimQueue {
   #dirty = false;
   #whenDrained: (() => void)[] = [];
   #broken = false;
+  #owesCall = false;
 
   /** Queue `index` of a device. */
   constructor(readonly index: number, readonly shared: SimShared) {}
@@ -127,6 +130,7 @@ export class SimQueue {
 
   #forget(): void {
     this.#ring = undefined;
+    this.#owesCall = false;
     this.#place = undefined;
     this.enabled = false;
     this.kicked = false;
@@ -296,9 +300,33 @@ export class SimQueue {
   flush(): void {
     if (!this.#dirty || this.#ring === undefined) return;
     this.#dirty = false;
-    if (this.#ring.flush() && this.fds.call >= 0) {
+    if (this.#ring.flush()) this.#call();
+  }
+
+  #call(): void {
+    if (this.shared.interrupt !== undefined) {
+      this.counters.calls++;
+      this.#owesCall = true;
+      this.retryCall();
+    } else if (this.fds.call >= 0) {
       this.counters.calls++;
       signalEventfd(this.fds.call);
+    }
+  }
+
+  /** Is the driver still to be called? */
+  get owesCall(): boolean {
+    return this.#owesCall;
+  }
+
+  /** Calls the driver, where that was not possible before. */
+  retryCall(): void {
+    if (!this.#owesCall) return;
+    try {
+      this.#owesCall = !this.shared.interrupt!(this.index);
+    } catch (error) {
+      this.#owesCall = false;
+      this.break(error);
     }
   }
 

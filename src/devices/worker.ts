@@ -13,12 +13,14 @@ import type { EnableCommand, FdsCommand, OpenCommand, QueueFds, StartCommand } f
 import { PendingHeap } from "./pending.ts";
 import { CurrentMemory } from "./ring.ts";
 import { SimQueue, type SimShared } from "./sim_queue.ts";
-import { VduseIotlb } from "./vduse_iotlb.ts";
+import { injectInterrupt, VduseIotlb } from "./vduse_iotlb.ts";
 
 const CONTROL = 0x7fff_ffff;
 const PORT = 0x7fff_fffe;
 // How often a queue without a kick is looked at.
 const POLL_MS = 1;
+// How often a driver is called again that could not be called yet.
+const RETRY_MS = 5;
 
 class SimWorker {
   readonly #port: WorkerPort;
@@ -59,6 +61,7 @@ class SimWorker {
       // Once the main thread has its answer, memory goes away.
       if (this.#closed) break;
       this.#completeDue();
+      for (const queue of this.#queues) queue.retryCall();
       for (const queue of this.#queues) if (queue.kicked || queue.polled) queue.serve();
       this.#passOn();
     }
@@ -93,6 +96,7 @@ class SimWorker {
     for (const queue of this.#queues) {
       if (queue.kicked) return 0;
       if (queue.polled) timeout = POLL_MS;
+      else if (queue.owesCall && timeout < 0) timeout = RETRY_MS;
     }
     const due = Math.min(this.#pending.nextDue, this.#shared?.net?.holdsUntil ?? Infinity);
     if (due === Infinity) return timeout;
@@ -221,6 +225,9 @@ class SimWorker {
 
   #useIotlb(fd: number): void {
     const iotlb = this.#iotlb = new VduseIotlb(fd);
+    // From here, not by way of the main thread: that would cost each call two changes of thread.
+    const numbers = this.#queues.map((_, index) => new Uint8Array(new Uint32Array([index]).buffer));
+    this.#shared!.interrupt = (index) => injectInterrupt(fd, numbers[index]!);
     this.#memory.fault = () => {
       this.#memory.table = iotlb.read();
       return true;

@@ -90,7 +90,8 @@ export class Histogram {
     if (us > this.#max) this.#max = us;
   }
 
-  #percentile(share: number): number {
+  /** What a share (0 to 1) of the values did not exceed, to one part in 16; 0 when it is empty. */
+  percentile(share: number): number {
     const rank = share * this.#total;
     let seen = 0;
     for (let bucket = 0; bucket < BUCKETS; bucket++) {
@@ -107,9 +108,9 @@ export class Histogram {
   report(): LatencyReport {
     const round = (us: number) => Math.round(us * 10) / 10;
     return {
-      p50: round(this.#percentile(0.5)),
-      p99: round(this.#percentile(0.99)),
-      p999: round(this.#percentile(0.999)),
+      p50: round(this.percentile(0.5)),
+      p99: round(this.percentile(0.99)),
+      p999: round(this.percentile(0.999)),
       max: round(this.#max),
     };
   }

@@ -21,7 +21,9 @@ const CONTROL = 0x7fff_ffff;
 const FAULTS_KEPT = 10;
 // How long the driver sleeps before it looks whether a call got lost.
 const LOOK_MS = 250;
-const LOOK_AGAIN_MS = 20;
+const LOOK_AGAIN_MS = 250;
+// A throttled driver runs for so long, and then stands still for as long as its share says.
+const RUN_SLICE_MS = 2;
 
 class DriverWorker {
   readonly #port: WorkerPort;
@@ -42,6 +44,9 @@ class DriverWorker {
   #closed = false;
   #drainUntil = Infinity;
   #waiters: WorkerCommand[] = [];
+  #throttlePercent = 0;
+  #sliceSince = 0;
+  #stillUntil = 0;
 
   constructor(port: WorkerPort) {
     this.#port = port;
@@ -50,15 +55,40 @@ class DriverWorker {
 
   async run(): Promise<void> {
     while (!this.#closed) {
-      const count = this.#epoll.wait(this.#paused ? -1 : this.#timeout());
+      const still = this.#stillMs();
+      const count = this.#epoll.wait(this.#paused ? -1 : still > 0 ? still : this.#timeout());
       const commanded = this.#note(count);
       if (commanded) { for (const command of await this.#port.commands()) this.#obey(command); }
-      if (this.#paused || this.#closed) continue;
-      if (count === 0) this.#lookForLostCalls();
+      // What came while the driver stands still is noted, and looked at later.
+      if (this.#paused || this.#closed || this.#stillMs() > 0) continue;
+      if (count === 0 && still === 0) this.#lookForLostCalls();
       for (const queue of this.#queues) this.#serve(queue);
       this.#checkEnd();
+      this.#endSlice();
     }
     this.#epoll.close();
+  }
+
+  #stillMs(): number {
+    return this.#stillUntil === 0 ? 0 : Math.max(0, Math.ceil(this.#stillUntil - performance.now()));
+  }
+
+  #endSlice(): void {
+    if (this.#throttlePercent === 0) return;
+    const now = performance.now();
+    if (this.#stillUntil > 0) {
+      // The first thing done after standing still: a new slice began with it, however late that was.
+      this.#stillUntil = 0;
+      this.#sliceSince = now;
+    }
+    if (now - this.#sliceSince < RUN_SLICE_MS) return;
+    this.#stillUntil = now + RUN_SLICE_MS * this.#throttlePercent / (100 - this.#throttlePercent);
+  }
+
+  #throttle(percent: number): void {
+    this.#throttlePercent = Math.min(99, Math.max(0, percent));
+    this.#stillUntil = 0;
+    this.#sliceSince = performance.now();
   }
 
   #note(count: number): boolean {
@@ -105,7 +135,8 @@ class DriverWorker {
       queue.broken === undefined && !queue.called && this.#guard(queue, () => queue.enableCalls())
     );
     if (suspects.length === 0) return;
-    this.#note(this.#epoll.wait(LOOK_AGAIN_MS));
+    // A command ends the wait: the suspicion was not tested, and comes up again.
+    if (this.#note(this.#epoll.wait(LOOK_AGAIN_MS))) return;
     for (const queue of suspects) {
       if (queue.called) continue;
       this.#counters.missedCalls++;
@@ -269,12 +300,17 @@ class DriverWorker {
           signalEventfd(queue.fds.kick);
         }
         return undefined;
+      case "throttle":
+        this.#throttle(command.data as number);
+        return undefined;
       case "drain":
         this.#waiters.push(command);
         this.#drainUntil = Math.min(this.#drainUntil, now + (command.data as number));
         return LATER;
       case "report":
         return this.#report(0);
+      case "latencies":
+        return this.#latency.save();
       case "log":
         this.#setLog(command.data as LogCommand);
         return undefined;

@@ -6,6 +6,7 @@
 import type { ErrorRecord } from "../errors.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
+import type { InflightChains } from "../vring/inflight.ts";
 
 /** One vring as a Worker sees it: sizes and places. */
 export interface RingPlace {
@@ -17,6 +18,8 @@ export interface RingPlace {
   eventIdx: boolean;
   /** INDIRECT_DESC negotiated on this side. */
   indirect: boolean;
+  /** IN_ORDER negotiated on this side. */
+  inOrder: boolean;
   /** Guest side: guest addresses. Device side: addresses of this process. Bytes. */
   desc: number;
   /** Avail ring or driver event area, same space as `desc`. */
@@ -25,6 +28,8 @@ export interface RingPlace {
   used: number;
   /** Device side, with INDIRECT_DESC: room for one indirect table per descriptor. */
   tables?: IndirectTables;
+  /** Device side: a chain that is one indirect table of the guest's is given to the device as it is. */
+  passTables?: boolean;
 }
 
 /** Room for indirect tables, one after the other. */
@@ -56,6 +61,10 @@ export interface QueueStart {
   logUsedGpa: number;
   /** Start without taking chains from the guest. */
   paused: boolean;
+  /** The queue's part of the in-flight region, bytes of this process, where the front-end has given one. */
+  inflight?: { address: number; size: number };
+  /** What a relay before this one had in flight: it is offered to the device first. */
+  resume?: InflightChains;
 }
 
 /** Where a queue stands. */
@@ -78,7 +87,8 @@ export type WorkerCommand =
   | { type: "renew"; queue: QueueStart }
   | { type: "pause"; index: number; paused: boolean }
   | { type: "poll"; index: number }
-  | { type: "stop"; index: number; abandon?: boolean }
+  /** `keep`: what the in-flight region says stays as it is. */
+  | { type: "stop"; index: number; abandon?: boolean; keep?: boolean }
   | { type: "call"; index: number; fd: number }
   | { type: "logUsed"; index: number; gpa: number }
   | { type: "uses"; gpa: number; size: number }

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { BackendInfo } from "../vhost/backend.ts";
 import { Gate } from "./gate.ts";
 import type { Lane } from "./lane.ts";
 import type { RunningMode } from "./queue_steps.ts";
@@ -18,18 +19,31 @@ export interface ModeContext {
   queues: () => readonly RelayQueue[];
   /** Set where the device stops and starts all of its rings together. */
   group: () => RingGroup | undefined;
+  /** Such a device is on the guest's rings to the end: see {@linkcode isBound}. */
+  bound: boolean;
   /** The lane of all queues of such a device. */
   groupLane: Lane;
   /** Does the device forget at the stop of one ring that the others are enabled? */
   forgetful: boolean;
   /** Does the guest have packed rings? */
   guestPacked: () => boolean;
-  /** Does the device need descriptors of its own: another format, another place in its address space, … */
-  translated: () => boolean;
+  /** Does the device need descriptors of its own for this queue: another format, another place in its address space, … */
+  translated: (index: number) => boolean;
+  /** Must what the device uses go through the relay at least? */
+  relayed: () => boolean;
   /** Is the dirty log on? */
   logging: () => boolean;
   /** A queue has changed its mode. */
   changed: () => void;
+}
+
+/**
+ * Is a relay over such a device to leave it on the guest's rings to the end? Where it was started in mode passthrough or notify. The
+ * guest can then not be migrated: the dirty log is not offered.
+ */
+export function isBound(info: BackendInfo, { mode, forceShadow, queueModes }: RelayConfig): boolean {
+  const together = (info.ringStop ?? "each") !== "each";
+  return together && !forceShadow && queueModes === undefined && (mode === "passthrough" || mode === "notify");
 }
 
 /** The modes of all queues of a relay. */
@@ -43,12 +57,13 @@ export class ModeSwitch {
 
   /** The mode that queue `index` should be in now. */
   wanted(index: number): RunningMode {
-    const { config, guestPacked, translated, logging, group } = this.#context;
+    const { config, guestPacked, translated, relayed, logging, group } = this.#context;
     const mode = config.queueModes?.get(index) ?? config.mode;
-    if (config.forceShadow || translated() || mode === "shadow") return "shadow";
+    if (config.forceShadow || translated(index) || mode === "shadow") return "shadow";
+    if (this.#context.bound && (mode === "passthrough" || mode === "notify")) return mode;
     // A device whose rings cannot be stopped one by one in mid-flight stays behind rings of the relay's own. Packed rings have
     // no used ring of their own that could be the relay's.
-    if (mode === "used" || logging() || group() !== undefined) return guestPacked() ? "shadow" : "used";
+    if (mode === "used" || relayed() || logging() || group() !== undefined) return guestPacked() ? "shadow" : "used";
     return mode === "auto" ? "passthrough" : mode;
   }
 

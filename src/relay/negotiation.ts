@@ -5,21 +5,16 @@
  */
 import { EXIT, SvqError } from "../errors.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
+import { MASKED_FEATURES } from "../vhost/masked.ts";
 import type { DeviceSlot } from "./device_slot.ts";
 import type { RelayConfig } from "./relay_config.ts";
 
 /** The VMM turns the dirty log on with it; never set at the device. */
 export const VHOST_F_LOG_ALL: bigint = 1n << 26n;
 
-// Features that the relay cannot carry between the two sides: docs/features.md has the reasons.
-const IN_ORDER = 1n << 35n;
-const NOTIFICATION_DATA = 1n << 38n;
-const RING_RESET = 1n << 40n;
-const ACCESS_PLATFORM = 1n << 33n;
+const INDIRECT_DESC = 1n << 28n;
 const RING_PACKED = 1n << 34n;
-
-/** Feature bits that the relay hides from the guest. */
-export const MASKED_FEATURES: bigint = IN_ORDER | NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | VHOST_F_LOG_ALL;
+const IN_ORDER = 1n << 35n;
 
 /** The features of both sides. */
 export class Negotiation {
@@ -28,6 +23,7 @@ export class Negotiation {
   #features = 0n;
   #set = false;
   #devicePacked = false;
+  #word = 0n;
   #offered: bigint | undefined;
 
   /** Nothing is asked of the device yet. */
@@ -68,10 +64,11 @@ export class Negotiation {
 
   /** What the guest is offered. */
   async offer(): Promise<bigint> {
-    const offered = await this.#deviceFeatures() & ~MASKED_FEATURES;
-    const { guestRing } = this.#config;
-    if (guestRing === "auto") return offered;
-    return guestRing === "packed" ? offered | RING_PACKED : offered & ~RING_PACKED;
+    const { guestRing, inOrder } = this.#config;
+    let offered = await this.#deviceFeatures() & ~MASKED_FEATURES;
+    if (guestRing !== "auto") offered = guestRing === "packed" ? offered | RING_PACKED : offered & ~RING_PACKED;
+    if (inOrder !== "auto") offered = inOrder === "on" ? offered | IN_ORDER : offered & ~IN_ORDER;
+    return offered;
   }
 
   /**
@@ -86,14 +83,60 @@ export class Negotiation {
       throw new SvqError("FEATURES_NOT_OFFERED", `Features 0x${foreign.toString(16)} were set that the device does not offer`);
     }
     if (this.#set && features === this.#features) return;
-    this.#devicePacked = await this.#chooseDeviceRing((features & RING_PACKED) !== 0n);
-    await this.#slot.use((device) => device.setFeatures(this.#word(features)));
+    const devicePacked = await this.#chooseDeviceRing((features & RING_PACKED) !== 0n);
+    const word = await this.#wordOf(features, devicePacked);
+    this.#checkRingSize();
+    await this.#slot.use((device) => device.setFeatures(word));
+    this.#devicePacked = devicePacked;
+    this.#word = word;
     this.#features = features;
     this.#set = true;
   }
 
-  #word(features: bigint): bigint {
-    return this.#devicePacked ? features | RING_PACKED : features & ~RING_PACKED;
+  async #wordOf(features: bigint, devicePacked: boolean): Promise<bigint> {
+    let word = devicePacked ? features | RING_PACKED : features & ~RING_PACKED;
+    if (this.#config.indirect === "flatten") word &= ~INDIRECT_DESC;
+    // Offered by the relay alone: then the order is the relay's work.
+    if ((await this.#deviceFeatures() & IN_ORDER) === 0n) word &= ~IN_ORDER;
+    return word;
+  }
+
+  /** What the device was told. */
+  get deviceFeatures(): bigint {
+    return this.#word;
+  }
+
+  /** Does the guest make chains that the device cannot be given as they are, so that they are rebuilt? */
+  get rebuilt(): boolean {
+    return this.#devicePacked !== this.guestPacked || (this.#features & ~this.#word & INDIRECT_DESC) !== 0n;
+  }
+
+  /** Does the guest want its buffers back in order from a device that does not keep it? */
+  get reordered(): boolean {
+    return (this.#features & ~this.#word & IN_ORDER) !== 0n;
+  }
+
+  #checkRingSize(): void {
+    const { deviceRingSize } = this.#config;
+    const { address, vringNumMax } = this.#slot.device.info;
+    if (deviceRingSize !== undefined && vringNumMax !== undefined && deviceRingSize > vringNumMax) {
+      throw new SvqError("BAD_RING_SIZE", `${address} has rings of up to ${vringNumMax} descriptors, not ${deviceRingSize}`);
+    }
+  }
+
+  /** Most descriptors in a ring of the device, where that is known; the guest may have more. */
+  get deviceRingLimit(): number | undefined {
+    return this.#config.deviceRingSize ?? this.#slot.device.info.vringNumMax;
+  }
+
+  /** Descriptors in the device's ring for a guest's ring of `num`: a split ring needs a power of two, a packed one may have any number. */
+  deviceNum(num: number): number {
+    const { deviceRingSize } = this.#config;
+    const { vringNumMax } = this.#slot.device.info;
+    if (this.#devicePacked) return deviceRingSize ?? Math.min(num, vringNumMax ?? num);
+    if (deviceRingSize !== undefined) return 2 ** Math.floor(Math.log2(deviceRingSize));
+    const whole = 2 ** Math.ceil(Math.log2(num));
+    return vringNumMax === undefined || whole <= vringNumMax ? whole : 2 ** Math.floor(Math.log2(vringNumMax));
   }
 
   async #chooseDeviceRing(guestPacked: boolean): Promise<boolean> {
@@ -116,7 +159,7 @@ export class Negotiation {
    */
   async compare(device: VhostBackend): Promise<() => Promise<void>> {
     const offered = await device.getFeatures();
-    const word = this.#word(this.#features);
+    const word = this.#word;
     const missing = word & ~offered;
     if (this.#set && missing !== 0n) {
       throw new SvqError("FEATURES_CHANGED", `The device has come back without features that the guest uses: 0x${missing.toString(16)}`);

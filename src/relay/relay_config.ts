@@ -12,6 +12,19 @@ export type RelayMode = "auto" | RunningMode;
 /** How a ring format is chosen. */
 export type RingChoice = "auto" | "split" | "packed";
 
+/**
+ * What becomes of the indirect tables of a guest in mode `shadow`. `copy`: the chain is rebuilt in a table of the relay's own.
+ * `pass`: the device is given the guest's table itself, where guest memory keeps its addresses. `flatten`: the device is
+ * not offered tables; chains lie in its ring.
+ */
+export type IndirectChoice = "copy" | "pass" | "flatten";
+
+/**
+ * Does the guest see IN_ORDER? `auto`: where the device has it. `on`: always; where the device has it not, the relay puts what
+ * comes back in order. `off`: never.
+ */
+export type InOrderChoice = "auto" | "on" | "off";
+
 /** What the user chooses; may be changed while the relay runs (then call `Relay.applyMode`). */
 export interface RelayConfig {
   /** Mode of all queues. */
@@ -28,6 +41,12 @@ export interface RelayConfig {
   guestRing: RingChoice;
   /** Ring format of the device: the guest's, or one of them whatever the guest has. */
   deviceRing: RingChoice;
+  /** Descriptors in the device's rings; the guest's number where it is absent, or the most that the device takes. */
+  deviceRingSize?: number;
+  /** What becomes of indirect tables in mode `shadow`. */
+  indirect: IndirectChoice;
+  /** Is the guest offered IN_ORDER? */
+  inOrder: InOrderChoice;
 }
 
 /** The defaults of {@linkcode RelayConfig}. */
@@ -38,6 +57,8 @@ export const DEFAULT_RELAY_CONFIG: RelayConfig = {
   workers: 1,
   guestRing: "auto",
   deviceRing: "auto",
+  indirect: "copy",
+  inOrder: "auto",
 };
 
 /** What a relay reports to its owner. */

@@ -21,8 +21,10 @@ export interface QueueStatus {
   guest_ring: "split" | "packed";
   /** Format of the device's ring. */
   device_ring: "split" | "packed";
-  /** Descriptors. */
+  /** Descriptors in the guest's ring. */
   num: number;
+  /** Descriptors in the device's ring: another number in mode shadow only. */
+  device_num: number;
   /** Avail position in the guest's ring. */
   avail_idx: number;
   /** Used position in the guest's ring. */
@@ -43,6 +45,8 @@ export interface QueueStatus {
   bytes: number;
   /** Pages marked dirty, each time anew. */
   dirty_pages: number;
+  /** The VMM kicks the device by its own doorbell, past the relay. */
+  doorbell: boolean;
   /** Errors that stopped the queue. */
   errors: number;
   /** Times that the device's ring was full. */
@@ -70,6 +74,8 @@ export interface RelayStatus {
   mode: RelayMode;
   /** Stays in shadow mode. */
   force_shadow: boolean;
+  /** The VMM keeps a region in which the relay records what it has taken: with shadow rings it may be killed and started again. */
+  inflight_region: boolean;
   /** Where the front-end connects. */
   front: string;
   /** The device's address. */
@@ -98,6 +104,8 @@ export interface RelayStatus {
   config: string | null;
   /** Features of the device that the guest does not see, and why. */
   masked_features: string[];
+  /** Protocol features of a vhost-user device that a VMM does not see. `svq probe` says why. */
+  masked_protocol_features: string[];
   /** Memory regions given to the device. */
   maps: { guest: number; shadow: number };
   /** The device pins the guest's memory; null where nobody knows. */
@@ -139,6 +147,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     guest_ring: format,
     device_ring: relay.devicePacked ? "packed" : "split",
     num: queue.num,
+    device_num: relay.deviceNum(queue),
     avail_idx: avail,
     used_idx: used,
     start_base: queue.startBase ?? null,
@@ -149,6 +158,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     chains: of("chains"),
     bytes: of("bytes"),
     dirty_pages: of("dirtyPages"),
+    doorbell: relay.doorbells.includes(queue.index),
     errors: of("errors"),
     full: of("full"),
     switches: { ...queue.times },

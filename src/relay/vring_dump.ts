@@ -27,8 +27,8 @@ const ROUNDS = 4;
 /** When outstanding chains were first seen, by ring, then by position and head. */
 const firstSeen = new WeakMap<Relay, Map<string, Map<string, number>>>();
 
-function shapeOf(relay: Relay): { eventIdx: boolean; indirect: boolean; inOrder: boolean } {
-  const has = (bit: bigint) => (relay.features & bit) !== 0n;
+function shapeOf(features: bigint): { eventIdx: boolean; indirect: boolean; inOrder: boolean } {
+  const has = (bit: bigint) => (features & bit) !== 0n;
   return { eventIdx: has(EVENT_IDX), indirect: has(INDIRECT_DESC), inOrder: has(IN_ORDER) };
 }
 
@@ -49,7 +49,7 @@ function guestSource(relay: Relay, queue: RelayQueue): RingSource {
   const parts = packed ? packedLayout(queue.num) : splitLayout(queue.num);
   const part = (gpa: number, size: number) => ({ buffer: relay.memory.buffer(gpa, size) });
   return {
-    ...shapeOf(relay),
+    ...shapeOf(relay.features),
     layout: packed ? "packed" : "split",
     num: queue.num,
     addresses: { desc, avail, used },
@@ -75,7 +75,7 @@ function slotMemory(relay: Relay, slot: ArrayBuffer, first: number): RingMemory 
 function shadowSource(relay: Relay, queue: RelayQueue): RingSource {
   const arena = relay.arena!;
   const packed = relay.devicePacked;
-  const num = packed ? queue.num : 2 ** Math.ceil(Math.log2(queue.num));
+  const num = relay.deviceNum(queue);
   const own = arena.peek(queue.index, num);
   const first = arena.iova + queue.index * arena.slotSize;
   const slot = arena.slot(queue.index);
@@ -83,7 +83,7 @@ function shadowSource(relay: Relay, queue: RelayQueue): RingSource {
   // Mode used: the device reads the guest's own descriptor table.
   const table = queue.mode === "used" ? queue.addresses!.desc : undefined;
   return {
-    ...shapeOf(relay),
+    ...shapeOf(relay.deviceFeatures),
     layout: packed ? "packed" : "split",
     num,
     addresses: { ...own, desc: table ?? own.desc },

@@ -21,6 +21,8 @@ export interface HeadDriverOptions {
   used: RingPart;
   /** EVENT_IDX was negotiated. */
   eventIdx: boolean;
+  /** IN_ORDER was negotiated: the device may write one used element for several heads. */
+  inOrder?: boolean;
 }
 
 /**
@@ -37,6 +39,13 @@ export class HeadDriver implements DriverQueue {
   readonly #rings: SplitRings;
   /** Writable bytes of heads at the device; -1 for the others. */
   readonly #writable: Float64Array;
+  readonly #inOrder: boolean;
+  readonly #mask: number;
+  /** IN_ORDER: heads by their position in the avail ring, the other way round, and the end of the batch being worked off. */
+  readonly #headAt: Uint16Array;
+  readonly #positionOf: Uint16Array;
+  #batchHead = -1;
+  #batchLength = 0;
 
   /** @throws VringError RING_SIZE or RING_ALIGNMENT */
   constructor(options: HeadDriverOptions) {
@@ -44,6 +53,10 @@ export class HeadDriver implements DriverQueue {
     this.num = options.num;
     this.#rings = new SplitRings({ ...options, base: 0 });
     this.#writable = new Float64Array(options.num).fill(-1);
+    this.#inOrder = options.inOrder ?? false;
+    this.#mask = options.num - 1;
+    this.#headAt = new Uint16Array(options.num);
+    this.#positionOf = new Uint16Array(options.num);
   }
 
   /** Heads that can still be offered. */
@@ -67,6 +80,8 @@ export class HeadDriver implements DriverQueue {
     if (this.inflight === this.num) return -1;
     if (this.#writable[head] !== -1) throw new VringError("HEAD_IN_FLIGHT", head, `Descriptor ${head} is in flight already`);
     this.#writable[head] = chain.writableBytes;
+    this.#headAt[this.#rings.availNext & this.#mask] = head;
+    this.#positionOf[head] = this.#rings.availNext;
     this.#rings.offer(head);
     return head;
   }
@@ -81,14 +96,41 @@ export class HeadDriver implements DriverQueue {
     const rings = this.#rings;
     const position = rings.lastUsed;
     if (position === rings.usedSeen && !rings.look()) return -1;
+    if (this.#inOrder) return this.#takeInOrder(position);
     const head = rings.readUsed();
-    const writable = this.#writable[head]!;
-    if (writable < 0) {
+    this.#checkHead(head, position);
+    return this.#finish(head, rings.length);
+  }
+
+  #checkHead(head: number, position: number): void {
+    if (this.#writable[head]! < 0) {
       throw new VringError("USED_NOT_IN_FLIGHT", head, `Used entry ${position} holds ${head}, which the device does not have`);
     }
+  }
+
+  #takeInOrder(position: number): number {
+    const rings = this.#rings;
+    const oldest = this.#headAt[position & this.#mask]!;
+    if (this.#batchHead < 0) {
+      const head = rings.readUsed();
+      this.#checkHead(head, position);
+      // The batch ends with this head; it must be all published as used.
+      if (((this.#positionOf[head]! - position) & 0xffff) >= ((rings.usedSeen - position) & 0xffff)) {
+        throw new VringError("IN_ORDER", head, `Used entry ${position} ends a batch at ${head}, beyond used index ${rings.usedSeen}`);
+      }
+      this.#batchHead = head;
+      this.#batchLength = rings.length;
+    }
+    if (oldest !== this.#batchHead) return this.#finish(oldest, this.#writable[oldest]!);
+    this.#batchHead = -1;
+    return this.#finish(oldest, this.#batchLength);
+  }
+
+  #finish(head: number, length: number): number {
+    const writable = this.#writable[head]!;
     this.#writable[head] = -1;
-    this.usedLength = rings.length < writable ? rings.length : writable;
-    rings.lastUsed = (position + 1) & 0xffff;
+    this.usedLength = length < writable ? length : writable;
+    this.#rings.lastUsed = (this.#rings.lastUsed + 1) & 0xffff;
     return head;
   }
 

@@ -39,6 +39,8 @@ export interface PackedDriverOptions {
   eventIdx: boolean;
   /** INDIRECT_DESC was negotiated, and here tables can be put: chains of several segments that fit use one. */
   indirect?: IndirectArea;
+  /** A chain that is nothing but one indirect table of another ring's is offered as that table; default false. */
+  passTables?: boolean;
   /** IN_ORDER was negotiated. */
   inOrder?: boolean;
   /** Both positions, 32 bits, with nothing in flight between them; default the beginning. */
@@ -63,6 +65,7 @@ export class PackedDriver implements DriverQueue {
   readonly #deviceEvent: Uint32Array;
   readonly #eventIdx: boolean;
   readonly #inOrder: boolean;
+  readonly #passTables: boolean;
   readonly #area: IndirectArea | undefined;
   readonly #tables: Uint32Array;
   readonly #scratch: Chain;
@@ -105,6 +108,7 @@ export class PackedDriver implements DriverQueue {
     this.num = num;
     this.#eventIdx = options.eventIdx;
     this.#inOrder = options.inOrder ?? false;
+    this.#passTables = options.passTables ?? false;
     this.#words = words32("descriptor ring", options.desc, DESC_BYTES * num, 4);
     this.#halves = words16("descriptor ring", options.desc, DESC_BYTES * num, 4);
     this.#driverEvent = words32("driver event structure", options.avail, 4, 4);
@@ -163,14 +167,17 @@ export class PackedDriver implements DriverQueue {
     const count = chain.count;
     if (count === 0) throw new SvqError("VRING_MISUSE", "A chain without segments is added");
     const area = this.#area;
-    const indirect = area !== undefined && count > 1 && count <= area.entries;
-    const slots = indirect ? 1 : count;
+    const passed = this.#passTables && chain.indirectAddress >= 0 && chain.slots === 1;
+    const indirect = !passed && area !== undefined && count > 1 && count <= area.entries;
+    const slots = passed || indirect ? 1 : count;
     if (slots > this.num) this.#tooLong(count);
     if (slots > this.#numFree) return -1;
     const id = this.#freeId;
     this.#freeId = this.#nextId[id]!;
     this.#first[id] = this.#slot;
-    if (indirect) {
+    if (passed) {
+      this.#put(id, chain.indirectAddress, chain.indirectLength, VRING_DESC_F_INDIRECT);
+    } else if (indirect) {
       const start = id * area.entries;
       for (let i = 0; i < count; i++) {
         const flags = i < chain.readableCount ? 0 : VRING_DESC_F_WRITE;

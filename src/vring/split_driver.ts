@@ -41,6 +41,8 @@ export interface SplitDriverOptions {
   eventIdx: boolean;
   /** INDIRECT_DESC was negotiated, and here tables can be put: chains of several segments that fit use one. */
   indirect?: IndirectArea;
+  /** A chain that is nothing but one indirect table of another ring's is offered as that table; default false. */
+  passTables?: boolean;
   /** IN_ORDER was negotiated: descriptors are taken in table order. */
   inOrder?: boolean;
   /** Avail and used index to start at, for a ring whose device was given this base; default 0. The ring must hold it too. */
@@ -62,6 +64,7 @@ export class SplitDriver implements DriverQueue {
   readonly #desc: Uint32Array;
   readonly #rings: SplitRings;
   readonly #inOrder: boolean;
+  readonly #passTables: boolean;
   readonly #area: IndirectArea | undefined;
   readonly #tables: Uint32Array;
   readonly #scratch: Chain;
@@ -93,6 +96,7 @@ export class SplitDriver implements DriverQueue {
     this.num = num;
     this.#mask = num - 1;
     this.#inOrder = options.inOrder ?? false;
+    this.#passTables = options.passTables ?? false;
     this.#desc = words32("descriptor table", options.desc, DESC_BYTES * num, 4);
     this.#rings = new SplitRings({ ...options, base: options.base ?? 0 });
     this.#area = indirect;
@@ -142,13 +146,16 @@ export class SplitDriver implements DriverQueue {
     const count = chain.count;
     if (count === 0) throw new SvqError("VRING_MISUSE", "A chain without segments is added");
     const area = this.#area;
-    const indirect = area !== undefined && count > 1 && count <= area.entries;
-    const slots = indirect ? 1 : count;
+    const passed = this.#passTables && chain.indirectAddress >= 0 && chain.slots === 1;
+    const indirect = !passed && area !== undefined && count > 1 && count <= area.entries;
+    const slots = passed || indirect ? 1 : count;
     if (slots > this.num) this.#tooLong(count);
     if (slots > this.#numFree) return -1;
     const head = this.#freeHead;
     let last = head;
-    if (indirect) {
+    if (passed) {
+      putDescriptor(this.#desc, head << 2, chain.indirectAddress, chain.indirectLength, VRING_DESC_F_INDIRECT);
+    } else if (indirect) {
       this.#fillTable(chain, head, area);
     } else {
       const desc = this.#desc;

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { SimDevice } from "../../src/devices/sim_device.ts";
 import { createEventfd, createMemfd, drainEventfd, mapFd, signalEventfd } from "../../src/ffi/mod.ts";
-import { DEFAULT_RELAY_CONFIG, Relay } from "../../src/relay/relay.ts";
+import { DEFAULT_RELAY_CONFIG, Relay, type RelayConfig } from "../../src/relay/relay.ts";
 import { splitLayout } from "../../src/vring/layout.ts";
 import { SplitDriver } from "../../src/vring/split.ts";
 import { waitUntil } from "../support/wait.ts";
@@ -24,10 +24,10 @@ class Guest implements AsyncDisposable {
   device!: SimDevice;
   relay!: Relay;
 
-  static async start(): Promise<Guest> {
+  static async start(config: Partial<RelayConfig> = {}): Promise<Guest> {
     const guest = new Guest();
     guest.device = await SimDevice.open({ kind: "loopback", queues: 2 });
-    guest.relay = new Relay(guest.device, { ...DEFAULT_RELAY_CONFIG, mode: "shadow" }, {
+    guest.relay = new Relay(guest.device, { ...DEFAULT_RELAY_CONFIG, mode: "shadow", ...config }, {
       log: () => {},
       error: (error) => guest.errors.push(error.message),
     });
@@ -146,6 +146,52 @@ const ATTACKS: [name: string, code: RegExp, attack: (guest: Guest) => void][] = 
     guest.offer(0, 0);
   }],
 ];
+
+// A table of ten buffers in the guest's data area, as the only descriptor of a chain.
+function offerTable(guest: Guest): void {
+  const table = DATA + 0x1000;
+  for (let i = 0; i < 10; i++) {
+    const at = table + 16 * i;
+    guest.view.setBigUint64(at, INSIDE + BigInt(64 * i), true);
+    guest.view.setUint32(at + 8, 8, true);
+    guest.view.setUint16(at + 12, i < 9 ? NEXT : WRITE, true);
+    guest.view.setUint16(at + 14, i + 1, true);
+  }
+  guest.desc(0, 0, BigInt(GPA + table), 160, IND, 0);
+  guest.offer(0, 0);
+}
+
+for (const indirect of ["copy", "pass", "flatten"] as const) {
+  Deno.test(`a chain that is longer than the device's ring is ${indirect === "flatten" ? "refused by name" : "relayed in a table"}, and the other queue goes on: --indirect ${indirect}`, async () => {
+    await using guest = await Guest.start({ deviceRingSize: 8, indirect });
+    const driver = guest.driver(1);
+    assert.equal(await guest.echo(driver, "before"), "before");
+    offerTable(guest);
+    const queue = guest.relay.queues[0]!;
+    if (indirect === "flatten") {
+      await waitUntil("the queue to fail", () => queue.state === "failed");
+      assert.match(queue.error!.code, /TOO_LONG/);
+      assert.match(queue.error!.message, /10 descriptors, the limit is 8/);
+    } else {
+      const used = new Uint16Array(guest.bytes.buffer, guest.at(0).used, 2);
+      await waitUntil("the chain to come back", () => Atomics.load(used, 1) === 1);
+      // The shadow ring still shows where the device found the table.
+      const slot = new DataView(guest.relay.arena!.slot(0));
+      assert.equal(slot.getBigUint64(0, true) === BigInt(GPA + DATA + 0x1000), indirect === "pass");
+      assert.equal(slot.getUint32(8, true), 160);
+    }
+    assert.equal(await guest.echo(driver, "after"), "after");
+  });
+}
+
+Deno.test("a chain of direct descriptors that is longer than the device's ring and its tables is refused by name", async () => {
+  await using guest = await Guest.start({ deviceRingSize: 8, indirect: "flatten" });
+  for (let slot = 0; slot < 12; slot++) guest.desc(0, slot, INSIDE, 8, slot < 11 ? NEXT : 0, slot + 1);
+  guest.offer(0, 0);
+  await waitUntil("the queue to fail", () => guest.relay.queues[0]!.state === "failed");
+  assert.equal(guest.relay.queues[0]!.error!.code, "CHAIN_TOO_LONG");
+  assert.equal(await guest.echo(guest.driver(1), "fine"), "fine");
+});
 
 for (const [name, message, attack] of ATTACKS) {
   Deno.test(`a queue with ${name} stops with a clear error; the other queue goes on, and the queue can be set up anew`, async () => {

@@ -19,6 +19,11 @@ interface Case {
   num?: number;
   /** Facts that the device states instead of its own. */
   info?: Partial<BackendInfo>;
+  /** The device offers IN_ORDER; the driver takes it where it is offered. */
+  inOrderDevice?: boolean;
+  inOrderGuest?: boolean;
+  /** The device's answers overtake each other by up to so much. */
+  jitterUs?: number;
   /** The device stops and starts its rings only together. */
   together?: boolean;
 }
@@ -35,7 +40,14 @@ async function withRelay(
   const config: RelayConfig = { ...DEFAULT_RELAY_CONFIG, ...options.config };
   const errors: string[] = [];
   const queues = options.queues ?? 1;
-  await using sim = await SimDevice.open({ kind: "blk", size: 32 << 20, queues, packed: options.packedDevice ?? false });
+  await using sim = await SimDevice.open({
+    kind: "blk",
+    size: 32 << 20,
+    queues,
+    packed: options.packedDevice ?? false,
+    inOrder: options.inOrderDevice ?? false,
+    jitterUs: options.jitterUs ?? 0,
+  });
   const device = shapedDevice(sim, options.info ?? {}, options.together);
   await using relay = new Relay(device, config, { log: () => {}, error: (error) => errors.push(error.message) });
   await using driver = await EmbeddedDriver.open(relay, {
@@ -44,6 +56,7 @@ async function withRelay(
     num: options.num ?? 128,
     packed: options.packedGuest ?? false,
     eventIdx: options.eventIdx ?? true,
+    inOrder: options.inOrderGuest ?? false,
     indirect: options.indirect ?? true,
     ramSize: 16 << 20,
     regionSize: 16 << 20,
@@ -74,6 +87,39 @@ const CASES: Case[] = [
   },
   { name: "a device whose rings stop only together", queues: 2, info: { ringStop: "at-rest", deviceId: 2 }, together: true },
   { name: "a packed guest on a split device", packedGuest: true, config: { guestRing: "packed" } },
+  { name: "a device ring that is smaller than the guest's", config: { deviceRingSize: 8 }, info: {} },
+  { name: "a device ring that is larger than the guest's", num: 32, config: { deviceRingSize: 512 }, info: {} },
+  { name: "a device whose rings are shorter than the guest's", info: { vringNumMax: 64 } },
+  {
+    name: "a packed device ring of an odd size for a split guest",
+    packedDevice: true,
+    config: { deviceRing: "packed", deviceRingSize: 23 },
+  },
+  { name: "the guest's own indirect tables", config: { indirect: "pass" } },
+  { name: "the guest's own indirect tables, packed", packedDevice: true, packedGuest: true, config: { indirect: "pass" } },
+  {
+    name: "the guest's own indirect tables, which the device could not read",
+    packedDevice: true,
+    config: { indirect: "pass", deviceRing: "packed" },
+  },
+  { name: "indirect tables that are flattened", config: { indirect: "flatten" }, info: {} },
+  {
+    name: "indirect tables that are flattened into packed rings",
+    packedDevice: true,
+    config: { indirect: "flatten", deviceRing: "packed" },
+  },
+  { name: "IN_ORDER on both sides", inOrderDevice: true, inOrderGuest: true, jitterUs: 200 },
+  { name: "IN_ORDER on both sides, packed", inOrderDevice: true, inOrderGuest: true, jitterUs: 200, packedDevice: true, packedGuest: true },
+  { name: "IN_ORDER kept by the relay alone", inOrderGuest: true, jitterUs: 200, config: { inOrder: "on" }, info: {} },
+  {
+    name: "IN_ORDER kept by the relay alone, packed",
+    inOrderGuest: true,
+    jitterUs: 200,
+    config: { inOrder: "on" },
+    packedDevice: true,
+    packedGuest: true,
+    info: {},
+  },
 ];
 
 for (const entry of CASES) {

@@ -3,7 +3,7 @@ import { buildCommand, buildRouteMap } from "@stricli/core";
 import { SvqError } from "../../errors.ts";
 import { DeviceSource } from "../../devices/open.ts";
 import { ControlClient } from "../../relay/control.ts";
-import { DEFAULT_RELAY_CONFIG, type RelayMode, type RingChoice } from "../../relay/relay.ts";
+import { DEFAULT_RELAY_CONFIG, type IndirectChoice, type InOrderChoice, type RelayMode, type RingChoice } from "../../relay/relay.ts";
 import { controlPath, relayNames } from "../../relay/runtime_dir.ts";
 import { type FrontAddress, RelayService } from "../../relay/service.ts";
 import type { QueueStatus, RelayStatus } from "../../relay/status.ts";
@@ -16,6 +16,8 @@ import { deviceFlag, durationFlag, integerFlag, pathFlag, relayArgument, textFla
 import { usageError } from "../usage.ts";
 
 const RINGS = ["auto", "split", "packed"] as const satisfies readonly RingChoice[];
+const INDIRECT = ["copy", "pass", "flatten"] as const satisfies readonly IndirectChoice[];
+const IN_ORDER = ["auto", "on", "off"] as const satisfies readonly InOrderChoice[];
 const MODES = ["auto", "passthrough", "notify", "used", "shadow"] as const satisfies readonly RelayMode[];
 
 interface RunFlags {
@@ -26,10 +28,14 @@ interface RunFlags {
   readonly device?: DeviceAddress;
   readonly mode: RelayMode;
   readonly forceShadow: boolean;
+  readonly resilient: boolean;
   readonly switchTimeout: number;
   readonly workers: number;
   readonly guestRing: RingChoice;
   readonly deviceRing: RingChoice;
+  readonly deviceRingSize?: number;
+  readonly indirect: IndirectChoice;
+  readonly inOrder: InOrderChoice;
   readonly name?: string;
 }
 
@@ -50,10 +56,35 @@ const runFlags = {
     default: DEFAULT_RELAY_CONFIG.mode,
   },
   forceShadow: { kind: "boolean", brief: "Stay in shadow mode, whatever the VMM does", default: false },
+  resilient: {
+    kind: "boolean",
+    brief: "Stay in shadow mode, so that a relay that is killed and started again loses no request and repeats no answer",
+    default: false,
+  },
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
   workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
   guestRing: { kind: "enum", values: RINGS, brief: "Ring format offered to the guest; auto is the device's", default: "auto" },
   deviceRing: { kind: "enum", values: RINGS, brief: "Ring format used with the device; auto is the guest's", default: "auto" },
+  deviceRingSize: integerFlag(
+    "Descriptors in the device's rings (default: as many as the guest's); a split ring takes the power of two below",
+    {
+      optional: true,
+      min: 4,
+      max: 32768,
+    },
+  ),
+  indirect: {
+    kind: "enum",
+    values: INDIRECT,
+    brief: "Indirect tables in shadow mode: rebuilt (copy), the guest's own (pass), or none for the device (flatten)",
+    default: DEFAULT_RELAY_CONFIG.indirect,
+  },
+  inOrder: {
+    kind: "enum",
+    values: IN_ORDER,
+    brief: "Offer IN_ORDER to the guest: where the device has it (auto), always (the relay keeps the order), or never",
+    default: DEFAULT_RELAY_CONFIG.inOrder,
+  },
   name: textFlag("Name for status, set and stop (default: relay-PID)", { optional: true }),
 } as const;
 
@@ -103,11 +134,14 @@ const run = buildCommand({
       deviceConnects: source.listens,
       config: {
         mode: flags.mode,
-        forceShadow: flags.forceShadow,
+        forceShadow: flags.forceShadow || flags.resilient,
         switchTimeoutMs: flags.switchTimeout / 1e6,
         workers: flags.workers,
         guestRing: flags.guestRing,
         deviceRing: flags.deviceRing,
+        ...(flags.deviceRingSize === undefined ? {} : { deviceRingSize: flags.deviceRingSize }),
+        indirect: flags.indirect,
+        inOrder: flags.inOrder,
       },
       log: (level, message) => {
         this.output.log(level, `${name}: ${message}`);
@@ -148,7 +182,10 @@ const start = buildCommand({
       ...["--front", `${front.kind === "connect" ? "connect" : "unix"}:${front.path}`],
       ...["--switch-timeout", `${flags.switchTimeout}ns`, "--workers", String(flags.workers)],
       ...["--guest-ring", flags.guestRing, "--device-ring", flags.deviceRing],
+      ...["--indirect", flags.indirect, "--in-order", flags.inOrder],
+      ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),
       ...(flags.forceShadow ? ["--force-shadow"] : []),
+      ...(flags.resilient ? ["--resilient"] : []),
     ];
     const child = spawnDetached(words, log);
     const failed = child.status.then(() => true);
@@ -272,7 +309,8 @@ function printStatus(context: CliContext, status: RelayStatus): void {
       `  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`,
     );
     output.line(`  memory  ${status.maps.guest} guest regions, ${status.maps.shadow} of shadow rings`);
-    if (status.masked_features.length > 0) output.line(`  masked  ${status.masked_features.join(", ")}`);
+    const masked = [...status.masked_features, ...status.masked_protocol_features];
+    if (masked.length > 0) output.line(`  masked  ${masked.join(", ")}`);
     if (status.error !== null) output.line(`  error   ${status.error.message}`);
     if (status.queues.length === 0) return;
     output.line();

@@ -32,6 +32,7 @@ const queue = object({
   chains: count(),
   bytes: count(),
   dirty_pages: count(),
+  doorbell: optional(flag("The VMM kicks the device by its own doorbell, past the relay")),
   errors: count(),
 });
 
@@ -42,6 +43,7 @@ const relay = {
   front_connected: flag("A VMM is there"),
   device_connected: flag("The device is there"),
   device_connections: count("Connections to the device so far"),
+  inflight_region: flag("The VMM keeps a record of what the relay has taken: a relay that is killed may be started again"),
   needs_reset: flag("A queue has failed: the guest must reset the device"),
   mode: choice(["auto", ...modes]),
   front: text("Where the VMM connects"),
@@ -120,6 +122,7 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     downtime_us: nullable(gap),
     requests: optional(nullable(object(requests))),
     memory_identical: optional(nullable(flag())),
+    throttle_percent: optional(count("How much of its time the guest was held still at most, because it wrote too fast")),
     total_ms: optional(nullable(number("From the start of copying to the end"))),
     setup_ms: optional(nullable(number())),
     positions: optional(list(
@@ -138,6 +141,26 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
       "svq migrate vm: what was looked at before the start",
     )),
     error: optional(nullable(object({ code: text(), message: text(), hint: optional(text()) }))),
+  }),
+  "svq.bench.migrate/1": document("svq.bench.migrate/1", "How fast memory is streamed, and how long a guest stands still", {
+    machine: map(true, "CPU, kernel, runtime"),
+    streams: list(object({
+      contents: choice(["random", "half-zero", "zero"]),
+      sink: choice(["discard", "receiver"]),
+      memory_bytes: count("Guest memory"),
+      stream_bytes: count("What of it went over the stream"),
+      ms: number("The fastest run"),
+      all_ms: list(number(), "All runs"),
+      gb_per_s: number("Guest memory per second, in 10^9 bytes"),
+    })),
+    downtime_us: nullable(object({
+      migrations: count(),
+      memory_bytes: count("Of the guest"),
+      p50: count(),
+      p90: count(),
+      p99: count(),
+      max: count(),
+    })),
   }),
   "svq.bench.ring/1": document("svq.bench.ring/1", "Cost per chain of the relay cores", {
     machine: map(true, "CPU, kernel, runtime"),

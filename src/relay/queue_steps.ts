@@ -220,6 +220,9 @@ export class QueueSteps {
   takeOver(ring: GuestRing): { base: number; resume?: InflightChains } | undefined {
     const { packed, num } = this.#place(ring);
     const part = this.#part(ring);
+    if (part === undefined && this.#context.inflight.given) {
+      this.#context.log(`queue ${this.#index}: a ring of ${num} descriptors does not fit the VMM's in-flight region: nothing is recorded`);
+    }
     if (part === undefined || !this.#context.inflight.firstLook(this.#index)) return undefined;
     const state = inflightState(part, num);
     if (state === INFLIGHT_STATE.idle) return undefined;

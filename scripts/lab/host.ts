@@ -30,6 +30,7 @@ const ROOTS = {
   // What users type svq into and read its manual with.
   shells: { suite: "bookworm", packages: ["fish", "zsh", "mandoc"] },
   virtiofsd: { suite: "trixie", packages: ["virtiofsd"] },
+  "vhost-device": { suite: "sid", packages: ["vhost-device-vsock"] },
 } as const satisfies Record<string, { suite: Suite; packages: readonly string[] }>;
 
 /** A part that is a folder of unpacked packages. */
@@ -135,6 +136,11 @@ export async function passtProgram(): Promise<Program> {
 /** virtiofsd. @throws LabUnavailable */
 export async function virtiofsdProgram(): Promise<Program> {
   return { ...programInRoot(await root("virtiofsd"), "libexec/virtiofsd"), env: {} };
+}
+
+/** vhost-device-vsock. @throws LabUnavailable */
+export async function vsockProgram(): Promise<Program> {
+  return { ...programInRoot(await root("vhost-device"), "bin/vhost-device-vsock"), env: {} };
 }
 
 if (import.meta.main) {

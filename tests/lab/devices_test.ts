@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import type { RelayStatus } from "../../src/relay/status.ts";
-import { startPasst, startVirtiofsd, startVsock } from "../support/daemons.ts";
+import { echoOn, startPasst, startVirtiofsd, startVsock } from "../support/daemons.ts";
 import { labTest } from "../support/real_parts.ts";
 import { RelayProcess } from "../support/relay_process.ts";
 import { migrate, startTestpmd, startVm, type Vm } from "../support/vm.ts";
@@ -122,15 +122,6 @@ await labTest(
     console.log(`  total ${figures.totalMs} ms, downtime ${figures.downtimeMs} ms`);
   },
 );
-
-/** A listener that sends back what it gets, until it is closed. */
-function echoOn(path: string): Deno.Listener {
-  const listener = Deno.listen({ transport: "unix", path });
-  (async () => {
-    for await (const connection of listener) connection.readable.pipeTo(connection.writable).catch(() => {});
-  })().catch(() => {});
-  return listener;
-}
 
 await labTest(
   "a guest talks over vsock through the relay in every mode, on one connection that lives through the switches",

@@ -4,6 +4,7 @@
  * @module
  */
 import type { ErrorRecord } from "../errors.ts";
+import type { IotlbEntry } from "../iova/iotlb.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
 
@@ -58,6 +59,8 @@ export interface QueueStart {
   deviceCallFd: number;
   /** GPA of the used ring when writes to it are logged, otherwise -1. */
   logUsedGpa: number;
+  /** The guest's descriptors name addresses of its IOMMU; the ring's parts are given as guest memory all the same. */
+  iommu: boolean;
   /** Start without taking chains from the guest. */
   paused: boolean;
 }
@@ -86,6 +89,9 @@ export type WorkerCommand =
   | { type: "call"; index: number; fd: number }
   | { type: "logUsed"; index: number; gpa: number }
   | { type: "uses"; gpa: number; size: number }
+  /** What is known of the guest's IOMMU: `update` adds, `invalidate` takes back, `forget` takes back everything. */
+  | { type: "iotlb"; update?: IotlbEntry; invalidate?: { iova: number; size: number }; forget?: boolean }
+  | { type: "usesIova"; iova: number; size: number }
   | { type: "exit" };
 
 /** The answer: the queue's progress for `poll` and `stop`, a count for `uses`, nothing otherwise. */
@@ -95,6 +101,14 @@ export type WorkerReply = { id: number; progress?: QueueProgress; count?: number
 export interface QueueFailure {
   failed: number;
   error: ErrorRecord;
+}
+
+/** Sent unasked: a queue waits for an address that the guest's IOMMU maps, perhaps. */
+export interface QueueMiss {
+  missed: number;
+  iova: number;
+  /** One of `ACCESS`. */
+  perm: number;
 }
 
 /** First message to a Worker. */

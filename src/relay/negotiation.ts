@@ -22,6 +22,14 @@ const IN_ORDER = 1n << 35n;
 /** Feature bits that the relay hides from the guest. */
 export const MASKED_FEATURES: bigint = NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | VHOST_F_LOG_ALL;
 
+/** Why the relay hides a feature from the guest, in words for the status. */
+const REASONS: readonly { bit: bigint; name: string; reason: string }[] = [
+  { bit: NOTIFICATION_DATA, name: "NOTIFICATION_DATA", reason: "the data of a kick cannot cross an eventfd" },
+  { bit: RING_RESET, name: "RING_RESET", reason: "vhost-user has no message for it" },
+  { bit: ACCESS_PLATFORM, name: "ACCESS_PLATFORM", reason: "a guest's IOMMU is relayed with --guest-iommu only" },
+  { bit: IN_ORDER, name: "IN_ORDER", reason: "--in-order off" },
+];
+
 /** The features of both sides. */
 export class Negotiation {
   readonly #slot: DeviceSlot;
@@ -58,9 +66,9 @@ export class Negotiation {
     return this.#devicePacked;
   }
 
-  /** What the device offers, as far as it was asked. */
+  /** What the guest is offered, as far as the device was asked. */
   get offered(): bigint | undefined {
-    return this.#offered;
+    return this.#offered === undefined ? undefined : this.#toGuest(this.#offered);
   }
 
   // They do not change while the device is there, and are asked for often: QEMU does it to know that it was heard.
@@ -70,8 +78,13 @@ export class Negotiation {
 
   /** What the guest is offered. */
   async offer(): Promise<bigint> {
-    const { guestRing, inOrder } = this.#config;
-    let offered = await this.#deviceFeatures() & ~MASKED_FEATURES;
+    return this.#toGuest(await this.#deviceFeatures());
+  }
+
+  #toGuest(features: bigint): bigint {
+    const { guestRing, inOrder, guestIommu } = this.#config;
+    let offered = features & ~MASKED_FEATURES;
+    if (guestIommu) offered |= ACCESS_PLATFORM;
     if (guestRing !== "auto") offered = guestRing === "packed" ? offered | RING_PACKED : offered & ~RING_PACKED;
     if (inOrder !== "auto") offered = inOrder === "on" ? offered | IN_ORDER : offered & ~IN_ORDER;
     return offered;
@@ -101,6 +114,8 @@ export class Negotiation {
 
   async #wordOf(features: bigint, devicePacked: boolean): Promise<bigint> {
     let word = devicePacked ? features | RING_PACKED : features & ~RING_PACKED;
+    // What the guest's IOMMU does is the relay's work; a device that wants the bit for itself gets it from its driver here.
+    word &= ~ACCESS_PLATFORM;
     if (this.#config.indirect === "flatten") word &= ~INDIRECT_DESC;
     // Offered by the relay alone: then the order is the relay's work.
     if ((await this.#deviceFeatures() & IN_ORDER) === 0n) word &= ~IN_ORDER;
@@ -112,9 +127,23 @@ export class Negotiation {
     return this.#word;
   }
 
+  /** Do the guest's rings and descriptors name addresses of an IOMMU of its own? */
+  get iommu(): boolean {
+    return (this.#features & ACCESS_PLATFORM) !== 0n;
+  }
+
+  /** What the device offers and the guest does not see, and why. */
+  get masked(): { feature: string; reason: string }[] {
+    const { inOrder, guestIommu } = this.#config;
+    let hidden = (this.#offered ?? 0n) & (MASKED_FEATURES | IN_ORDER);
+    if (guestIommu) hidden &= ~ACCESS_PLATFORM;
+    if (inOrder !== "off") hidden &= ~IN_ORDER;
+    return REASONS.filter(({ bit }) => (hidden & bit) !== 0n).map(({ name, reason }) => ({ feature: name, reason }));
+  }
+
   /** Does the guest make chains that the device cannot be given as they are, so that they are rebuilt? */
   get rebuilt(): boolean {
-    return this.#devicePacked !== this.guestPacked || (this.#features & ~this.#word & INDIRECT_DESC) !== 0n;
+    return this.iommu || this.#devicePacked !== this.guestPacked || (this.#features & ~this.#word & INDIRECT_DESC) !== 0n;
   }
 
   /** Does the guest want its buffers back in order from a device that does not keep it? */

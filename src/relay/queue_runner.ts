@@ -5,6 +5,7 @@
  */
 import type { DirtyBitmap } from "../dirty/bitmap.ts";
 import { bufferAt, signalEventfd } from "../ffi/mod.ts";
+import type { Iotlb } from "../iova/iotlb.ts";
 import type { Translation } from "../iova/translation.ts";
 import type { RangeTable } from "../memory/range_table.ts";
 import { DESC_BYTES, packedLayout, splitLayout } from "../vring/layout.ts";
@@ -13,6 +14,7 @@ import { HeadDriver } from "../vring/heads.ts";
 import type { DeviceQueue, DriverQueue, RingMemory } from "../vring/queue.ts";
 import { SplitDevice, SplitDriver } from "../vring/split.ts";
 import { COUNTER } from "./counters.ts";
+import { IommuChains, iommuMemory } from "./iommu_chains.ts";
 import type { QueueProgress, QueueStart } from "./messages.ts";
 import { ShadowCore } from "./shadow_core.ts";
 
@@ -24,6 +26,10 @@ export interface DataPath {
   translation: Translation | undefined;
   /** Where written pages are marked, if anywhere. */
   dirty: DirtyBitmap | undefined;
+  /** What is known of the guest's IOMMU; the same object all the time. */
+  readonly iotlb: Iotlb;
+  /** An address that the guest's IOMMU maps, perhaps, is not known: the main thread asks. */
+  miss(index: number, iova: number, perm: number): void;
 }
 
 /** Rounds of forwarding and returning before other queues get their turn. */
@@ -34,7 +40,7 @@ function guestQueue(start: QueueStart, path: DataPath, maxChain: number): Device
   const layout = packed ? packedLayout(num) : splitLayout(num);
   const part = (gpa: number, size: number) => ({ buffer: path.memory.buffer(gpa, size) });
   // Looked up through the path at each use: memory may be plugged while the queue runs.
-  const memory: RingMemory = {
+  const memory: RingMemory = start.iommu ? iommuMemory(path, path.iotlb) : {
     contains: (gpa, length) => path.memory.contains(gpa, length),
     buffer: (gpa, length) => path.memory.buffer(gpa, length),
     readWords: (gpa, target, count) => path.memory.readWords(gpa, target, count),
@@ -109,6 +115,10 @@ export interface Runner {
   setLogUsed(gpa: number): void;
   /** How many chains at the device touch `[gpa, gpa + size)`. */
   uses(gpa: number, size: number): number;
+  /** The same by IOVA, for a guest with an IOMMU. */
+  usesIova(iova: number, size: number): number;
+  /** The table of the guest's IOMMU has grown. @returns whether there is more to do now */
+  known(): boolean;
   /** Where the queue stands. */
   progress(): QueueProgress;
   /** A rule was broken: the queue stops here. */
@@ -132,6 +142,10 @@ export class QueueRunner implements Runner {
   #failed = false;
   #lost = false;
   #finished: QueueProgress | undefined;
+  readonly #path: DataPath;
+  readonly #iommu: IommuChains | undefined;
+  /** The address that the main thread was told of and has not answered; -1: none. */
+  #asked = -1;
 
   /** @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used */
   constructor(start: QueueStart, path: DataPath, counters: Float64Array) {
@@ -144,7 +158,9 @@ export class QueueRunner implements Runner {
     const maxChain = Math.max(start.device.num, entries);
     this.#guest = guestQueue(start, path, maxChain);
     this.#device = shadowQueue(start);
-    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters);
+    this.#path = path;
+    this.#iommu = start.iommu ? new IommuChains(path, path.iotlb, maxChain) : undefined;
+    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters, this.#iommu);
     this.#core.setLogUsed(start.logUsedGpa, start.guest);
     this.#count();
   }
@@ -179,6 +195,25 @@ export class QueueRunner implements Runner {
     return this.#failed ? 0 : this.#core.uses(gpa, size);
   }
 
+  /** The same by IOVA, for a guest with an IOMMU. */
+  usesIova(iova: number, size: number): number {
+    return this.#failed || this.#iommu === undefined ? 0 : this.#core.usesIova(iova, size);
+  }
+
+  /** The table of the guest's IOMMU has grown. @returns whether there is more to do now */
+  known(): boolean {
+    const waited = this.#asked >= 0;
+    this.#asked = -1;
+    return waited;
+  }
+
+  #ask(): void {
+    const miss = this.#iommu?.miss;
+    if (miss === undefined || miss.iova === this.#asked) return;
+    this.#asked = miss.iova;
+    this.#path.miss(this.index, miss.iova, miss.perm);
+  }
+
   /**
    * Moves what there is, in both directions.
    *
@@ -202,7 +237,9 @@ export class QueueRunner implements Runner {
     this.#count();
     let more = this.#device.enableCalls();
     // While the device's ring is full only the device can help: its call is wanted, not a kick.
-    if (!this.#paused && !core.full) more = this.#guest.enableKicks() || more;
+    if (!this.#paused) this.#ask();
+    // And while the guest's next chain waits for the guest's IOMMU, only that can help.
+    if (!this.#paused && !core.full && this.#iommu?.miss === undefined) more = this.#guest.enableKicks() || more;
     core.logRing();
     return more;
   }

@@ -304,6 +304,7 @@ export class QueueSteps {
       deviceKickFd: this.#deviceKick.fd,
       deviceCallFd: this.#deviceCall.fd,
       logUsedGpa: ring.addresses.logGpa ?? -1,
+      iommu: hasBit(this.#context.features(), VIRTIO_FEATURE_BITS.ACCESS_PLATFORM),
       paused: !ring.enabled,
     };
   }

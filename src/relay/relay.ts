@@ -10,7 +10,8 @@ import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
-import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import { packedLayout, splitLayout } from "../vring/layout.ts";
+import type { BackendInfo, DeviceStateDirection, IotlbChange, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { checkRing } from "./check_ring.ts";
@@ -19,6 +20,7 @@ import { Counters } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
+import { GuestIommu } from "./guest_iommu.ts";
 import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
 import { ModeSwitch } from "./mode_switch.ts";
@@ -56,6 +58,10 @@ export class Relay implements VhostBackend {
   readonly setDeviceStateFd?: (direction: DeviceStateDirection, phase: number, fd: number) => Promise<OwnedFd | undefined>;
   /** See {@linkcode VhostBackend.checkDeviceState}. */
   readonly checkDeviceState?: () => Promise<void>;
+  /** See {@linkcode VhostBackend.onIotlbMiss}. */
+  onIotlbMiss: ((iova: number, perm: number) => Promise<void>) | undefined;
+  /** The guest's IOMMU, where the user allows one. */
+  readonly iommu: GuestIommu | undefined;
 
   readonly #slot: DeviceSlot;
   readonly #config: RelayConfig;
@@ -107,7 +113,63 @@ export class Relay implements VhostBackend {
     }
     this.#modes = this.#newModes(config);
     this.#log = this.#newLog(config);
+    this.iommu = config.guestIommu ? this.#newIommu() : undefined;
     this.#listen(device);
+  }
+
+  #newIommu(): GuestIommu {
+    return new GuestIommu({
+      tell: async (command) => {
+        const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
+        return replies.reduce((sum, { count = 0 }) => sum + count, 0);
+      },
+      ask: async (iova, perm) => await this.onIotlbMiss?.(iova, perm),
+      known: () => {
+        for (const queue of this.queues) if (queue.awaitsPlace) this.#later(queue, () => this.#startIfReady(queue));
+      },
+      stopRings: (iova, size) => this.#stopRingsIn(iova, size),
+      log: (message) => this.#events.log(message),
+    });
+  }
+
+  #later(queue: RelayQueue, step: () => Promise<void>): void {
+    queue.lane.run(step).catch((error) => this.#report(error));
+  }
+
+  // The guest unmaps a ring: it starts again where it is mapped next.
+  async #stopRingsIn(iova: number, size: number): Promise<void> {
+    for (const queue of this.queues) {
+      const { iovas } = queue;
+      if (iovas === undefined || !queue.running) continue;
+      const sizes = (this.#negotiation.guestPacked ? packedLayout : splitLayout)(queue.num);
+      const parts = ["desc", "avail", "used"] as const;
+      if (!parts.some((part) => iovas[part] < iova + size && iovas[part] + sizes[part].size > iova)) continue;
+      await this.#left(queue, async () => {
+        queue.addresses = undefined;
+        await this.#startIfReady(queue);
+      });
+    }
+  }
+
+  #missed(index: number, iova: number, perm: number): void {
+    this.iommu?.miss(iova, perm).catch((error) => this.#queueFailed(index, toErrorRecord(error)));
+  }
+
+  // Where the ring of a guest with an IOMMU lies. @returns false while that is not known
+  #placed(queue: RelayQueue): boolean {
+    if (!this.#negotiation.iommu || queue.iovas === undefined || queue.addresses !== undefined || queue.num === 0) return true;
+    const failed = (error: unknown) => this.#queueFailed(queue.index, toErrorRecord(error));
+    queue.addresses = this.iommu!.ring(queue.iovas, queue.num, this.#negotiation.guestPacked, failed);
+    return queue.addresses !== undefined;
+  }
+
+  /** See {@linkcode VhostBackend.iotlb}. @throws SvqError UNSUPPORTED unless the guest took ACCESS_PLATFORM */
+  async iotlb(change: IotlbChange): Promise<void> {
+    if (this.iommu === undefined || !this.#negotiation.iommu) {
+      throw new SvqError("UNSUPPORTED", "The guest's IOMMU is not relayed: start the relay with --guest-iommu");
+    }
+    if (change.type === "invalidate") await this.iommu.invalidate(change.iova, change.size);
+    else await this.iommu.update({ iova: change.iova, size: change.size, gpa: change.gpa, perm: change.perm });
   }
 
   #newModes(config: RelayConfig): ModeSwitch {
@@ -156,6 +218,7 @@ export class Relay implements VhostBackend {
     return new RelayWorker(
       this.counters.shared,
       (index, error) => this.#queueFailed(index, error),
+      (index, iova, perm) => this.#missed(index, iova, perm),
       (error) => this.#deviceFailed(error),
     );
   }
@@ -259,10 +322,16 @@ export class Relay implements VhostBackend {
    */
   async setFeatures(features: bigint): Promise<void> {
     await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
+    if (!this.#negotiation.iommu) await this.iommu?.forget();
     await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n);
   }
 
-  /** What the device offers, as far as it was asked. */
+  /** What the device offers and the guest does not see, and why. */
+  get masked(): { feature: string; reason: string }[] {
+    return this.#negotiation.masked;
+  }
+
+  /** What the guest is offered, as far as the device was asked. */
   get offered(): bigint | undefined {
     return this.#negotiation.offered;
   }
@@ -340,13 +409,19 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.setVringAddresses}. On a running ring only the log flag may change; it never reaches the device. */
   async setVringAddresses(index: number, addresses: VringAddresses): Promise<void> {
     const queue = this.#queue(index);
-    const now = queue.addresses;
-    const same = now !== undefined && now.desc === addresses.desc && now.avail === addresses.avail && now.used === addresses.used;
+    const now = queue.iovas ?? queue.addresses;
+    const same = now !== undefined && (queue.iovas !== undefined) === this.#negotiation.iommu && now.desc === addresses.desc &&
+      now.avail === addresses.avail && now.used === addresses.used;
     if (same) {
-      await queue.setLogGpa(addresses.logGpa);
+      if (queue.iovas !== undefined) queue.iovas = addresses;
+      // The log is by GPA, and only the used ring is ever logged.
+      const logGpa = queue.iovas === undefined || addresses.logGpa === undefined ? addresses.logGpa : queue.addresses?.used;
+      await queue.setLogGpa(logGpa);
       return;
     }
-    this.#stoppedQueue(index, "the address of a part").addresses = addresses;
+    const stopped = this.#stoppedQueue(index, "the address of a part");
+    stopped.iovas = this.#negotiation.iommu ? addresses : undefined;
+    stopped.addresses = this.#negotiation.iommu ? undefined : addresses;
   }
 
   /** See {@linkcode VhostBackend.setVringBase}. */
@@ -417,7 +492,12 @@ export class Relay implements VhostBackend {
   }
 
   async #startIfReady(queue: RelayQueue): Promise<void> {
-    if (this.#group !== undefined) return await this.#group.start();
+    if (!this.#placed(queue)) return;
+    if (this.#group !== undefined) {
+      // They start together, when the last one can.
+      if (this.queues.every((other) => !other.kicked || this.#placed(other))) await this.#group.start();
+      return;
+    }
     if (queue.state !== "stopped" || !queue.ready) return;
     try {
       this.#check(queue);

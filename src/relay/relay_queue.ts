@@ -33,6 +33,8 @@ export class RelayQueue {
   num = 0;
   /** Guest addresses of the ring. */
   addresses: VringAddresses | undefined;
+  /** With an IOMMU: what the front-end has set, IOVAs; `addresses` is where they lie once that is known. */
+  iovas: VringAddresses | undefined;
   /** Where the guest's ring goes on. */
   base = 0;
   /** The base that the front-end set last; undefined before it has. */
@@ -77,6 +79,11 @@ export class RelayQueue {
   /** Has the front-end started the ring, enabled or not? */
   get kicked(): boolean {
     return this.#kickSet;
+  }
+
+  /** Could the ring start if it were known where the guest's IOMMU maps it? */
+  get awaitsPlace(): boolean {
+    return this.#kickSet && this.state === "stopped" && this.iovas !== undefined && this.addresses === undefined;
   }
 
   /** Has the front-end started the ring (kick set, possibly to none) and enabled it, and is everything else known? */
@@ -339,6 +346,7 @@ export class RelayQueue {
     this.base = 0;
     this.startBase = this.lastBase = undefined;
     this.addresses = undefined;
+    this.iovas = undefined;
     this.enabled = false;
     this.enableSeen = false;
     this.state = "stopped";

@@ -4,6 +4,7 @@
  * @module
  */
 import type { ErrorRecord } from "../errors.ts";
+import type { IommuStatus } from "./guest_iommu.ts";
 import { COUNTER } from "./counters.ts";
 import type { Relay, RelayMode } from "./relay.ts";
 import { isRelayed } from "./queue_steps.ts";
@@ -100,6 +101,10 @@ export interface RelayStatus {
   config: string | null;
   /** Features of the device that the guest does not see, and why. */
   masked_features: string[];
+  /** The same with the reason of each. */
+  masked: { feature: string; reason: string }[];
+  /** The guest's IOMMU as far as the relay knows it; null where none is relayed. */
+  iommu: IommuStatus | null;
   /** Memory regions given to the device. */
   maps: { guest: number; shadow: number };
   /** The device pins the guest's memory; null where nobody knows. */

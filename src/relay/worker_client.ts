@@ -5,7 +5,7 @@
  */
 import { type ErrorRecord, fromErrorRecord, SvqError } from "../errors.ts";
 import { createEventfd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
-import type { QueueFailure, QueueProgress, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
+import type { QueueFailure, QueueMiss, QueueProgress, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
 
 interface Pending {
   resolve: (reply: WorkerReply) => void;
@@ -24,16 +24,19 @@ export class RelayWorker {
   /**
    * @param counters shared memory of all queues
    * @param onQueueFailure a queue of this Worker stopped itself
+   * @param onMiss a queue of this Worker waits for an address of the guest's IOMMU
    * @param onDeath the Worker ended with an error: its queues are lost
    */
   constructor(
     counters: SharedArrayBuffer,
     onQueueFailure: (index: number, error: ErrorRecord) => void,
+    onMiss: (index: number, iova: number, perm: number) => void,
     onDeath: (error: Error) => void,
   ) {
     this.#worker = new Worker(new URL("./worker.ts", import.meta.url).href, { type: "module", name: "relay" });
-    this.#worker.onmessage = (event: MessageEvent<WorkerReply | QueueFailure>) => {
+    this.#worker.onmessage = (event: MessageEvent<WorkerReply | QueueFailure | QueueMiss>) => {
       if ("failed" in event.data) onQueueFailure(event.data.failed, event.data.error);
+      else if ("missed" in event.data) onMiss(event.data.missed, event.data.iova, event.data.perm);
       else this.#settle(event.data);
     };
     this.#worker.onerror = (event) => {

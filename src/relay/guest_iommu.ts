@@ -9,11 +9,13 @@
  */
 import { SvqError } from "../errors.ts";
 import { Iotlb, type IotlbEntry, IotlbMiss } from "../iova/iotlb.ts";
+import type { GuestMemory } from "../memory/guest_memory.ts";
 import { ACCESS } from "../uapi/vhost.ts";
 import type { VringAddresses } from "../vhost/backend.ts";
-import { packedLayout, splitLayout } from "../vring/layout.ts";
+import type { RingMemory } from "../vring/queue.ts";
 import { pause } from "./queue_steps.ts";
 import type { WorkerCommand } from "./messages.ts";
+import { RingWindow } from "./ring_window.ts";
 
 /** How long a VMM may take to say what an address is mapped to, ms. */
 const ANSWER_MS = 10_000;
@@ -103,6 +105,14 @@ export class GuestIommu {
     }
   }
 
+  /** Guest memory under the IOVAs that are known, for dumps. */
+  memory(memory: GuestMemory): RingMemory {
+    return {
+      contains: (iova, length) => this.table.run(iova, length, ACCESS.RO) === length,
+      buffer: (iova, length) => memory.buffer(this.table.gpaOf(iova, ACCESS.RO), length),
+    };
+  }
+
   /** Forgets everything: the device is reset. */
   async forget(): Promise<void> {
     this.table.clear();
@@ -148,34 +158,16 @@ export class GuestIommu {
   }
 
   /**
-   * Where a ring lies in guest memory.
+   * Maps a ring.
    *
-   * @param at IOVAs; `logGpa` says only whether writes to the used ring are logged
+   * @param at IOVAs
+   * @param failed called when the VMM knows of no mapping
    * @returns undefined when something is not known yet: the VMM has been asked
-   * @throws SvqError RING_SCATTERED
+   * @throws SvqError RING_OUTSIDE_MEMORY, RING_UNALIGNED
    */
-  ring(at: VringAddresses, num: number, packed: boolean, failed: (error: unknown) => void): VringAddresses | undefined {
-    const layout = packed ? packedLayout(num) : splitLayout(num);
-    const place = (part: "desc" | "avail" | "used", perm: number): number => {
-      const gpa = this.table.place(at[part], layout[part].size, perm);
-      if (gpa >= 0) return gpa;
-      throw new SvqError(
-        "RING_SCATTERED",
-        `A part of the ring, at IOVA 0x${at[part].toString(16)}, lies in several pieces of guest memory`,
-        {
-          hint: "Use a smaller ring: parts of up to one page never do",
-        },
-      );
-    };
+  ring(memory: GuestMemory, at: VringAddresses, num: number, packed: boolean, failed: (error: unknown) => void): RingWindow | undefined {
     try {
-      const used = place("used", ACCESS.RW);
-      return {
-        desc: place("desc", packed ? ACCESS.RW : ACCESS.RO),
-        avail: place("avail", ACCESS.RO),
-        used,
-        // The log is by GPA.
-        logGpa: at.logGpa === undefined ? undefined : used,
-      };
+      return RingWindow.map(this.table, memory, at, num, packed);
     } catch (error) {
       if (!(error instanceof IotlbMiss)) throw error;
       this.miss(error.iova, error.perm).catch(failed);

@@ -26,6 +26,10 @@ export interface RingPlace {
   avail: number;
   /** Used ring or device event area, same space as `desc`. */
   used: number;
+  /** Guest side, with an IOMMU: where the parts are in this process, in one piece each. */
+  local?: { desc: number; avail: number; used: number };
+  /** Guest side, with an IOMMU: what is logged when the ring is written, as GPA and bytes in turn. */
+  written?: number[];
   /** Device side, with INDIRECT_DESC: room for one indirect table per descriptor. */
   tables?: IndirectTables;
   /** Device side: a chain that is one indirect table of the guest's is given to the device as it is. */

@@ -36,7 +36,7 @@ export interface DataPath {
 const ROUNDS = 8;
 
 function guestQueue(start: QueueStart, path: DataPath, maxChain: number): DeviceQueue {
-  const { num, packed, eventIdx, indirect, inOrder, desc, avail, used } = start.guest;
+  const { num, packed, eventIdx, indirect, inOrder, desc, avail, used, local } = start.guest;
   const layout = packed ? packedLayout(num) : splitLayout(num);
   const part = (gpa: number, size: number) => ({ buffer: path.memory.buffer(gpa, size) });
   // Looked up through the path at each use: memory may be plugged while the queue runs.
@@ -47,9 +47,9 @@ function guestQueue(start: QueueStart, path: DataPath, maxChain: number): Device
   };
   const options = {
     num,
-    desc: part(desc, layout.desc.size),
-    avail: part(avail, layout.avail.size),
-    used: part(used, layout.used.size),
+    desc: local === undefined ? part(desc, layout.desc.size) : { buffer: bufferAt(local.desc, layout.desc.size) },
+    avail: local === undefined ? part(avail, layout.avail.size) : { buffer: bufferAt(local.avail, layout.avail.size) },
+    used: local === undefined ? part(used, layout.used.size) : { buffer: bufferAt(local.used, layout.used.size) },
     eventIdx,
     indirect,
     inOrder,

@@ -17,6 +17,7 @@ import type { Arena } from "./arena.ts";
 import { deviceIsGone } from "./device_slot.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { resumableUsedIndex } from "./ring_evidence.ts";
+import type { RingWindow } from "./ring_window.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
 /** Modes that a queue can be in while it runs, by who owns what: the table is in docs/architecture.md. */
@@ -65,6 +66,8 @@ export interface GuestRing {
   call: number | null;
   /** Error eventfd. */
   err: number | null;
+  /** With an IOMMU: the ring in one piece. */
+  window?: RingWindow | undefined;
 }
 
 /** A ring as the device is given it. */
@@ -251,6 +254,10 @@ export class QueueSteps {
       desc,
       avail,
       used,
+      ...(ring.window === undefined ? {} : {
+        local: ring.window.local,
+        written: ring.window.written(hasBit(features, VIRTIO_FEATURE_BITS.RING_PACKED)),
+      }),
     };
   }
 

@@ -30,6 +30,7 @@ import type { RelayConfig, RelayEvents } from "./relay_config.ts";
 import { RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
+import { PARTS } from "./ring_window.ts";
 import { RelayWorker } from "./worker_client.ts";
 
 export * from "./relay_config.ts";
@@ -142,10 +143,9 @@ export class Relay implements VhostBackend {
       const { iovas } = queue;
       if (iovas === undefined || !queue.running) continue;
       const sizes = (this.#negotiation.guestPacked ? packedLayout : splitLayout)(queue.num);
-      const parts = ["desc", "avail", "used"] as const;
-      if (!parts.some((part) => iovas[part] < iova + size && iovas[part] + sizes[part].size > iova)) continue;
+      if (!PARTS.some((part) => iovas[part] < iova + size && iovas[part] + sizes[part].size > iova)) continue;
       await this.#left(queue, async () => {
-        queue.addresses = undefined;
+        queue.place(undefined);
         await this.#startIfReady(queue);
       });
     }
@@ -159,7 +159,7 @@ export class Relay implements VhostBackend {
   #placed(queue: RelayQueue): boolean {
     if (!this.#negotiation.iommu || queue.iovas === undefined || queue.addresses !== undefined || queue.num === 0) return true;
     const failed = (error: unknown) => this.#queueFailed(queue.index, toErrorRecord(error));
-    queue.addresses = this.iommu!.ring(queue.iovas, queue.num, this.#negotiation.guestPacked, failed);
+    queue.place(this.iommu!.ring(this.memory, queue.iovas, queue.num, this.#negotiation.guestPacked, failed));
     return queue.addresses !== undefined;
   }
 
@@ -414,12 +414,11 @@ export class Relay implements VhostBackend {
       now.avail === addresses.avail && now.used === addresses.used;
     if (same) {
       if (queue.iovas !== undefined) queue.iovas = addresses;
-      // The log is by GPA, and only the used ring is ever logged.
-      const logGpa = queue.iovas === undefined || addresses.logGpa === undefined ? addresses.logGpa : queue.addresses?.used;
-      await queue.setLogGpa(logGpa);
+      await queue.setLogGpa(addresses.logGpa);
       return;
     }
     const stopped = this.#stoppedQueue(index, "the address of a part");
+    stopped.place(undefined);
     stopped.iovas = this.#negotiation.iommu ? addresses : undefined;
     stopped.addresses = this.#negotiation.iommu ? undefined : addresses;
   }
@@ -512,7 +511,8 @@ export class Relay implements VhostBackend {
   }
 
   #check(queue: RelayQueue): void {
-    checkRing(queue, this.memory, this.#negotiation.guestPacked);
+    // Checked when it was mapped.
+    if (queue.window === undefined) checkRing(queue, this.memory, this.#negotiation.guestPacked);
   }
 
   #queueFailed(index: number, error: ErrorRecord): void {

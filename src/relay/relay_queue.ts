@@ -10,6 +10,7 @@ import type { VringAddresses, VringStart } from "../vhost/backend.ts";
 import { deviceIsGone } from "./device_slot.ts";
 import type { Lane } from "./lane.ts";
 import { type GuestRing, isRelayed, type QueueContext, QueueSteps, type RunningMode } from "./queue_steps.ts";
+import type { RingWindow } from "./ring_window.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
 /** What a queue does now. */
@@ -33,6 +34,8 @@ export class RelayQueue {
   num = 0;
   /** Guest addresses of the ring. */
   addresses: VringAddresses | undefined;
+  /** With an IOMMU: the ring in one piece, while `addresses` are known. */
+  #window: RingWindow | undefined;
   /** With an IOMMU: what the front-end has set, IOVAs; `addresses` is where they lie once that is known. */
   iovas: VringAddresses | undefined;
   /** Where the guest's ring goes on. */
@@ -79,6 +82,19 @@ export class RelayQueue {
   /** Has the front-end started the ring, enabled or not? */
   get kicked(): boolean {
     return this.#kickSet;
+  }
+
+  /** With an IOMMU: the ring in one piece. */
+  get window(): RingWindow | undefined {
+    return this.#window;
+  }
+
+  /** With an IOMMU: the ring, which is stopped, was found; undefined: it is not where it was. */
+  place(window: RingWindow | undefined): void {
+    this.#window?.close();
+    this.#window = window;
+    // The log is by GPA, and only what the device's side writes is ever logged.
+    this.addresses = window === undefined ? undefined : { ...window.gpas, logGpa: this.iovas?.logGpa };
   }
 
   /** Could the ring start if it were known where the guest's IOMMU maps it? */
@@ -161,6 +177,7 @@ export class RelayQueue {
       kick: this.#kick?.fd ?? null,
       call: this.#call?.fd ?? null,
       err: this.#err?.fd ?? null,
+      window: this.#window,
     };
   }
 
@@ -345,6 +362,7 @@ export class RelayQueue {
     this.num = 0;
     this.base = 0;
     this.startBase = this.lastBase = undefined;
+    // A window stays until `close`: a Worker may still look at a ring whose device is gone.
     this.addresses = undefined;
     this.iovas = undefined;
     this.enabled = false;
@@ -365,6 +383,7 @@ export class RelayQueue {
   /** Closes everything; the queue must be stopped. */
   close(): void {
     this.forget();
+    this.place(undefined);
     this.#steps.close();
   }
 }

@@ -134,7 +134,8 @@ export class ShadowCore {
   /** Where writes to the guest's used ring are logged; -1: nowhere. A packed ring is logged by its own addresses. */
   setLogUsed(gpa: number, ring: RingPlace): void {
     this.#logged.length = 0;
-    if (gpa >= 0 && ring.packed) this.#logged.push(ring.desc, 16 * ring.num, ring.used, 4);
+    if (gpa >= 0 && ring.written !== undefined) this.#logged.push(...ring.written);
+    else if (gpa >= 0 && ring.packed) this.#logged.push(ring.desc, 16 * ring.num, ring.used, 4);
     else if (gpa >= 0) this.#logged.push(gpa, 6 + 8 * ring.num);
   }
 

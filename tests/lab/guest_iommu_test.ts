@@ -3,8 +3,7 @@ import { labTest } from "../support/real_parts.ts";
 import { RelayProcess } from "../support/relay_process.ts";
 import { startTestpmd, startVm } from "../support/vm.ts";
 
-// The parts of rings of 256 fit one page each: larger ones may lie scattered in guest memory.
-const IOMMU_NET = "iommu_platform=on,disable-legacy=on,ats=on,rx_queue_size=256,tx_queue_size=256";
+const IOMMU_NET = "iommu_platform=on,disable-legacy=on,ats=on";
 const IOMMU = ["-device", "intel-iommu,intremap=off,device-iotlb=on"];
 
 await labTest(

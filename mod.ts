@@ -27,10 +27,27 @@ export * from "./src/vring/layout.ts";
 export * from "./src/vring/rules.ts";
 export * from "./src/vring/split.ts";
 export * from "./src/vring/packed.ts";
+export * from "./src/vring/snapshot.ts";
+export * from "./src/vring/image.ts";
+export {
+  type ChainDump,
+  type DescriptorDump,
+  type DumpOptions,
+  dumpRing,
+  type RingDump,
+  type SuppressionDump,
+  type WindowEntry,
+} from "./src/vring/dump.ts";
+export { type VerifyOptions, verifyRing, verifyShape } from "./src/vring/verify.ts";
+export { type ChainName, diffImages, type FieldChange, type RingDiff } from "./src/vring/diff.ts";
 export * from "./src/iova/mod.ts";
 export * from "./src/dirty/bitmap.ts";
+export * from "./src/net/command.ts";
+export * from "./src/net/state.ts";
+export type { NetCounters } from "./src/devices/net.ts";
 export * from "./src/vhost/address.ts";
 export * from "./src/vhost/backend.ts";
+export { describeBackend, describeFailure, describeSocket, missingFeatures, type ProbedDevice, scanHost } from "./src/vhost/probe.ts";
 export * from "./src/vhost_user/mod.ts";
 export * from "./src/relay/relay.ts";
 export * from "./src/relay/service.ts";
@@ -43,6 +60,15 @@ export * from "./src/drivers/state.ts";
 export * from "./src/migration/qmp.ts";
 export { ERRNO, OwnedFd, SysError, UnixListener, UnixStream } from "./src/ffi/mod.ts";
 export type { PeerCredentials, Received } from "./src/ffi/mod.ts";
+export type { ModeName, Reason, Verdict } from "./src/vhost/assess.ts";
+export type { Holder } from "./src/vhost/holders.ts";
+export type { SysfsPlaces } from "./src/vhost/sysfs.ts";
+export type { NetlinkVdpa } from "./src/vhost/netlink.ts";
+export type { MaskedFeature } from "./src/vhost/masked.ts";
+export type { ManualAllocation } from "./src/relay/relay_memory.ts";
+export type { InflightPart, InflightRegion } from "./src/relay/inflight_region.ts";
+export type { Doorbells } from "./src/relay/doorbells.ts";
+export type { InflightChains } from "./src/vring/inflight.ts";
 export type { Channel } from "./src/uapi/vhost_user.ts";
 export type { Arena, RingParts } from "./src/relay/arena.ts";
 export type { Counters } from "./src/relay/counters.ts";
@@ -58,6 +84,7 @@ export type { VringState } from "./src/uapi/vhost.ts";
 export type { IndirectTables } from "./src/relay/messages.ts";
 export type { Lane } from "./src/relay/lane.ts";
 export type { RingPlace } from "./src/relay/messages.ts";
+export type { NetWorkloadOptions } from "./src/drivers/net_workload.ts";
 export type { BlkWorkloadOptions } from "./src/drivers/blk_workload.ts";
 export type { LoopbackWorkloadOptions } from "./src/drivers/loopback_workload.ts";
 export type { WorkloadState } from "./src/drivers/workload.ts";

@@ -1,17 +1,18 @@
 /**
  * Builds the program as one executable file.
  *
- *     deno task compile [--kind=auto|deno-compile|packed] [--output=FILE] [--deno=FILE]
+ *     deno task compile [--kind=auto|deno-compile|packed] [--output=FILE] [--deno=FILE | --target=TARGET]
  *
  * `deno-compile` is Deno's own `deno compile`. It needs the base runtime `denort`, which no package registry carries: it is
  * looked for in $DENORT_BIN, beside deno and in Deno's cache, and Deno's release server is asked for a few seconds. Where it
  * cannot be had, `packed` builds a file for the same use from the deno executable itself (see ship/pack.ts). `svq version`
  * says which kind it is. `--deno` names another deno executable to compile with or to pack; packing takes one of another machine,
- * too.
+ * too. `--target`, e.g. aarch64-unknown-linux-gnu, fetches that machine's runtime from the package registry and packs it.
  *
  * @module
  */
 import { type Bundle, bundleProgram } from "./ship/bundle.ts";
+import { fetchRuntime } from "./ship/runtime.ts";
 import { packProgram, PERMISSION } from "./ship/pack.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
@@ -24,17 +25,23 @@ interface Options {
   kind: Kind;
   output: string;
   deno: string;
+  target: string | undefined;
 }
 
 function parseArguments(args: readonly string[]): Options {
-  const options: Options = { kind: "auto", output: `${ROOT}dist/svq`, deno: Deno.execPath() };
+  const options: Options = { kind: "auto", output: `${ROOT}dist/svq`, deno: Deno.execPath(), target: undefined };
   for (const arg of args) {
     const [name, value] = [arg.split("=", 1)[0], arg.slice(arg.indexOf("=") + 1)];
     if (name === "--kind" && KINDS.includes(value as Kind)) options.kind = value as Kind;
     else if (name === "--output" && arg.includes("=")) options.output = value;
     else if (name === "--deno" && arg.includes("=")) options.deno = value;
-    else throw new Error(`Unknown option ${arg}; usage: deno task compile [--kind=${KINDS.join("|")}] [--output=FILE] [--deno=FILE]`);
+    else if (name === "--target" && arg.includes("=")) options.target = value;
+    else {
+      const usage = `deno task compile [--kind=${KINDS.join("|")}] [--output=FILE] [--deno=FILE | --target=TARGET]`;
+      throw new Error(`Unknown option ${arg}; usage: ${usage}`);
+    }
   }
+  if (options.target !== undefined && options.kind === "deno-compile") throw new Error("--target packs: leave --kind=deno-compile out");
   return options;
 }
 
@@ -135,6 +142,18 @@ async function packed(bundle: Bundle, output: string, runtime: string): Promise<
 
 async function main(args: string[]): Promise<void> {
   const options = parseArguments(args);
+  if (options.target === undefined || options.target === Deno.build.target) return await build(options);
+  const folder = await Deno.makeTempDir({ prefix: "svq-runtime-" });
+  try {
+    const { path, version } = await fetchRuntime(options.target, folder);
+    console.log(`runtime of ${options.target}: deno ${version}${version === Deno.version.deno ? "" : ` (not ${Deno.version.deno})`}`);
+    await build({ ...options, kind: "packed", deno: path });
+  } finally {
+    await Deno.remove(folder, { recursive: true });
+  }
+}
+
+async function build(options: Options): Promise<void> {
   const output = options.output.startsWith("/") ? options.output : `${Deno.cwd()}/${options.output}`;
   const denort = options.kind === "packed" ? undefined : await findDenort(options.deno);
   if (options.kind === "deno-compile" && denort === undefined) {

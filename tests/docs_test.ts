@@ -62,3 +62,14 @@ Deno.test("the files that documents and units name are there", () => {
     for (const [path] of text.matchAll(/(?<![\w/])(?:tests|units|share|scripts)\/[\w@./-]*\w/g)) Deno.statSync(ROOT + path);
   }
 });
+
+Deno.test("the examples of docs/library.md run as they stand", async () => {
+  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: ["test", "-A", "--doc", "--quiet", "docs/library.md"],
+    cwd: ROOT,
+    stdin: "null",
+  }).output();
+  const text = new TextDecoder().decode(stdout) + new TextDecoder().decode(stderr);
+  assert.ok(success, text);
+  assert.match(text, /[4-9] passed/);
+});

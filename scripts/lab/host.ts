@@ -22,7 +22,15 @@ const ROOTS = {
   "qemu-10": { suite: "trixie", packages: ["qemu-system-x86", "qemu-system-common", "qemu-utils"] },
   dpdk: { suite: "trixie", packages: ["dpdk-dev", "librte-net-vhost25", "librte-net-virtio25"] },
   passt: { suite: "trixie", packages: ["passt"] },
+  // An arm64 userland's libraries, and what runs its programs on another processor.
+  aarch64: {
+    suite: "bookworm",
+    packages: ["qemu-user-static", "libc6-arm64-cross", "libgcc-s1-arm64-cross", "libstdc++6-arm64-cross"],
+  },
+  // What users type svq into and read its manual with.
+  shells: { suite: "bookworm", packages: ["fish", "zsh", "mandoc"] },
   virtiofsd: { suite: "trixie", packages: ["virtiofsd"] },
+  "vhost-device": { suite: "sid", packages: ["vhost-device-vsock"] },
 } as const satisfies Record<string, { suite: Suite; packages: readonly string[] }>;
 
 /** A part that is a folder of unpacked packages. */
@@ -128,6 +136,11 @@ export async function passtProgram(): Promise<Program> {
 /** virtiofsd. @throws LabUnavailable */
 export async function virtiofsdProgram(): Promise<Program> {
   return { ...programInRoot(await root("virtiofsd"), "libexec/virtiofsd"), env: {} };
+}
+
+/** vhost-device-vsock. @throws LabUnavailable */
+export async function vsockProgram(): Promise<Program> {
+  return { ...programInRoot(await root("vhost-device"), "bin/vhost-device-vsock"), env: {} };
 }
 
 if (import.meta.main) {

@@ -56,6 +56,8 @@ rm -f ${denoDir}/*_cache_v*
 (sleep ${request.lifetimeSeconds}; echo b > /proc/sysrq-trigger) &
 # A saved machine's clock stands where it was saved.
 date -s @${request.epochSeconds} > /dev/null
+(n=0; while sleep 1; do n=$((n + 1)); echo $n > /lab/alive; done) &
+lab_alive=$!
 echo LAB-BOOTED
 cat > /run/prepare <<'LAB-END'
 set -e
@@ -64,6 +66,7 @@ ${request.setup.join("\n")}
 LAB-END
 cd ${checkout}
 ${env.join("\n")}
+export LAB_ALIVE_PID=$lab_alive
 bash /run/prepare > /lab/stdout 2> /lab/stderr < /dev/null
 code=$?
 if [ $code = 0 ]; then
@@ -91,10 +94,10 @@ echo vp-vdpa > $device/driver_override
 echo $address > /sys/bus/pci/drivers/vp-vdpa/bind
 vdpa dev add name "$2" mgmtdev pci/$address
 `,
-    // lab-vduse NAME FILE: a VDUSE block device on a raw file, served by qemu-storage-daemon in the background.
+    // lab-vduse NAME FILE: a VDUSE block device on a raw file, which others may have too, served by qemu-storage-daemon in the background.
     "lab-vduse": `#!/bin/bash
 set -e
-qemu-storage-daemon --daemonize --pidfile /run/vduse-$1.pid --blockdev driver=file,node-name=f,filename="$2" \\
+qemu-storage-daemon --daemonize --pidfile /run/vduse-$1.pid --blockdev driver=file,node-name=f,locking=off,filename="$2" \\
   --export type=vduse-blk,id=e,name=$1,node-name=f,writable=on,num-queues=2
 vdpa dev add name "$1" mgmtdev vduse
 `,

@@ -16,6 +16,8 @@ export interface VpDevices {
   blk?: boolean;
   /** A network card at PCI 0000:00:06.0; DHCP answers on it. */
   net?: boolean;
+  /** Another network card, at PCI 0000:00:08.0, on a network of its own. */
+  secondNet?: boolean;
   /** Offer packed rings (default false). */
   packed?: boolean;
   /** Address bits of the IOMMU: 39 or 48 (default 39). */
@@ -50,6 +52,8 @@ export interface Outcome {
   bootMs: number | null;
   /** It was killed at a deadline. */
   killed: boolean;
+  /** It was killed because it stood still: nothing in it ran any more, not even its clock. */
+  stalled: boolean;
   /** The serial console, and what QEMU said. */
   console: string;
 }
@@ -60,7 +64,12 @@ export interface Deadlines {
   bootMs: number;
   /** From then on. */
   commandMs: number;
+  /** How long the VM may give no sign of life then. */
+  stallMs: number;
 }
+
+/** The file in the VM's folder /lab that changes as long as the VM runs. */
+export const ALIVE = "alive";
 
 const READY = "LAB-READY";
 const BOOTED = "LAB-BOOTED";
@@ -79,6 +88,11 @@ export async function runMachine(vm: LabVm, machine: Machine, shares: Shares, de
   // A QEMU that cannot load does not run, and the deadline would be waited for.
   if (listener) load(listener, `${saved}/state`).catch(() => qemu.kill());
   let bootMs: number | null = null;
+  let stalled = false;
+  using life = new LifeSigns(`${shares.lab}/${ALIVE}`, deadlines.stallMs, () => {
+    stalled = true;
+    qemu.kill();
+  });
   let answered = 0;
   for await (const text of qemu.output()) {
     const asked = text.split(READY).length - 1;
@@ -90,9 +104,36 @@ export async function runMachine(vm: LabVm, machine: Machine, shares: Shares, de
     if (bootMs === null && text.includes(BOOTED)) {
       bootMs = performance.now() - started;
       qemu.deadline(deadlines.commandMs);
+      life.watch();
     }
   }
-  return { bootMs, killed: qemu.killed, console: await qemu.end() };
+  return { bootMs, killed: qemu.killed, stalled, console: await qemu.end() };
+}
+
+/** Watches a file that the VM writes to every second. */
+class LifeSigns implements Disposable {
+  #timer: ReturnType<typeof setInterval> | undefined;
+
+  constructor(readonly path: string, readonly stallMs: number, readonly onStall: () => void) {}
+
+  watch(): void {
+    let seen = "";
+    let since = performance.now();
+    this.#timer = setInterval(() => {
+      const now = exists(this.path) ? Deno.readTextFileSync(this.path) : "";
+      if (now !== seen) {
+        seen = now;
+        since = performance.now();
+      } else if (performance.now() - since > this.stallMs) {
+        clearInterval(this.#timer);
+        this.onStall();
+      }
+    }, 1000);
+  }
+
+  [Symbol.dispose](): void {
+    clearInterval(this.#timer);
+  }
 }
 
 /**
@@ -324,6 +365,9 @@ function vpArguments(directory: string, vp: VpDevices | undefined): string[] {
   }
   if (vp.net) {
     args.push("-netdev", "user,id=vpnet,restrict=on", "-device", `virtio-net-pci,netdev=vpnet,addr=6,romfile=,${common}`);
+  }
+  if (vp.secondNet) {
+    args.push("-netdev", "user,id=vpnet2,restrict=on", "-device", `virtio-net-pci,netdev=vpnet2,addr=8,romfile=,${common}`);
   }
   return args;
 }

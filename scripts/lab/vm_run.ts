@@ -9,7 +9,7 @@
 import { SvqError } from "../../src/errors.ts";
 import { ensureVm, type LabVm } from "./vm_build.ts";
 import { labPrograms, startScript } from "./vm_guest.ts";
-import { type Machine, type Outcome, runMachine, savedMachine, type VpDevices } from "./vm_qemu.ts";
+import { ALIVE, type Machine, type Outcome, runMachine, savedMachine, type VpDevices } from "./vm_qemu.ts";
 
 export type { VpDevices };
 
@@ -29,6 +29,8 @@ export interface VmOptions {
   timeoutMs?: number;
   /** For the boot (default 120 s: other work on the host slows emulation down); a boot that takes longer or dies is tried a second time. */
   bootTimeoutMs?: number;
+  /** How long the VM may stand still before it is given up and tried a second time (default 60 s). */
+  stallTimeoutMs?: number;
   /** Memory of the VM (default 2048). */
   memoryMiB?: number;
   /** The checkout to show, and the command's working directory (default: the one that this file belongs to). */
@@ -60,7 +62,7 @@ export interface VmResult {
  *
  * @param command program and arguments, found on the VM's PATH; Deno is `deno`
  * @throws SvqError `LAB_BOOT` when two boots died, `LAB_TIMEOUT` when the command did not end in time, `LAB_VM_DIED` when the kernel
- * stopped under it, and what `ensureVm` throws
+ * stopped under it, `LAB_VM_STALLED` when the VM stood still twice, and what `ensureVm` throws
  */
 export async function runInVm(command: readonly string[], options: VmOptions = {}): Promise<VmResult> {
   const vm = await ensureVm();
@@ -76,10 +78,12 @@ export async function runInVm(command: readonly string[], options: VmOptions = {
       ["code", "stdout", "stderr", "dmesg"].map((name) => readText(directory, name)),
     );
     if (code === "") {
-      const [errorCode, what] = boot.killed
+      const [errorCode, what] = boot.stalled
+        ? ["LAB_VM_STALLED", `The lab VM stood still, twice`]
+        : boot.killed
         ? ["LAB_TIMEOUT", `The command did not end within ${commandTimeout(options)} ms`]
         : ["LAB_VM_DIED", "The lab VM's kernel stopped under the command"];
-      throw new SvqError(errorCode, `${what}: ${tail(`${stdout}\n${stderr}`)}\nconsole: ${tail(boot.console)}`);
+      throw new SvqError(errorCode, `${what}: ${tail(`${stdout}\n${stderr}`)}\nconsole: ${death(boot.console) ?? tail(boot.console)}`);
     }
     const outputs: VmResult["outputs"] = {};
     for await (const { name, isFile } of Deno.readDir(`${directory}/out`)) {
@@ -106,13 +110,25 @@ async function start(vm: LabVm, directory: string, options: VmOptions): Promise<
   const machine: Machine = { memoryMiB: options.memoryMiB ?? 2048, vp: options.vp };
   const denohome = Deno.realPathSync(Deno.execPath()).replace(/\/[^/]*$/, "");
   const shares = { lab: directory, checkout: checkoutOf(options), denohome, denodir: denoDirectory() };
-  const deadlines = { bootMs: options.bootTimeoutMs ?? 120_000, commandMs: commandTimeout(options) };
+  const deadlines = {
+    bootMs: options.bootTimeoutMs ?? 120_000,
+    commandMs: commandTimeout(options),
+    stallMs: options.stallTimeoutMs ?? 60_000,
+  };
   const saved = await savedMachine(vm, machine, deadlines.bootMs).catch((error) => {
     if (error instanceof SvqError && error.code === "LAB_BOOT") return null;
     throw error;
   });
   const first = saved === null ? null : await runMachine(vm, machine, shares, deadlines, saved);
-  if (first !== null && first.bootMs !== null) return first;
+  if (first !== null && first.bootMs !== null && !first.stalled) return first;
+  if (first?.stalled === true) {
+    // Seen once in some hundred runs of a saved machine: the emulated processor waits, and no timer wakes it. No program in
+    // the machine can do that to it, so it is the machine that is tried once more, and said.
+    console.warn("The lab VM stood still and is started again");
+    for (const name of ["code", "stdout", "stderr", "dmesg", ALIVE]) await Deno.remove(`${directory}/${name}`).catch(() => {});
+    await Deno.remove(`${directory}/out`, { recursive: true });
+    await Deno.mkdir(`${directory}/out`);
+  }
   return await runMachine(vm, machine, shares, deadlines);
 }
 
@@ -122,6 +138,13 @@ function commandTimeout(options: VmOptions): number {
 
 function tail(text: string): string {
   return text.trim().split("\n").slice(-25).join("\n");
+}
+
+/** From the line in which a kernel says why it dies; what follows is a trace of any length. */
+function death(console: string): string | undefined {
+  const lines = console.trim().split("\n");
+  const first = lines.findIndex((line) => /sysrq: |Kernel panic|Oops|BUG: /.test(line));
+  return first < 0 ? undefined : lines.slice(first, first + 25).join("\n");
 }
 
 async function readText(directory: string, name: string): Promise<string> {

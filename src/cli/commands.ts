@@ -19,7 +19,7 @@ export interface LazyCommand {
 /** In the order of `svq --help`: what is done with devices first (probe, iova, relay, vring, migrate, …), then what is around it. */
 export const COMMANDS: Readonly<Record<string, LazyCommand>> = {
   probe: { brief: "List vhost and vDPA devices, and say what each can do", load: () => import("./commands/probe.ts") },
-  iova: { brief: "Plan where guest memory and shadow rings lie for a device", load: () => import("./commands/iova.ts") },
+  iova: { brief: "Plan, show and change where memory lies in a device's address space", load: () => import("./commands/iova.ts") },
   relay: { brief: "Run and steer relays between a VMM and a device", load: () => import("./commands/relay.ts") },
   migrate: { brief: "Migrate a guest to another process or host", load: () => import("./commands/migrate.ts") },
   demo: { brief: "Show a live migration on embedded parts: needs no root, no VMM, no device", load: () => import("./commands/demo.ts") },
@@ -30,6 +30,7 @@ export const COMMANDS: Readonly<Record<string, LazyCommand>> = {
   completions: { brief: "Print the completion script of a shell", load: () => import("./commands/completions.ts") },
   man: { brief: "Print a manual page", load: () => import("./commands/man.ts") },
   drive: { brief: "Run a checked workload on a device: a guest without a guest", load: () => import("./commands/drive.ts") },
+  bench: { brief: "Measure what relaying and migrating cost on this machine", load: () => import("./commands/bench.ts") },
   device: { brief: "Run an embedded device", load: () => import("./commands/device.ts") },
   version: { brief: "Print the version", load: () => import("./commands/version.ts") },
   __complete: { brief: "Propose words for a command line", hidden: true, load: () => import("./commands/complete.ts") },

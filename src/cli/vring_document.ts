@@ -59,7 +59,7 @@ export async function readImage(path: string, selection: Selection): Promise<Vri
     const missing = cause instanceof Deno.errors.NotFound;
     throw new SvqError(
       missing ? "NO_SUCH_FILE" : "UNREADABLE_FILE",
-      `Cannot read ${path}: ${cause instanceof Error ? cause.message : cause}`,
+      missing ? `There is no file ${path}` : `Cannot read ${path}: ${cause instanceof Error ? cause.message : cause}`,
       {
         exitCode: cause instanceof Deno.errors.PermissionDenied ? EXIT.permission : EXIT.usage,
         cause,

@@ -2,8 +2,8 @@
  * An embedded device as a VDUSE device: a vDPA device of this kernel, served by this process. `vdpa dev add name NAME mgmtdev
  * vduse` (or {@linkcode VduseDevice.attach}) puts it on the vdpa bus, where vhost_vdpa or virtio_vdpa takes it.
  *
- * API version 0, which every kernel with VDUSE has; version 1 adds groups and address spaces, which an embedded device has
- * one of each of. The kernel waits for the answer to every message (30 s by default) and gives the device up otherwise: so
+ * API version 0, which every kernel with VDUSE has, or 1, which adds groups and address spaces, of which an embedded device has
+ * one each; SUSPEND and QUEUE_READY where the kernel offers them (vduse_api.ts). The kernel waits for the answer to every message (30 s by default) and gives the device up otherwise: so
  * whatever may send one (adding, removing, a driver's ioctls) must not be called synchronously from this thread.
  *
  * @module
@@ -11,8 +11,6 @@
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import {
   cancelWaits,
-  createEventfd,
-  drainEventfd,
   ERRNO,
   ioctl,
   O,
@@ -25,31 +23,26 @@ import {
   SysError,
   writeFd,
 } from "../ffi/mod.ts";
-import { bit, hasBit } from "../uapi/bits.ts";
 import {
   decodeVduseRequest,
   decodeVqInfo,
   encodeVduseConfig,
   encodeVduseName,
-  encodeVduseResponse,
   encodeVqConfig,
   encodeVqKick,
   newVqInfo,
   VDUSE,
   VDUSE_MESSAGE_BYTES,
-  VDUSE_REQUEST,
-  type VduseRequest,
 } from "../uapi/vduse.ts";
 import { encodeU64, viewOf } from "../uapi/vhost.ts";
-import { VIRTIO_FEATURE_BITS, VIRTIO_STATUS } from "../uapi/virtio.ts";
 import { addVdpaDevice, deleteVdpaDevice } from "../vhost/netlink.ts";
 import { scanVdpa, type VdpaListing } from "../vhost/sysfs.ts";
 import type { SimDevice } from "./sim_device.ts";
+import { agree, type VduseAgreement } from "./vduse_api.ts";
+import { ACCESS_PLATFORM, type VduseKernel, VduseSession } from "./vduse_session.ts";
 
 const CONTROL = "/dev/vduse/control";
 const RING_ALIGNMENT = 4096;
-const RETRY_MS = 5;
-const ACCESS_PLATFORM = bit(VIRTIO_FEATURE_BITS.ACCESS_PLATFORM);
 
 /** What a running {@linkcode VduseDevice} tells. */
 export interface VduseEvents {
@@ -59,18 +52,11 @@ export interface VduseEvents {
   warn?: (message: string) => void;
 }
 
-interface RunningQueue {
-  kick: OwnedFd;
-  call: OwnedFd;
-}
-
 /** A VDUSE device in front of an embedded device, which it borrows. */
 export class VduseDevice implements AsyncDisposable {
   readonly #control: OwnedFd;
   readonly #fd: OwnedFd;
-  readonly #queues = new Map<number, RunningQueue>();
-  #features = 0n;
-  #status = 0;
+  readonly #session: VduseSession;
   #closed = false;
   #serving: Promise<void> | undefined;
 
@@ -81,11 +67,17 @@ export class VduseDevice implements AsyncDisposable {
     readonly device: SimDevice,
     /** Who is told. */
     readonly events: VduseEvents,
+    /** What this kernel's VDUSE has. */
+    readonly agreement: VduseAgreement,
     control: OwnedFd,
     fd: OwnedFd,
   ) {
     this.#control = control;
     this.#fd = fd;
+    this.#session = new VduseSession(device, kernelOf(fd.fd), {
+      info: (message) => events.info?.(`${name}: ${message}`),
+      warn: (what, { message }) => events.warn?.(`${name}: ${what}: ${message}`),
+    });
   }
 
   /**
@@ -109,8 +101,10 @@ export class VduseDevice implements AsyncDisposable {
     let created = false;
     let fd: OwnedFd | undefined;
     try {
-      ioctl(control.fd, VDUSE.SET_API_VERSION, encodeU64(0n), "VDUSE_SET_API_VERSION");
-      const record = encodeVduseConfig({ name, vendorId: 0, deviceId, features, vqNum: queueNum, vqAlign: RING_ALIGNMENT, config });
+      const agreement = agree((request, argument, what) => ioctl(control.fd, request, argument, what));
+      const { apiVersion } = agreement;
+      const shape = { name, vendorId: 0, deviceId, features, vqNum: queueNum, vqAlign: RING_ALIGNMENT };
+      const record = encodeVduseConfig({ ...shape, config, ...(apiVersion === 0 ? {} : { groups: 1, addressSpaces: 1 }) });
       createDevice(control.fd, name, record);
       created = true;
       fd = openFd(`/dev/vduse/${name}`, O.RDWR);
@@ -119,7 +113,7 @@ export class VduseDevice implements AsyncDisposable {
       }
       setNonblocking(fd.fd, true);
       await device.useIotlb(fd.fd);
-      const self = new VduseDevice(name, device, events, control, fd);
+      const self = new VduseDevice(name, device, events, agreement, control, fd);
       self.#serving = self.#serve();
       return self;
     } catch (error) {
@@ -157,7 +151,7 @@ export class VduseDevice implements AsyncDisposable {
         await readable(this.#fd.fd);
         if (this.#closed) return;
         if (readFd(this.#fd.fd, bytes) === undefined) continue;
-        const response = await this.#answer(decodeVduseRequest(bytes));
+        const response = await this.#session.answer(decodeVduseRequest(bytes));
         writeFd(this.#fd.fd, response);
       } catch (error) {
         if (error instanceof ReactorCancelled) return;
@@ -167,115 +161,6 @@ export class VduseDevice implements AsyncDisposable {
         return;
       }
     }
-  }
-
-  async #answer(request: VduseRequest): Promise<Uint8Array<ArrayBuffer>> {
-    const { id } = request;
-    try {
-      switch (request.type) {
-        case VDUSE_REQUEST.GET_VQ_STATE: {
-          const { index } = request;
-          const packed = hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED);
-          return encodeVduseResponse(id, true, { index, base: await this.device.vringPosition(index), packed });
-        }
-        case VDUSE_REQUEST.SET_STATUS:
-          await this.#setStatus(request.status);
-          return encodeVduseResponse(id, true);
-        case VDUSE_REQUEST.UPDATE_IOTLB:
-          await this.device.iotlbChanged();
-          return encodeVduseResponse(id, true);
-        default:
-          this.events.warn?.(`${this.name}: the kernel sent a message of unknown type ${request.number}`);
-          return encodeVduseResponse(id, false);
-      }
-    } catch (error) {
-      this.#warn(error, "a message of the kernel could not be obeyed");
-      return encodeVduseResponse(id, false);
-    }
-  }
-
-  async #setStatus(status: number): Promise<void> {
-    const started = (this.#status & VIRTIO_STATUS.DRIVER_OK) !== 0;
-    if (status === 0) {
-      await this.#stop();
-      if (started) this.events.info?.(`${this.name}: the driver left`);
-    } else if ((status & VIRTIO_STATUS.DRIVER_OK) !== 0 && !started) {
-      try {
-        await this.#start();
-      } catch (error) {
-        await this.#stop();
-        throw error;
-      }
-      this.events.info?.(`${this.name}: a driver came, ${this.#queues.size === 1 ? "1 queue" : `${this.#queues.size} queues`}`);
-    }
-    this.#status = status;
-  }
-
-  async #start(): Promise<void> {
-    const { device } = this;
-    const word = encodeU64(0n);
-    ioctl(this.#fd.fd, VDUSE.DEV_GET_FEATURES, word, "VDUSE_DEV_GET_FEATURES");
-    this.#features = viewOf(word).getBigUint64(0, true);
-    await device.iotlbChanged();
-    await device.setFeatures(this.#features & ~ACCESS_PLATFORM);
-    for (let index = 0; index < device.info.queueNum; index++) await this.#startQueue(index);
-  }
-
-  async #startQueue(index: number): Promise<void> {
-    const { device } = this;
-    const record = newVqInfo(index);
-    ioctl(this.#fd.fd, VDUSE.VQ_GET_INFO, record, "VDUSE_VQ_GET_INFO");
-    const info = decodeVqInfo(record, hasBit(this.#features, VIRTIO_FEATURE_BITS.RING_PACKED));
-    if (!info.ready) return;
-    const queue = { kick: createEventfd(), call: createEventfd() };
-    this.#queues.set(index, queue);
-    await device.setVringNum(index, info.num);
-    await device.setVringBase(index, info.base);
-    await device.setVringAddresses(index, info.addresses);
-    await device.setVringCall(index, queue.call.fd);
-    await device.setVringEnable(index, true);
-    // The kernel signals at once a kick that came before.
-    ioctl(this.#fd.fd, VDUSE.VQ_SETUP_KICKFD, encodeVqKick(index, queue.kick.fd), "VDUSE_VQ_SETUP_KICKFD");
-    await device.setVringKick(index, queue.kick.fd);
-    this.#forwardCalls(index, queue.call).catch((error) => {
-      if (!(error instanceof ReactorCancelled)) this.#warn(error, `queue ${index} cannot interrupt`);
-    });
-  }
-
-  async #forwardCalls(index: number, call: OwnedFd): Promise<void> {
-    const argument = new Uint8Array(4);
-    viewOf(argument).setUint32(0, index, true);
-    while (!call.closed) {
-      await readable(call.fd);
-      if (call.closed) return;
-      drainEventfd(call.fd);
-      while (!this.#inject(argument)) {
-        await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-        if (call.closed) return;
-      }
-    }
-  }
-
-  // EINVAL: the kernel sets DRIVER_OK after it has our answer to it, and interrupts nobody before.
-  #inject(argument: Uint8Array<ArrayBuffer>): boolean {
-    try {
-      ioctl(this.#fd.fd, VDUSE.VQ_INJECT_IRQ, argument, "VDUSE_VQ_INJECT_IRQ");
-      return true;
-    } catch (error) {
-      if (error instanceof SysError && error.errno === ERRNO.EINVAL) return false;
-      throw error;
-    }
-  }
-
-  async #stop(): Promise<void> {
-    for (const { call } of this.#queues.values()) cancelWaits(call.fd);
-    await this.device.reset();
-    for (const { kick, call } of this.#queues.values()) {
-      kick.close();
-      call.close();
-    }
-    this.#queues.clear();
-    this.#features = 0n;
   }
 
   #warn(error: unknown, what: string): void {
@@ -288,7 +173,7 @@ export class VduseDevice implements AsyncDisposable {
     this.#closed = true;
     cancelWaits(this.#fd.fd);
     await this.#serving;
-    await this.#stop();
+    await this.#session.stop();
     this.#fd.close();
     if (!destroyDevice(this.#control.fd, this.name)) {
       this.events.warn?.(`${this.name} is on the vdpa bus still, without anybody to serve it; take it off: vdpa dev del ${this.name}`);
@@ -300,6 +185,22 @@ export class VduseDevice implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+function kernelOf(fd: number): VduseKernel {
+  return {
+    features() {
+      const word = encodeU64(0n);
+      ioctl(fd, VDUSE.DEV_GET_FEATURES, word, "VDUSE_DEV_GET_FEATURES");
+      return viewOf(word).getBigUint64(0, true);
+    },
+    vqInfo(index, packed) {
+      const record = newVqInfo(index);
+      ioctl(fd, VDUSE.VQ_GET_INFO, record, "VDUSE_VQ_GET_INFO");
+      return decodeVqInfo(record, packed);
+    },
+    setKick: (index, kick) => void ioctl(fd, VDUSE.VQ_SETUP_KICKFD, encodeVqKick(index, kick), "VDUSE_VQ_SETUP_KICKFD"),
+  };
 }
 
 // A block device's whole configuration space.

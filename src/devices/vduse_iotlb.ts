@@ -1,5 +1,5 @@
 /**
- * The memory that a VDUSE device may use, in the device's worker: asked of the kernel range by range, each with the file that
+ * The memory that a VDUSE device may use, and the way to its driver's interrupt, in the device's worker: asked of the kernel range by range, each with the file that
  * it lies in, and mapped here.
  *
  * The kernel says when ranges go (UPDATE_IOTLB) and not when they come: bounce buffers appear with a driver's first
@@ -90,6 +90,22 @@ export class VduseIotlb implements Disposable {
   /** The same as {@linkcode clear}. */
   [Symbol.dispose](): void {
     this.clear();
+  }
+}
+
+/**
+ * Calls the driver of a queue. @param argument the queue's number, u32
+ *
+ * @returns false before DRIVER_OK: the kernel sets that when it has the answer to it, and interrupts nobody before
+ * @throws SysError EPERM when the kernel gave the device up
+ */
+export function injectInterrupt(fd: number, argument: Uint8Array<ArrayBuffer>): boolean {
+  try {
+    ioctl(fd, VDUSE.VQ_INJECT_IRQ, argument, "VDUSE_VQ_INJECT_IRQ");
+    return true;
+  } catch (error) {
+    if (error instanceof SysError && error.errno === ERRNO.EINVAL) return false;
+    throw error;
   }
 }
 

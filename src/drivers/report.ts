@@ -16,6 +16,18 @@ export interface LatencyReport {
   max: number;
 }
 
+/** How a network workload went. */
+export interface NetReport {
+  /** Frames sent. */
+  sent: number;
+  /** Frames received, each once, of all streams. */
+  received: number;
+  /** Frames that have not come: of those sent where they are expected back, otherwise those that later ones have overtaken. */
+  missing: number;
+  /** Longest time between two frames of one stream, also over a migration, milliseconds. */
+  longestGapMs: number;
+}
+
 /** How a workload went. All counts are since the workload began, also on another host. */
 export interface DriverReport {
   /** Requests whose answer came and was right. */
@@ -48,6 +60,8 @@ export interface DriverReport {
   longestStallMs: number;
   /** The first few faults in words. */
   faults: string[];
+  /** Network workloads only. */
+  net?: NetReport;
 }
 
 const STEPS = 16;
@@ -76,7 +90,8 @@ export class Histogram {
     if (us > this.#max) this.#max = us;
   }
 
-  #percentile(share: number): number {
+  /** What a share (0 to 1) of the values did not exceed, to one part in 16; 0 when it is empty. */
+  percentile(share: number): number {
     const rank = share * this.#total;
     let seen = 0;
     for (let bucket = 0; bucket < BUCKETS; bucket++) {
@@ -93,9 +108,9 @@ export class Histogram {
   report(): LatencyReport {
     const round = (us: number) => Math.round(us * 10) / 10;
     return {
-      p50: round(this.#percentile(0.5)),
-      p99: round(this.#percentile(0.99)),
-      p999: round(this.#percentile(0.999)),
+      p50: round(this.percentile(0.5)),
+      p99: round(this.percentile(0.99)),
+      p999: round(this.percentile(0.999)),
       max: round(this.#max),
     };
   }

@@ -13,6 +13,7 @@ import { GuestQueue } from "./guest_queue.ts";
 import { RamLayout } from "./layout.ts";
 import { LoopbackWorkload } from "./loopback_workload.ts";
 import type { LogCommand, OpenCommand, RunCommand, WorkerState } from "./messages.ts";
+import { NetWorkload } from "./net_workload.ts";
 import { type DriverCounters, type DriverReport, Histogram, newCounters } from "./report.ts";
 import type { GuestRam, Workload } from "./workload.ts";
 
@@ -20,7 +21,9 @@ const CONTROL = 0x7fff_ffff;
 const FAULTS_KEPT = 10;
 // How long the driver sleeps before it looks whether a call got lost.
 const LOOK_MS = 250;
-const LOOK_AGAIN_MS = 20;
+const LOOK_AGAIN_MS = 250;
+// A throttled driver runs for so long, and then stands still for as long as its share says.
+const RUN_SLICE_MS = 2;
 
 class DriverWorker {
   readonly #port: WorkerPort;
@@ -35,11 +38,15 @@ class DriverWorker {
   #deadline = Infinity;
   #runningSince: number | undefined;
   #lastProgress = 0;
+  #lookedAt = 0;
   #paused = false;
   #pausedAt = 0;
   #closed = false;
   #drainUntil = Infinity;
   #waiters: WorkerCommand[] = [];
+  #throttlePercent = 0;
+  #sliceSince = 0;
+  #stillUntil = 0;
 
   constructor(port: WorkerPort) {
     this.#port = port;
@@ -48,15 +55,40 @@ class DriverWorker {
 
   async run(): Promise<void> {
     while (!this.#closed) {
-      const count = this.#epoll.wait(this.#paused ? -1 : this.#timeout());
+      const still = this.#stillMs();
+      const count = this.#epoll.wait(this.#paused ? -1 : still > 0 ? still : this.#timeout());
       const commanded = this.#note(count);
       if (commanded) { for (const command of await this.#port.commands()) this.#obey(command); }
-      if (this.#paused || this.#closed) continue;
-      if (count === 0) this.#lookForLostCalls();
+      // What came while the driver stands still is noted, and looked at later.
+      if (this.#paused || this.#closed || this.#stillMs() > 0) continue;
+      if (count === 0 && still === 0) this.#lookForLostCalls();
       for (const queue of this.#queues) this.#serve(queue);
       this.#checkEnd();
+      this.#endSlice();
     }
     this.#epoll.close();
+  }
+
+  #stillMs(): number {
+    return this.#stillUntil === 0 ? 0 : Math.max(0, Math.ceil(this.#stillUntil - performance.now()));
+  }
+
+  #endSlice(): void {
+    if (this.#throttlePercent === 0) return;
+    const now = performance.now();
+    if (this.#stillUntil > 0) {
+      // The first thing done after standing still: a new slice began with it, however late that was.
+      this.#stillUntil = 0;
+      this.#sliceSince = now;
+    }
+    if (now - this.#sliceSince < RUN_SLICE_MS) return;
+    this.#stillUntil = now + RUN_SLICE_MS * this.#throttlePercent / (100 - this.#throttlePercent);
+  }
+
+  #throttle(percent: number): void {
+    this.#throttlePercent = Math.min(99, Math.max(0, percent));
+    this.#stillUntil = 0;
+    this.#sliceSince = performance.now();
   }
 
   #note(count: number): boolean {
@@ -70,7 +102,15 @@ class DriverWorker {
   }
 
   get #inflight(): number {
-    return this.#queues.reduce((sum, queue) => sum + queue.inflight, 0);
+    return this.#queues.reduce((sum, queue) => this.#background(queue) ? sum : sum + queue.inflight, 0);
+  }
+
+  #background(queue: GuestQueue): boolean {
+    return this.#workload.background?.(queue.index) ?? false;
+  }
+
+  get #settled(): boolean {
+    return this.#workload.settled ?? true;
   }
 
   get #filling(): boolean {
@@ -80,17 +120,23 @@ class DriverWorker {
   #timeout(): number {
     if (this.#queues.some((queue) => queue.called && queue.broken === undefined)) return 0;
     if (this.#run === undefined && this.#inflight === 0 && this.#waiters.length === 0) return -1;
-    const next = Math.min(this.#deadline, this.#drainUntil) - performance.now();
+    const due = this.#filling && this.#workload.nextDue ? this.#workload.nextDue : Infinity;
+    const next = Math.min(this.#deadline, this.#drainUntil, due) - performance.now();
     return Math.max(0, Math.min(LOOK_MS, Math.ceil(next)));
   }
 
   // Nothing came for a while. What lies in the used ring without a call, also a little later, was not announced.
   #lookForLostCalls(): void {
+    const now = performance.now();
+    // A paced workload wakes for its next request, not because nothing came.
+    if (this.#workload.nextDue && now - this.#lookedAt < LOOK_MS) return;
+    this.#lookedAt = now;
     const suspects = this.#queues.filter((queue) =>
       queue.broken === undefined && !queue.called && this.#guard(queue, () => queue.enableCalls())
     );
     if (suspects.length === 0) return;
-    this.#note(this.#epoll.wait(LOOK_AGAIN_MS));
+    // A command ends the wait: the suspicion was not tested, and comes up again.
+    if (this.#note(this.#epoll.wait(LOOK_AGAIN_MS))) return;
     for (const queue of suspects) {
       if (queue.called) continue;
       this.#counters.missedCalls++;
@@ -120,7 +166,8 @@ class DriverWorker {
         const taken = queue.take(this);
         const now = performance.now();
         if (taken > 0) this.#progress(now);
-        if (this.#filling) this.#fill(queue, now);
+        if (this.#background(queue)) queue.fill(this.#workload, Infinity, now);
+        else if (this.#filling) this.#fill(queue, now);
         if (!queue.enableCalls()) return;
       }
       queue.called = true;
@@ -141,7 +188,9 @@ class DriverWorker {
 
   /** Called by the queues. */
   finished(_queue: GuestQueue, slot: number, written: number, startedMs: number): void {
-    if (this.#workload.finish(slot, written)) this.#counters.completed++;
+    const right = this.#workload.finish(slot, written);
+    if (right === undefined) return;
+    if (right) this.#counters.completed++;
     else this.#counters.corrupted++;
     this.#latency.add((performance.now() - startedMs) * 1000);
   }
@@ -159,12 +208,13 @@ class DriverWorker {
       if (enough || stuck) this.#drainUntil = now + run.drainMs;
     }
     if (this.#drainUntil === Infinity) return;
-    const live = this.#queues.some((queue) => queue.broken === undefined && queue.inflight > 0);
+    const live = !this.#settled ||
+      this.#queues.some((queue) => queue.broken === undefined && queue.inflight > 0 && !this.#background(queue));
     if (live && now < this.#drainUntil) return;
     this.#stopClock(now);
     this.#drainUntil = this.#deadline = Infinity;
     this.#run = undefined;
-    const report = this.#report(this.#inflight);
+    const report = this.#report(Math.max(this.#inflight, this.#workload.lost ?? 0));
     for (const command of this.#waiters.splice(0)) this.#port.reply(command, report);
     this.#port.emit({ finished: report });
   }
@@ -217,6 +267,7 @@ class DriverWorker {
       latencyUs: this.#latency.report(),
       longestStallMs: Math.max(longestStallMs, stall),
       faults: [...this.#faults],
+      ...(this.#workload.report === undefined ? {} : { net: this.#workload.report() }),
     };
   }
 
@@ -249,17 +300,29 @@ class DriverWorker {
           signalEventfd(queue.fds.kick);
         }
         return undefined;
+      case "throttle":
+        this.#throttle(command.data as number);
+        return undefined;
       case "drain":
         this.#waiters.push(command);
         this.#drainUntil = Math.min(this.#drainUntil, now + (command.data as number));
         return LATER;
       case "report":
         return this.#report(0);
+      case "latencies":
+        return this.#latency.save();
       case "log":
         this.#setLog(command.data as LogCommand);
         return undefined;
       case "save":
         return this.#save();
+      case "control":
+        if (!(this.#workload instanceof NetWorkload)) {
+          throw new SvqError("NO_CONTROL_QUEUE", "The driver has no control queue of this device");
+        }
+        this.#workload.control(command.data as Uint8Array, (ok) => this.#port.reply(command, ok));
+        this.#queues.at(-1)!.called = true;
+        return LATER;
       case "close":
         this.#closed = true;
         return undefined;
@@ -279,6 +342,8 @@ class DriverWorker {
     const tally = { counters: this.#counters, fault: (text: string) => this.#fault(text) };
     this.#workload = workload.kind === "blk"
       ? new BlkWorkload(this.#ram, workload.options, tally)
+      : workload.kind === "net"
+      ? new NetWorkload(this.#ram, workload.options, tally)
       : new LoopbackWorkload(this.#ram, workload.options, tally);
     this.#queues = queues.map((fds, index) => new GuestQueue(index, this.#ram, features, fds));
     if (state !== undefined) this.#restore(state);

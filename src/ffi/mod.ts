@@ -18,3 +18,5 @@ export * from "./datagram.ts";
 export * from "./tcp_socket.ts";
 export * from "./thread.ts";
 export * from "./worker_link.ts";
+export * from "./reference.ts";
+export * from "./window.ts";

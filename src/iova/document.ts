@@ -3,7 +3,7 @@
  *
  * @module
  */
-import type { IovaPermission } from "./allocation.ts";
+import type { IovaAllocation, IovaPermission } from "./allocation.ts";
 import type { IovaPlan, TranslatedReason } from "./plan.ts";
 import { formatAddress, type IovaRange } from "./range.ts";
 
@@ -13,6 +13,25 @@ export interface RangeDocument {
   first: string;
   /** Highest address. */
   last: string;
+}
+
+/** One allocation in JSON. */
+export interface AllocationDocument {
+  /** First address, `0x…`. */
+  iova: string;
+  /** Bytes. */
+  size_bytes: number;
+  /** Address space. */
+  asid: number;
+  /** What the device may do there. */
+  perm: IovaPermission;
+  /** Owner. */
+  tag: string;
+}
+
+/** An allocation as {@linkcode IovaDocument} has it. */
+export function allocationDocument({ iova, size, asid, perm, tag }: IovaAllocation): AllocationDocument {
+  return { iova: formatAddress(iova), size_bytes: Number(size), asid, perm, tag };
 }
 
 /** See the module text. Addresses are `0x…` strings; within version 1 keys are only added. */
@@ -39,7 +58,7 @@ export interface IovaDocument {
     detail?: string;
   }[];
   /** Everything allocated: guest memory and arenas, by address space and IOVA. */
-  allocations: { iova: string; size_bytes: number; asid: number; perm: IovaPermission; tag: string }[];
+  allocations: AllocationDocument[];
   /** Free ranges, by address space and address. */
   free: (RangeDocument & { asid: number })[];
   /** 1 − largest free range / all free bytes, of the address space where it is worst. */
@@ -75,9 +94,7 @@ export function iovaDocument(plan: IovaPlan): IovaDocument {
       ...(reason === undefined ? {} : { reason }),
       ...(detail === undefined ? {} : { detail }),
     })),
-    allocations: plan.spaces.flatMap((space) =>
-      space.entries().map(({ iova, size, asid, perm, tag }) => ({ iova: formatAddress(iova), size_bytes: Number(size), asid, perm, tag }))
-    ),
+    allocations: plan.spaces.flatMap((space) => space.entries().map(allocationDocument)),
     free: plan.spaces.flatMap((space) => space.freeRanges().map((range) => ({ ...hex(range), asid: space.asid }))),
     fragmentation: Math.max(...spaces.map(({ fragmentation }) => fragmentation)),
     spaces,

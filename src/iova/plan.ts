@@ -12,7 +12,7 @@
 import { EXIT, SvqError } from "../errors.ts";
 import { ADDRESS_LIMIT } from "../memory/region.ts";
 import { formatSizeExact } from "../units.ts";
-import type { IovaPermission } from "./allocation.ts";
+import type { IovaAllocation, IovaPermission } from "./allocation.ts";
 import { IovaSpace } from "./allocator.ts";
 import { ExtentTree } from "./extent_tree.ts";
 import { formatAddress, formatRange, intersectRanges, type IovaRange, type ReservedRange } from "./range.ts";
@@ -89,6 +89,22 @@ export interface PlannedRegion {
   readonly detail?: string;
 }
 
+/** A range that somebody asks for by name, beside guest memory and arenas. */
+export interface ReservationRequest {
+  /** Bytes, a multiple of the page size. */
+  size: number;
+  /** Place it here and nowhere else. */
+  iova?: number | undefined;
+  /** Only multiples of this many bytes (power of two). */
+  align?: number | undefined;
+  /** Address space (default 0). */
+  asid?: number | undefined;
+  /** Default `rw`. */
+  perm?: IovaPermission | undefined;
+  /** For people. */
+  tag: string;
+}
+
 /** A placed arena. */
 export interface PlannedArena {
   /** As requested. */
@@ -124,6 +140,7 @@ export class IovaPlan {
   readonly spaces: readonly IovaSpace[];
   readonly #regions: readonly ExtentTree<PlannedRegion>[];
   readonly #arenas: PlannedArena[] = [];
+  readonly #reservations = new Set<IovaAllocation>();
 
   /** An empty layout. @throws {SvqError} IOVA_INVALID, IOVA_ADDRESS_LIMIT when no part of the range is below 2^52, IOVA_EXHAUSTED for an empty range */
   constructor({ ranges, reserved = [], align = 4096, asids = 1 }: Omit<PlanRequest, "regions" | "arenas">) {
@@ -269,6 +286,45 @@ export class IovaPlan {
     space.free(BigInt(arena.iova), BigInt(arena.size));
     this.#arenas.splice(index, 1);
     return arena;
+  }
+
+  /** Ranges that were asked for, in order of address space and address. */
+  get reservations(): IovaAllocation[] {
+    return this.spaces.flatMap((space) => space.entries().filter((entry) => this.#reservations.has(entry)));
+  }
+
+  /**
+   * Takes a range out of what is free, top-down from the end of the usable range unless it is fixed.
+   *
+   * @throws {SvqError} IOVA_EXHAUSTED, IOVA_UNALIGNED, IOVA_INVALID, IOVA_ADDRESS_LIMIT, IOVA_NO_SUCH_ASID; for a fixed IOVA also
+   * IOVA_OVERLAP, IOVA_RESERVED, IOVA_OUTSIDE_RANGE
+   */
+  reserve({ size, iova, align, asid = 0, perm = "rw", tag }: ReservationRequest): IovaAllocation {
+    const space = this.space(asid);
+    const bytes = BigInt(address(size, "Size"));
+    const options = { tag, perm, ...(align === undefined ? {} : { align: BigInt(align) }) };
+    const placed = iova === undefined ? space.allocTopDown(bytes, options) : space.allocAt(BigInt(address(iova, "IOVA")), bytes, options);
+    this.#reservations.add(placed);
+    return placed;
+  }
+
+  /**
+   * Gives back what {@linkcode IovaPlan.reserve} took; without a size, the one that begins at `iova`.
+   *
+   * @throws {SvqError} IOVA_NOT_ALLOCATED, IOVA_PARTIAL_FREE, IOVA_OWNED (guest memory and arenas), IOVA_NO_SUCH_ASID
+   */
+  unreserve({ iova, size, asid = 0 }: { iova: number; size?: number | undefined; asid?: number | undefined }): IovaAllocation {
+    const space = this.space(asid);
+    const at = BigInt(address(iova, "IOVA"));
+    const found = space.find(at);
+    if (found !== undefined && !this.#reservations.has(found)) {
+      throw new SvqError("IOVA_OWNED", `${formatAddress(at)} belongs to ${found.tag}, which was not allocated by hand`, {
+        hint: "Guest memory goes when the VMM unplugs it, shadow rings go with the relay; only what `svq iova alloc` made can be freed.",
+      });
+    }
+    const freed = space.free(at, size === undefined ? found?.size ?? space.pageSize : BigInt(address(size, "Size")));
+    this.#reservations.delete(freed);
+    return freed;
   }
 
   #check(request: RegionRequest): RegionRequest {

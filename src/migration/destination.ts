@@ -9,7 +9,7 @@ import { EmbeddedDriver } from "../drivers/embedded_driver.ts";
 import { RamLayout } from "../drivers/layout.ts";
 import { decodeDriverState, type DriverState } from "../drivers/state.ts";
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
-import { createMemfd, ReactorCancelled, type UnixListener, type UnixStream } from "../ffi/mod.ts";
+import { createMemfd, ReactorCancelled, type UnixStream } from "../ffi/mod.ts";
 import type { Relay, RelayConfig } from "../relay/relay.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { Channel, type FrameHead } from "./channel.ts";
@@ -19,6 +19,8 @@ import { encodeOutcome, hexText, type OutcomeName, reportOf, welcome } from "./h
 import { checkOffer, decodeOffer, type Offer } from "./offer.ts";
 import { PageMap, PageReceiver } from "./pages.ts";
 import { FRAME, SESSION_BYTES, violation } from "./protocol.ts";
+import { encodeSamples, type Sample, Sampler } from "./timeline.ts";
+import type { StreamListener } from "./uri.ts";
 
 /** Connections served at the same time. */
 const MAX_CONNECTIONS = 8;
@@ -51,7 +53,7 @@ interface Session {
 
 /** Waits for guests. */
 export class Destination implements AsyncDisposable {
-  readonly #listener: UnixListener;
+  readonly #listener: StreamListener;
   readonly #options: DestinationOptions;
   readonly #sessions = new Map<string, Session>();
   readonly #open = new Set<Channel>();
@@ -63,7 +65,7 @@ export class Destination implements AsyncDisposable {
   #closed = false;
 
   /** Takes ownership of a listening socket and serves at once. */
-  constructor(listener: UnixListener, options: DestinationOptions) {
+  constructor(listener: StreamListener, options: DestinationOptions) {
     this.#listener = listener;
     this.#options = options;
     this.#arrived.promise.catch(() => {});
@@ -165,7 +167,9 @@ export class Destination implements AsyncDisposable {
     let driver: EmbeddedDriver | undefined;
     try {
       await checkOffer(offer, device, this.#options.maxMemory);
-      relay = newRelay(device, this.#options.relay, log);
+      // A guest with packed rings keeps them: where the device has none, the relay shadows them.
+      const config: RelayConfig = offer.ram.packed ? { ...this.#options.relay, guestRing: "packed" } : this.#options.relay;
+      relay = newRelay(device, config, log);
       const { ram, features, workload } = offer;
       driver = await EmbeddedDriver.standby(relay, createMemfd("guest-ram", ram.ramSize), { ram, features, workload });
       await channel.sendJson(FRAME.ACCEPT, { features: `0x${features.toString(16)}` });
@@ -242,6 +246,8 @@ export class Destination implements AsyncDisposable {
   async #report(channel: Channel, driver: EmbeddedDriver): Promise<void> {
     const end = driver.finished().then((report) => ({ report, final: true }));
     end.catch(() => {});
+    const samples: Sample[] = [];
+    using _sampler = new Sampler(driver, performance.now(), (sample) => samples.push(sample));
     try {
       for (;;) {
         let timer: ReturnType<typeof setTimeout> | undefined;
@@ -249,7 +255,11 @@ export class Destination implements AsyncDisposable {
         const ended = await Promise.race([end, tick]);
         clearTimeout(timer);
         const { report, final } = ended ?? { report: await driver.report(), final: false };
-        await channel.sendJson(FRAME.REPORT, { report: reportOf(report), final });
+        await channel.sendJson(FRAME.REPORT, {
+          report: reportOf(report),
+          final,
+          samples: encodeSamples(samples.splice(0)),
+        });
         if (final) return;
       }
     } catch (error) {

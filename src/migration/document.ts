@@ -44,7 +44,7 @@ export function describeWrong(report: MigrationReport): string {
 
 /** The document `svq.migrate/1` of a migration that has ended. */
 export function migrateDocument(result: MigrationResult, report: MigrationReport | undefined): { schema: string; [key: string]: unknown } {
-  const { outcome, phase, rounds, bytes, downtimeUs, memoryIdentical, estimate, error } = result;
+  const { outcome, phase, rounds, bytes, downtimeUs, memoryIdentical, estimate, throttlePercent, error } = result;
   return {
     schema: "svq.migrate/1",
     outcome,
@@ -61,14 +61,16 @@ export function migrateDocument(result: MigrationResult, report: MigrationReport
       rounds: estimate.rounds,
       converges: estimate.converges,
       downtime_us: Math.round(estimate.downtimeMs * 1000),
+      throttle_percent: estimate.throttlePercent,
     },
+    throttle_percent: throttlePercent,
     error,
   };
 }
 
 /** The document `svq.migrate/1` of a migration that goes on. */
 export function progressDocument(progress: MigrationProgress): { schema: string; [key: string]: unknown } {
-  const { phase, rounds, remainingPages, bytes, bandwidth, estimateMs } = progress;
+  const { phase, rounds, remainingPages, bytes, bandwidth, estimateMs, throttlePercent } = progress;
   return {
     schema: "svq.migrate/1",
     outcome: "running",
@@ -82,6 +84,7 @@ export function progressDocument(progress: MigrationProgress): { schema: string;
     remaining_pages: remainingPages,
     bandwidth_bytes_per_s: Math.round(bandwidth),
     estimated_downtime_us: estimateMs === null ? null : Math.round(estimateMs * 1000),
+    throttle_percent: throttlePercent,
   };
 }
 

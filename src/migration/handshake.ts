@@ -7,6 +7,7 @@ import type { DriverReport } from "../drivers/report.ts";
 import { ERRNO, SysError, type UnixStream } from "../ffi/mod.ts";
 import { Channel, lossOf } from "./channel.ts";
 import { commonVersion, decodeHello, encodeHello, FRAME, SESSION_BYTES, VERSION, VERSION_MIN, violation } from "./protocol.ts";
+import { decodeSamples, type Sample } from "./timeline.ts";
 
 const HELLO_MS = 10_000;
 
@@ -136,13 +137,13 @@ function decodeReport(value: unknown): MigrationReport {
 /** Receives reports until the last one. @returns undefined when the link was lost before */
 export async function receiveReports(
   channel: Channel,
-  onReport?: (report: MigrationReport) => void,
+  onReport?: (report: MigrationReport, samples: Sample[]) => void,
 ): Promise<MigrationReport | undefined> {
   try {
     for (;;) {
       const document = await channel.readJson(await channel.receiveHead([FRAME.REPORT]));
       const report = decodeReport(document.report);
-      onReport?.(report);
+      onReport?.(report, decodeSamples(document.samples));
       if (document.final === true) return report;
     }
   } catch (error) {

@@ -6,7 +6,8 @@
 import { EXIT, SvqError } from "../errors.ts";
 import { RamLayout, type RamOptions } from "../drivers/layout.ts";
 import type { WorkloadOptions } from "../drivers/messages.ts";
-import { featureNames } from "../uapi/virtio.ts";
+import { bitsOf } from "../uapi/bits.ts";
+import { featureNames, VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import { decodeBlkConfig } from "../uapi/virtio_blk.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { violation } from "./protocol.ts";
@@ -138,17 +139,21 @@ export function availableMemory(): number {
  * Can the guest live on this device and this host?
  *
  * @param limit most bytes of guest memory to take
- * @throws SvqError MISSING_FEATURE, TOO_FEW_QUEUES, DISK_DIFFERS, NO_MEMORY: each says what is the matter
+ * @throws SvqError MISSING_FEATURE, TOO_FEW_QUEUES, RING_TOO_LARGE, DISK_DIFFERS, NO_MEMORY: each says what is the matter
  */
 export async function checkOffer(offer: Offer, device: VhostBackend, limit: number): Promise<void> {
   const { info } = device;
-  const missing = offer.features & ~await device.getFeatures();
+  // Rings are the relay's business: it offers the guest's kind whatever the device has.
+  const missing = offer.features & ~await device.getFeatures() & ~bitsOf([VIRTIO_FEATURE_BITS.RING_PACKED]);
   if (missing !== 0n) {
     const names = featureNames(info.deviceId ?? 0, missing).join(", ");
     throw refused("MISSING_FEATURE", `${info.address} lacks ${names}, which the guest uses`, "choose a device that offers them");
   }
   if (offer.ram.queues > info.queueNum) {
     throw refused("TOO_FEW_QUEUES", `${info.address} has ${info.queueNum} queues, the guest uses ${offer.ram.queues}`);
+  }
+  if (info.vringNumMax !== undefined && offer.ram.num > info.vringNumMax) {
+    throw refused("RING_TOO_LARGE", `${info.address} takes rings of ${info.vringNumMax} descriptors, the guest's have ${offer.ram.num}`);
   }
   if (offer.workload.kind === "blk") await checkDisk(offer.workload.options, device);
   const room = Math.min(limit, availableMemory());

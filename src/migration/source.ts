@@ -7,6 +7,7 @@ import { DirtyBitmap } from "../dirty/bitmap.ts";
 import { encodeDriverState } from "../drivers/state.ts";
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { Channel, linkLost, lossOf, RemoteError } from "./channel.ts";
+import { Convergence } from "./convergence.ts";
 import { digestText } from "./digest.ts";
 import { estimateMigration, FIXED_MS } from "./estimate.ts";
 import { greet, type MigrationReport, receiveReports, settleDoubt } from "./handshake.ts";
@@ -23,6 +24,7 @@ import {
   PHASES,
   type SourceOptions,
 } from "./source_types.ts";
+import type { Sample } from "./timeline.ts";
 
 export * from "./source_types.ts";
 
@@ -45,6 +47,7 @@ export class Migration implements Disposable {
   #remaining = 0;
   #estimateMs: number | null = null;
   #estimate: Estimate | null = null;
+  #throttlePercent = 0;
 
   /** Nothing happens before {@linkcode run}. */
   constructor(guest: SourceGuest, options: SourceOptions) {
@@ -62,6 +65,7 @@ export class Migration implements Disposable {
       bytes: this.#channel?.bytesSent ?? 0,
       bandwidth: this.#bandwidth,
       estimateMs: this.#estimateMs,
+      throttlePercent: this.#throttlePercent,
     };
   }
 
@@ -120,6 +124,7 @@ export class Migration implements Disposable {
       downtimeUs: outcome === "completed" ? this.#downtime() : null,
       memoryIdentical: this.#memoryIdentical,
       estimate: this.#estimate,
+      throttlePercent: this.#throttlePercent,
       error: error === null ? null : toErrorRecord(error),
     };
   }
@@ -172,7 +177,6 @@ export class Migration implements Disposable {
   }
 
   async #watch(): Promise<void> {
-    const { maxBandwidth, downtimeLimitMs, maxIterations } = this.#options;
     this.#touched = true;
     await this.#guest.logOn();
     const begun = performance.now();
@@ -180,7 +184,7 @@ export class Migration implements Disposable {
     const dirtyPages = this.#guest.harvest(DirtyBitmap.covering(this.#guest.map.endGpa));
     const ms = performance.now() - begun;
     await this.#guest.logOff();
-    this.#estimate = estimateMigration({ pages: this.#guest.map.pages, dirtyPages, ms, maxBandwidth, downtimeLimitMs, maxIterations });
+    this.#estimate = estimateMigration({ ...this.#options, pages: this.#guest.map.pages, dirtyPages, ms });
   }
 
   #onPages(done: number): void {
@@ -196,7 +200,7 @@ export class Migration implements Disposable {
 
   async #precopy(sender: PageSender, dirty: DirtyBitmap): Promise<void> {
     const { map } = this.#guest;
-    const { downtimeLimitMs, maxIterations, onNoConvergence } = this.#options;
+    const convergence = new Convergence(this.#options);
     this.#guest.harvest(dirty);
     map.markAll(dirty);
     for (let round = 1;; round++) {
@@ -211,19 +215,15 @@ export class Migration implements Disposable {
       const estimateMs = FIXED_MS + dirtyPages * pace;
       this.#estimateMs = estimateMs;
       this.#remaining = dirtyPages;
-      this.#options.onEvent?.({ kind: "round", round: result, dirtyPages, estimateMs });
+      const next = convergence.next({ sent: result.pages, dirty: dirtyPages, estimateMs });
+      const { throttlePercent } = convergence;
+      this.#options.onEvent?.({ kind: "round", round: result, dirtyPages, estimateMs, throttlePercent });
       if (this.#cancelled !== undefined) throw this.#cancelled;
-      if (estimateMs <= downtimeLimitMs) return;
-      if (round < maxIterations) continue;
-      if (onNoConvergence === "stop") return;
-      throw new SvqError(
-        "NO_CONVERGENCE",
-        `After ${round} rounds ${dirtyPages} pages are still dirty: stopping would take about ${Math.round(estimateMs)} ms`,
-        {
-          exitCode: EXIT.migrationAborted,
-          hint: "allow a longer --downtime-limit, more --max-bandwidth, or use --on-no-convergence stop",
-        },
-      );
+      if (next === "stop") return;
+      if (next === "give-up") throw noConvergence(round, dirtyPages, estimateMs, throttlePercent);
+      if (throttlePercent === this.#throttlePercent) continue;
+      this.#throttlePercent = throttlePercent;
+      await this.#guest.throttle(throttlePercent);
     }
   }
 
@@ -284,7 +284,7 @@ export class Migration implements Disposable {
     } catch (error) {
       // The destination's own word that it has not started.
       if (error instanceof RemoteError) throw error;
-      const loss = lossOf(error);
+      const loss = this.#options.endIsProof ? lossOf(error) : "silence";
       channel.close();
       const outcome = await settleDoubt(this.#session, this.#options.connect, {
         timeoutMs: this.#options.timeoutMs,
@@ -303,10 +303,10 @@ export class Migration implements Disposable {
   /**
    * After `completed`, with `follow`: waits for the guest's end at the destination.
    *
-   * @param onReport called with each report
+   * @param onReport called with each report, and what happened since the one before: times since the destination ran
    * @returns undefined when the link was lost meanwhile; the destination goes on nevertheless
    */
-  async follow(onReport?: (report: MigrationReport) => void): Promise<MigrationReport | undefined> {
+  async follow(onReport?: (report: MigrationReport, samples: Sample[]) => void): Promise<MigrationReport | undefined> {
     if (this.#channel === undefined || this.#channel.closed) return undefined;
     return await receiveReports(this.#channel, onReport);
   }
@@ -325,6 +325,18 @@ export class Migration implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+function noConvergence(rounds: number, dirtyPages: number, estimateMs: number, throttlePercent: number): SvqError {
+  const slowed = throttlePercent > 0 ? ` although the guest was held still for ${throttlePercent} % of its time` : "";
+  return new SvqError(
+    "NO_CONVERGENCE",
+    `After ${rounds} rounds ${dirtyPages} pages are still dirty${slowed}: stopping would take about ${Math.round(estimateMs)} ms`,
+    {
+      exitCode: EXIT.migrationAborted,
+      hint: "allow a longer --downtime-limit, more --max-iterations or --max-bandwidth, or use --on-no-convergence throttle or stop",
+    },
+  );
 }
 
 /** The migration was cancelled. */

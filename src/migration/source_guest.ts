@@ -27,6 +27,7 @@ export class SourceGuest implements Disposable {
   #log: Mapping | undefined;
   #stopping: Promise<unknown> | undefined;
   #late: Promise<void> | undefined;
+  #throttled = 0;
 
   /** A guest that runs on `relay`. */
   constructor(driver: EmbeddedDriver, relay: Relay) {
@@ -97,13 +98,25 @@ export class SourceGuest implements Disposable {
     throw drainTimeout(timeoutMs);
   }
 
+  /**
+   * Holds the guest still for a share of its time, so that it and its device write less.
+   *
+   * @param percent 0 to 99; 0: full speed
+   */
+  async throttle(percent: number): Promise<void> {
+    if (percent === this.#throttled) return;
+    this.#throttled = percent;
+    await this.#driver.throttle(percent);
+  }
+
   /** All that the destination needs besides memory; after {@linkcode stop}. */
   exportState(): Promise<DriverState> {
     return this.#driver.exportState();
   }
 
-  /** Undoes everything: the guest goes on here, without a log. */
+  /** Undoes everything: the guest goes on here at full speed, without a log. */
   async goOn(): Promise<void> {
+    await this.throttle(0);
     if (this.#stopping === undefined) {
       await this.#driver.continueHere();
     } else {

@@ -6,6 +6,7 @@
 import type { RunCommand } from "../drivers/messages.ts";
 import type { ErrorRecord } from "../errors.ts";
 import type { UnixStream } from "../ffi/mod.ts";
+import type { ConvergenceOptions } from "./convergence.ts";
 import type { RoundResult } from "./pages.ts";
 
 /** Where a migration is, in order. After `commit` it cannot be undone from here. */
@@ -14,27 +15,26 @@ export const PHASES = ["connect", "offer", "log", "rounds", "stop", "last_round"
 export type Phase = typeof PHASES[number];
 
 /** How a migration is done. */
-export interface SourceOptions {
+export interface SourceOptions extends ConvergenceOptions {
   /** Connects to the destination; called again when the outcome is in doubt. */
   connect: () => Promise<UnixStream>;
   /** Longest silence of the other side, milliseconds. */
   timeoutMs: number;
   /** How long the device may hold its rings when they are stopped, milliseconds. */
   drainTimeoutMs: number;
-  /** The guest is stopped when what is left is expected to take no longer than this, milliseconds. */
-  downtimeLimitMs: number;
   /** Bytes per second while the guest runs; infinite for no limit. */
   maxBandwidth: number;
-  /** Rounds after which the migration does not converge. */
-  maxIterations: number;
-  /** What then: stop the guest nevertheless, or give up. */
-  onNoConvergence: "stop" | "abort";
   /** Compare all of memory on both sides while both stand still. */
   verify: boolean;
   /** Have the destination report how the guest does. */
   follow: boolean;
   /** Only ask whether it would work, and measure how fast the guest writes. */
   dryRun: boolean;
+  /**
+   * The end of the stream, or its reset, proves that the destination never said anything further: what it wrote is delivered
+   * before. So it is where the destination's socket is the link (unix, TCP), and not where bytes wait in a process on their way.
+   */
+  endIsProof: boolean;
   /** How long to ask for the outcome when the link was lost in the hand-over, milliseconds. */
   doubtTimeoutMs: number;
   /** The run that goes on at the destination; default: the one that goes on here. */
@@ -54,13 +54,14 @@ export const DEFAULT_SOURCE_OPTIONS = {
   verify: true,
   follow: true,
   dryRun: false,
+  endIsProof: true,
   doubtTimeoutMs: 60_000,
 } as const satisfies Partial<SourceOptions>;
 
 /** What {@linkcode SourceOptions.onEvent} is told. */
 export type MigrationEvent =
   | { kind: "phase"; phase: Phase }
-  | { kind: "round"; round: RoundResult; dirtyPages: number; estimateMs: number }
+  | { kind: "round"; round: RoundResult; dirtyPages: number; estimateMs: number; throttlePercent: number }
   | { kind: "pages"; round: number; done: number; of: number };
 
 /** The parts of the time in which the guest stood still, microseconds. */
@@ -91,6 +92,8 @@ export interface Estimate {
   converges: boolean;
   /** Expected downtime, milliseconds. */
   downtimeMs: number;
+  /** How much of its time the guest is held still in the end, percent. */
+  throttlePercent: number;
 }
 
 /** Bandwidth that a dry run assumes where no limit is given, bytes per second. */
@@ -112,6 +115,8 @@ export interface MigrationResult {
   memoryIdentical: boolean | null;
   /** After a dry run. */
   estimate: Estimate | null;
+  /** How much of its time the guest was held still at most before it was stopped, percent. */
+  throttlePercent: number;
   /** Why it did not complete. */
   error: ErrorRecord | null;
 }
@@ -130,4 +135,6 @@ export interface MigrationProgress {
   bandwidth: number;
   /** Expected downtime now, milliseconds; null before the first round is done. */
   estimateMs: number | null;
+  /** How much of its time the guest is held still, percent. */
+  throttlePercent: number;
 }

@@ -7,7 +7,7 @@ import { SvqError } from "../errors.ts";
 import { type Iotlb, IotlbMiss } from "../iova/iotlb.ts";
 import { ACCESS } from "../uapi/vhost.ts";
 import { Chain, type RingMemory } from "../vring/queue.ts";
-import type { DataPath } from "./queue_runner.ts";
+import type { DataPath } from "./core.ts";
 
 /**
  * What a ring's addresses name. Buffers are not looked up here but when the chain is translated, since that is where it is

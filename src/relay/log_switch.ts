@@ -36,6 +36,8 @@ export class LogSwitch {
   readonly #context: LogSwitchContext;
   #on = false;
   #markingAll = 0;
+  /** A relay before this one was logging when it ended: what its device wrote last may have no bit. */
+  #tookOver = false;
 
   /** Off. */
   constructor(dirty: DirtyLogging, memory: GuestMemory, context: LogSwitchContext) {
@@ -63,8 +65,19 @@ export class LogSwitch {
     this.#dirty.markAll(this.#memory.regions);
   }
 
-  /** The front-end wants the log on or off. Resolves when every running queue logs, or after the time-out. */
-  async set(on: boolean): Promise<void> {
+  /** The front-end has given memory. */
+  memoryGrew(): void {
+    if (this.#tookOver && this.#on) this.#markAll();
+    this.#tookOver = false;
+  }
+
+  /**
+   * The front-end wants the log on or off. Resolves when every running queue logs, or after the time-out.
+   *
+   * @param first it is the first that this front-end says: its log was on before
+   */
+  async set(on: boolean, first = false): Promise<void> {
+    if (on && first) this.#tookOver = true;
     const { applyMode, log, report } = this.#context;
     if (on !== this.#on) {
       this.#on = on;

@@ -7,6 +7,7 @@ import type { ErrorRecord } from "../errors.ts";
 import type { IotlbEntry } from "../iova/iotlb.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
+import type { InflightChains } from "../vring/inflight.ts";
 
 /** One vring as a Worker sees it: sizes and places. */
 export interface RingPlace {
@@ -64,9 +65,13 @@ export interface QueueStart {
   /** GPA of the used ring when writes to it are logged, otherwise -1. */
   logUsedGpa: number;
   /** The guest's descriptors name addresses of its IOMMU; the ring's parts are given as guest memory all the same. */
-  iommu: boolean;
+  iommu?: boolean;
   /** Start without taking chains from the guest. */
   paused: boolean;
+  /** The queue's part of the in-flight region, bytes of this process, where the front-end has given one. */
+  inflight?: { address: number; size: number };
+  /** What a relay before this one had in flight: it is offered to the device first. */
+  resume?: InflightChains;
 }
 
 /** Where a queue stands. */
@@ -89,7 +94,8 @@ export type WorkerCommand =
   | { type: "renew"; queue: QueueStart }
   | { type: "pause"; index: number; paused: boolean }
   | { type: "poll"; index: number }
-  | { type: "stop"; index: number; abandon?: boolean }
+  /** `keep`: what the in-flight region says stays as it is. */
+  | { type: "stop"; index: number; abandon?: boolean; keep?: boolean }
   | { type: "call"; index: number; fd: number }
   | { type: "logUsed"; index: number; gpa: number }
   | { type: "uses"; gpa: number; size: number }

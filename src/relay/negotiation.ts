@@ -5,30 +5,17 @@
  */
 import { EXIT, SvqError } from "../errors.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
+import { MASKED_FEATURES, maskedOf } from "../vhost/masked.ts";
 import type { DeviceSlot } from "./device_slot.ts";
 import type { RelayConfig } from "./relay_config.ts";
 
 /** The VMM turns the dirty log on with it; never set at the device. */
 export const VHOST_F_LOG_ALL: bigint = 1n << 26n;
 
-// Features that the relay cannot carry between the two sides: docs/features.md has the reasons.
-const NOTIFICATION_DATA = 1n << 38n;
-const RING_RESET = 1n << 40n;
 const ACCESS_PLATFORM = 1n << 33n;
 const INDIRECT_DESC = 1n << 28n;
 const RING_PACKED = 1n << 34n;
 const IN_ORDER = 1n << 35n;
-
-/** Feature bits that the relay hides from the guest. */
-export const MASKED_FEATURES: bigint = NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | VHOST_F_LOG_ALL;
-
-/** Why the relay hides a feature from the guest, in words for the status. */
-const REASONS: readonly { bit: bigint; name: string; reason: string }[] = [
-  { bit: NOTIFICATION_DATA, name: "NOTIFICATION_DATA", reason: "the data of a kick cannot cross an eventfd" },
-  { bit: RING_RESET, name: "RING_RESET", reason: "vhost-user has no message for it" },
-  { bit: ACCESS_PLATFORM, name: "ACCESS_PLATFORM", reason: "a guest's IOMMU is relayed with --guest-iommu only" },
-  { bit: IN_ORDER, name: "IN_ORDER", reason: "--in-order off" },
-];
 
 /** The features of both sides. */
 export class Negotiation {
@@ -135,10 +122,13 @@ export class Negotiation {
   /** What the device offers and the guest does not see, and why. */
   get masked(): { feature: string; reason: string }[] {
     const { inOrder, guestIommu } = this.#config;
-    let hidden = (this.#offered ?? 0n) & (MASKED_FEATURES | IN_ORDER);
-    if (guestIommu) hidden &= ~ACCESS_PLATFORM;
-    if (inOrder !== "off") hidden &= ~IN_ORDER;
-    return REASONS.filter(({ bit }) => (hidden & bit) !== 0n).map(({ name, reason }) => ({ feature: name, reason }));
+    const offered = this.#offered ?? 0n;
+    const hidden = maskedOf(guestIommu ? offered & ~ACCESS_PLATFORM : offered, 0n).map(({ name, text }) => ({
+      feature: name,
+      reason: text,
+    }));
+    if (inOrder === "off" && (offered & IN_ORDER) !== 0n) hidden.push({ feature: "IN_ORDER", reason: "Hidden by --in-order off" });
+    return hidden;
   }
 
   /** Does the guest make chains that the device cannot be given as they are, so that they are rebuilt? */

@@ -88,4 +88,7 @@ export class NotifyRunner implements Runner {
   finish(): QueueProgress {
     return this.progress();
   }
+
+  /** Nothing is held. */
+  close(): void {}
 }

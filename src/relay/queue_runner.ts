@@ -3,97 +3,13 @@
  *
  * @module
  */
-import type { DirtyBitmap } from "../dirty/bitmap.ts";
-import { bufferAt, signalEventfd } from "../ffi/mod.ts";
-import type { Iotlb } from "../iova/iotlb.ts";
-import type { Translation } from "../iova/translation.ts";
-import type { RangeTable } from "../memory/range_table.ts";
-import { DESC_BYTES, packedLayout, splitLayout } from "../vring/layout.ts";
-import { PackedDevice, PackedDriver } from "../vring/packed.ts";
-import { HeadDriver } from "../vring/heads.ts";
-import type { DeviceQueue, DriverQueue, RingMemory } from "../vring/queue.ts";
-import { SplitDevice, SplitDriver } from "../vring/split.ts";
+import { signalEventfd } from "../ffi/mod.ts";
+import type { RelayCore } from "./core.ts";
 import { COUNTER } from "./counters.ts";
-import { IommuChains, iommuMemory } from "./iommu_chains.ts";
 import type { QueueProgress, QueueStart } from "./messages.ts";
-import { ShadowCore } from "./shadow_core.ts";
-
-/** What all queues of a Worker share; replaced while they run. */
-export interface DataPath {
-  /** Guest memory. */
-  memory: RangeTable;
-  /** Where the device finds guest memory; undefined: everywhere IOVA = GPA. */
-  translation: Translation | undefined;
-  /** Where written pages are marked, if anywhere. */
-  dirty: DirtyBitmap | undefined;
-  /** What is known of the guest's IOMMU; the same object all the time. */
-  readonly iotlb: Iotlb;
-  /** An address that the guest's IOMMU maps, perhaps, is not known: the main thread asks. */
-  miss(index: number, iova: number, perm: number): void;
-}
 
 /** Rounds of forwarding and returning before other queues get their turn. */
 const ROUNDS = 8;
-
-function guestQueue(start: QueueStart, path: DataPath, maxChain: number): DeviceQueue {
-  const { num, packed, eventIdx, indirect, inOrder, desc, avail, used, local } = start.guest;
-  const layout = packed ? packedLayout(num) : splitLayout(num);
-  const part = (gpa: number, size: number) => ({ buffer: path.memory.buffer(gpa, size) });
-  // Looked up through the path at each use: memory may be plugged while the queue runs.
-  const memory: RingMemory = start.iommu ? iommuMemory(path, path.iotlb) : {
-    contains: (gpa, length) => path.memory.contains(gpa, length),
-    buffer: (gpa, length) => path.memory.buffer(gpa, length),
-    readWords: (gpa, target, count) => path.memory.readWords(gpa, target, count),
-  };
-  const options = {
-    num,
-    desc: local === undefined ? part(desc, layout.desc.size) : { buffer: bufferAt(local.desc, layout.desc.size) },
-    avail: local === undefined ? part(avail, layout.avail.size) : { buffer: bufferAt(local.avail, layout.avail.size) },
-    used: local === undefined ? part(used, layout.used.size) : { buffer: bufferAt(local.used, layout.used.size) },
-    eventIdx,
-    indirect,
-    inOrder,
-    memory,
-    maxChain,
-    base: start.guestBase,
-  };
-  return packed ? new PackedDevice(options) : new SplitDevice(options);
-}
-
-function shadowQueue(start: QueueStart): DriverQueue {
-  if (start.mode === "used") return headQueue(start);
-  const { num, packed, eventIdx, indirect, inOrder, desc, avail, used, tables } = start.device;
-  const layout = packed ? packedLayout(num) : splitLayout(num);
-  const part = (address: number, size: number) => ({ buffer: bufferAt(address, size) });
-  const area = indirect && tables !== undefined && tables.entries > 1
-    ? { ...part(tables.address, num * tables.entries * DESC_BYTES), address: tables.iova, entries: tables.entries }
-    : undefined;
-  const options = {
-    num,
-    desc: part(desc, layout.desc.size),
-    avail: part(avail, layout.avail.size),
-    used: part(used, layout.used.size),
-    eventIdx,
-    inOrder,
-    // A table of one format cannot be read as one of the other.
-    passTables: indirect && start.device.passTables === true && packed === start.guest.packed,
-    ...(area === undefined ? {} : { indirect: area }),
-  };
-  return packed ? new PackedDriver(options) : new SplitDriver(options);
-}
-
-// Mode `used`: the device reads the guest's own descriptor table.
-function headQueue(start: QueueStart): DriverQueue {
-  const { num, eventIdx, inOrder, avail, used } = start.device;
-  const layout = splitLayout(num);
-  return new HeadDriver({
-    num,
-    avail: { buffer: bufferAt(avail, layout.avail.size) },
-    used: { buffer: bufferAt(used, layout.used.size) },
-    eventIdx,
-    inOrder,
-  });
-}
 
 /** What a Worker runs for a queue. */
 export interface Runner {
@@ -117,7 +33,7 @@ export interface Runner {
   uses(gpa: number, size: number): number;
   /** The same by IOVA, for a guest with an IOMMU. */
   usesIova(iova: number, size: number): number;
-  /** The table of the guest's IOMMU has grown. @returns whether there is more to do now */
+  /** The table of the guest's IOMMU has grown. @returns whether the queue waited for that */
   known(): boolean;
   /** Where the queue stands. */
   progress(): QueueProgress;
@@ -125,6 +41,8 @@ export interface Runner {
   fail(): void;
   /** The end of the mode. */
   finish(): QueueProgress;
+  /** Gives up what it holds, after the end. */
+  close(): void;
 }
 
 /** A queue in mode `used` or `shadow`. */
@@ -133,36 +51,35 @@ export class QueueRunner implements Runner {
   readonly index: number;
   /** What it was started with. */
   start: QueueStart;
-  readonly #core: ShadowCore;
-  readonly #guest: DeviceQueue;
-  #device: DriverQueue;
+  readonly #core: RelayCore;
   readonly #counters: Float64Array;
   #callFd: number;
   #paused: boolean;
   #failed = false;
   #lost = false;
   #finished: QueueProgress | undefined;
-  readonly #path: DataPath;
-  readonly #iommu: IommuChains | undefined;
-  /** The address that the main thread was told of and has not answered; -1: none. */
+  /** The address of the guest's IOMMU that the main thread was told of and has not answered; -1: none. */
   #asked = -1;
+  readonly #ask: (iova: number, perm: number) => void;
 
-  /** @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used */
-  constructor(start: QueueStart, path: DataPath, counters: Float64Array) {
+  /**
+   * @param core over both rings, fresh
+   * @param ask tells the main thread of an address that the guest's IOMMU maps, perhaps
+   */
+  constructor(start: QueueStart, core: RelayCore, counters: Float64Array, ask: (iova: number, perm: number) => void = () => {}) {
+    this.#ask = ask;
     this.index = start.index;
     this.start = start;
+    this.#core = core;
     this.#counters = counters;
     this.#callFd = start.callFd;
     this.#paused = start.paused;
-    const entries = start.device.indirect ? start.device.tables?.entries ?? 0 : 0;
-    const maxChain = Math.max(start.device.num, entries);
-    this.#guest = guestQueue(start, path, maxChain);
-    this.#device = shadowQueue(start);
-    this.#path = path;
-    this.#iommu = start.iommu ? new IommuChains(path, path.iotlb, maxChain) : undefined;
-    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters, this.#iommu);
-    this.#core.setLogUsed(start.logUsedGpa, start.guest);
     this.#count();
+  }
+
+  /** Which core runs it. */
+  get coreKind(): RelayCore["kind"] {
+    return this.#core.kind;
   }
 
   /** The guest kicked. */
@@ -187,7 +104,9 @@ export class QueueRunner implements Runner {
 
   /** Where writes to the guest's used ring are logged, -1 for nowhere. */
   setLogUsed(gpa: number): void {
-    this.#core.setLogUsed(gpa, this.start.guest);
+    this.#core.setLogUsed(gpa);
+    // What was written to it before the VMM asked counts, too.
+    this.#core.logRing();
   }
 
   /** How many chains at the device touch `[gpa, gpa + size)`. */
@@ -197,21 +116,21 @@ export class QueueRunner implements Runner {
 
   /** The same by IOVA, for a guest with an IOMMU. */
   usesIova(iova: number, size: number): number {
-    return this.#failed || this.#iommu === undefined ? 0 : this.#core.usesIova(iova, size);
+    return this.#failed ? 0 : this.#core.usesIova?.(iova, size) ?? 0;
   }
 
-  /** The table of the guest's IOMMU has grown. @returns whether there is more to do now */
+  /** The table of the guest's IOMMU has grown. @returns whether the queue waited for that */
   known(): boolean {
     const waited = this.#asked >= 0;
     this.#asked = -1;
     return waited;
   }
 
-  #ask(): void {
-    const miss = this.#iommu?.miss;
+  #askMissing(): void {
+    const miss = this.#core.miss;
     if (miss === undefined || miss.iova === this.#asked) return;
     this.#asked = miss.iova;
-    this.#path.miss(this.index, miss.iova, miss.perm);
+    this.#ask(miss.iova, miss.perm);
   }
 
   /**
@@ -223,8 +142,8 @@ export class QueueRunner implements Runner {
   service(): boolean {
     if (this.#failed || this.#lost) return false;
     const core = this.#core;
-    this.#device.disableCalls();
-    if (!this.#paused) this.#guest.disableKicks();
+    core.disableCalls();
+    if (!this.#paused) core.disableKicks();
     for (let round = 0; round < ROUNDS; round++) {
       let moved = core.returnUsed();
       if (core.callWanted) this.#call();
@@ -235,11 +154,11 @@ export class QueueRunner implements Runner {
       if (moved === 0) break;
     }
     this.#count();
-    let more = this.#device.enableCalls();
+    let more = core.enableCalls();
     // While the device's ring is full only the device can help: its call is wanted, not a kick.
-    if (!this.#paused) this.#ask();
+    if (!this.#paused) this.#askMissing();
     // And while the guest's next chain waits for the guest's IOMMU, only that can help.
-    if (!this.#paused && !core.full && this.#iommu?.miss === undefined) more = this.#guest.enableKicks() || more;
+    if (!this.#paused && !core.full && core.miss === undefined) more = core.enableKicks() || more;
     core.logRing();
     return more;
   }
@@ -256,8 +175,8 @@ export class QueueRunner implements Runner {
 
   #count(): void {
     const counters = this.#counters;
-    counters[COUNTER.inflight] = this.#device.inflight;
-    counters[COUNTER.availIdx] = this.#guest.base & 0xffff;
+    counters[COUNTER.inflight] = this.#core.inflight;
+    counters[COUNTER.availIdx] = this.#core.guestBase & 0xffff;
     counters[COUNTER.usedIdx] = this.#core.guestUsed;
   }
 
@@ -276,9 +195,8 @@ export class QueueRunner implements Runner {
   /** What a lost device held goes to its successor, in the fresh ring that `start` names. */
   renew(start: QueueStart): void {
     this.#lost = false;
-    this.#device = shadowQueue(start);
-    this.#core.renew(this.#device);
-    this.#core.setLogUsed(start.logUsedGpa, start.guest);
+    this.#core.renew(start);
+    this.#core.setLogUsed(start.logUsedGpa);
     this.start = start;
     this.#callFd = start.callFd;
     this.#paused = start.paused;
@@ -291,9 +209,11 @@ export class QueueRunner implements Runner {
     this.abandon();
   }
 
-  /** The queue stops here, whatever is at the device. */
-  abandon(): void {
-    this.#finished ??= this.#core.abandon();
+  /** The queue stops here, whatever is at the device. @param keep what the in-flight region says stays as it is */
+  abandon(keep = false): void {
+    this.#finished ??= this.#core.abandon(keep);
+    // The step that was broken off may have written to it.
+    this.#core.logRing();
     this.#failed = true;
   }
 
@@ -305,5 +225,10 @@ export class QueueRunner implements Runner {
     this.#finished = progress;
     this.#failed = true;
     return progress;
+  }
+
+  /** Gives up what it holds, after the end. */
+  close(): void {
+    this.#core.close();
   }
 }

@@ -7,6 +7,7 @@
  *
  * @module
  */
+import { SvqError } from "../errors.ts";
 import { createEventfd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import { hasBit } from "../uapi/bits.ts";
@@ -15,6 +16,8 @@ import type { VhostBackend, VringAddresses, VringStart } from "../vhost/backend.
 import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
 import { deviceIsGone } from "./device_slot.ts";
+import { INFLIGHT_STATE, type InflightChains, inflightState, recoverPacked, recoverSplit, setInflightState } from "../vring/inflight.ts";
+import type { InflightPart, InflightRegion } from "./inflight_region.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { resumableUsedIndex } from "./ring_evidence.ts";
 import type { RingWindow } from "./ring_window.ts";
@@ -36,6 +39,8 @@ export interface QueueContext {
   memory: GuestMemory;
   /** Shadow rings; made before the first ring starts. */
   arena: () => Arena;
+  /** The front-end's in-flight region. */
+  inflight: InflightRegion;
   /** Features negotiated with the guest. */
   features: () => bigint;
   /** Does the device have packed rings, whatever the guest has? */
@@ -46,6 +51,8 @@ export interface QueueContext {
   deviceNum: (num: number) => number;
   /** Is the device given the guest's own indirect tables in mode `shadow`? */
   passTables: boolean;
+  /** Doorbells that the VMM may map: see src/relay/doorbells.ts. */
+  doorbells: { offer(index: number): void; withdraw(index: number, kick: () => void): Promise<void> };
   /** Something happened that a log reader wants to know. */
   log: (message: string) => void;
 }
@@ -68,6 +75,8 @@ export interface GuestRing {
   err: number | null;
   /** With an IOMMU: the ring in one piece. */
   window?: RingWindow | undefined;
+  /** What a relay before this one had in flight; for the first start only. */
+  resume?: InflightChains | undefined;
 }
 
 /** A ring as the device is given it. */
@@ -87,6 +96,17 @@ const CATCH_UP_MS = 100;
 const QUIET_MS = 20;
 /** The same for a device that says that it holds something, ms. */
 const HELD_MS = 30_000;
+
+/** The error of a queue of which nobody knows what was in flight. */
+export function inflightUnknown(index: number, why: string): SvqError {
+  return new SvqError(
+    "INFLIGHT_UNKNOWN",
+    `Queue ${index}: ${why}, after requests had been completed out of order; nobody knows which were in flight`,
+    {
+      hint: "Reset the guest's device; modes used and shadow survive the loss of a device or of the relay",
+    },
+  );
+}
 
 /** Resolves after `ms` milliseconds. */
 export function pause(ms: number): Promise<void> {
@@ -113,27 +133,55 @@ export class QueueSteps {
     const device = isRelayed(mode) ? this.#ownRing(mode, ring) : this.#guestRing(mode, ring);
     // The worker runs first: what the device returns must find somebody.
     if (mode !== "passthrough") await this.#startWorker(mode, ring, device);
+    if (!isRelayed(mode)) this.#setRecord(ring, "unrecorded");
     try {
       await this.#giveToDevice(device, ring);
     } catch (error) {
       // What a lost device held is on record in the Worker: it stays for the device's successor.
       if (isRelayed(mode) && deviceIsGone(error)) await this.#worker.send({ type: "lose", index: this.#index });
+      // What the front-end's region says stays true for whoever is asked next.
+      else if (ring.resume !== undefined) await this.#worker.send({ type: "stop", index: this.#index, abandon: true, keep: true });
       else if (mode !== "passthrough") await this.#worker.send({ type: "stop", index: this.#index });
       throw error;
     }
     if (device.kick !== null) signalEventfd(device.kick);
   }
 
-  /** Starts the Worker's side of a mode with a ring of the relay's own. @returns what the device is to be given */
-  async prepare(mode: Exclude<RunningMode, "passthrough">, ring: GuestRing): Promise<VringStart> {
-    const device = this.#ownRing(mode, ring);
-    await this.#startWorker(mode, ring, device);
+  /** Starts the Worker's side of a mode, where it has one. @returns what the device is to be given */
+  async prepare(mode: RunningMode, ring: GuestRing): Promise<VringStart> {
+    const device = isRelayed(mode) ? this.#ownRing(mode, ring) : this.#guestRing(mode, ring);
+    if (mode !== "passthrough") await this.#startWorker(mode, ring, device);
     return { index: this.#index, ...device, err: ring.err, enabled: ring.enabled };
   }
 
   /** Signals the device's kick, unasked. */
-  kickDevice(): void {
-    signalEventfd(this.#deviceKick.fd);
+  kickDevice(mode: RunningMode, ring: GuestRing): void {
+    if (mode !== "passthrough") signalEventfd(this.#deviceKick.fd);
+    else if (ring.kick !== null) signalEventfd(ring.kick);
+  }
+
+  /**
+   * From `passthrough` to `notify` or back while the device goes on with the guest's ring: only eventfds change hands, so this can be
+   * done to a ring that cannot be stopped.
+   */
+  async exchange(mode: "passthrough" | "notify", ring: GuestRing): Promise<void> {
+    const device = this.#context.device();
+    const own = this.#guestRing(mode, ring);
+    // Whoever signals is there before the device can be signalled: what comes by the old way in between still arrives, and both
+    // sides are signalled once at the end.
+    if (mode === "notify") await this.#startWorker(mode, ring, own);
+    try {
+      await device.setVringCall(this.#index, own.call);
+      await device.setVringKick(this.#index, own.kick);
+    } catch (error) {
+      // Whichever it has not taken is still the old one, and the other one is given back.
+      const old = this.#guestRing(mode === "notify" ? "passthrough" : "notify", ring);
+      await device.setVringCall(this.#index, old.call).catch(() => {});
+      if (mode === "notify") await this.endWorker();
+      throw error;
+    }
+    if (mode === "passthrough") await this.endWorker();
+    this.kickDevice(mode, ring);
   }
 
   /**
@@ -163,6 +211,47 @@ export class QueueSteps {
     const avail = new Uint16Array(memory.buffer(ring.addresses.avail, 4 + 2 * num));
     const used = new Uint32Array(memory.buffer(ring.addresses.used, 4 + 8 * num));
     return resumableUsedIndex({ avail, used, num });
+  }
+
+  /**
+   * What a relay before this one had in flight in this queue, as the front-end's in-flight region says; looked at once.
+   *
+   * @returns nothing where the ring goes on at the base that the front-end has set; a base where nothing is on record and the
+   * rings show where it goes on
+   * @throws SvqError INFLIGHT_INVALID; INFLIGHT_UNKNOWN where nobody can know
+   */
+  takeOver(ring: GuestRing): { base: number; resume?: InflightChains } | undefined {
+    const { packed, num } = this.#place(ring);
+    const part = this.#part(ring);
+    if (part === undefined || !this.#context.inflight.firstLook(this.#index)) return undefined;
+    const state = inflightState(part, num);
+    if (state === INFLIGHT_STATE.idle) return undefined;
+    if (state === INFLIGHT_STATE.unrecorded) {
+      const base = this.resumableBase(ring);
+      if (base === undefined) throw inflightUnknown(this.#index, "the relay before this one ended in mode passthrough or notify");
+      return { base };
+    }
+    if ((state === INFLIGHT_STATE.packed) !== packed) {
+      throw new SvqError("INFLIGHT_INVALID", `Queue ${this.#index}: the in-flight region is of a ring of the other format`);
+    }
+    const { memory } = this.#context;
+    const resume = packed
+      ? recoverPacked(part, num, (slot) => Atomics.load(new Uint16Array(memory.buffer(ring.addresses.desc + 16 * slot, 16)), 7))
+      : recoverSplit(part, num, Atomics.load(new Uint16Array(memory.buffer(ring.addresses.used, 4)), 1));
+    if (resume.ids.length > 0) {
+      this.#context.log(`queue ${this.#index}: ${resume.ids.length} requests that the relay before this one had in hand are done again`);
+    }
+    return { base: resume.base, resume };
+  }
+
+  #part(ring: GuestRing): InflightPart | undefined {
+    if (ring.window !== undefined) return undefined;
+    return this.#context.inflight.part(this.#index, ring.num, this.#place(ring).packed);
+  }
+
+  #setRecord(ring: GuestRing, state: "idle" | "unrecorded"): void {
+    const part = this.#part(ring);
+    if (part !== undefined) setInflightState(part, ring.num, state);
   }
 
   /** What a lost device held is given to its successor, in a fresh ring and in the order in which it was taken. */
@@ -292,6 +381,7 @@ export class QueueSteps {
     const guest = this.#place(ring);
     const local = this.#context.arena().local(this.#index, device.num);
     const features = this.#context.deviceFeatures();
+    const part = this.#part(ring);
     return {
       index: this.#index,
       mode,
@@ -313,6 +403,8 @@ export class QueueSteps {
       logUsedGpa: ring.addresses.logGpa ?? -1,
       iommu: hasBit(this.#context.features(), VIRTIO_FEATURE_BITS.ACCESS_PLATFORM),
       paused: !ring.enabled,
+      ...(part === undefined || mode === "notify" ? {} : { inflight: { address: part.address, size: part.size } }),
+      ...(ring.resume === undefined ? {} : { resume: ring.resume }),
     };
   }
 
@@ -362,6 +454,7 @@ export class QueueSteps {
         : () => Promise.resolve(Atomics.load(used, 1) === (base & 0xffff));
       if (await this.#until(drained)) {
         if (mode === "notify") await this.#worker.send({ type: "stop", index: this.#index });
+        this.#setRecord(ring, "idle");
         return packed ? completePackedBase(base, ring.num) : base;
       }
       // It left with requests in hand. Give it the ring back, so that it can return them, and try again.

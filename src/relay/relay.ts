@@ -11,7 +11,17 @@ import type { MemoryRegion } from "../memory/region.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
 import { packedLayout, splitLayout } from "../vring/layout.ts";
-import type { BackendInfo, DeviceStateDirection, IotlbChange, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type {
+  BackendInfo,
+  DeviceStateDirection,
+  Doorbell,
+  InflightPlace,
+  IotlbChange,
+  LogRegion,
+  VhostBackend,
+  VringAddresses,
+} from "../vhost/backend.ts";
+import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { checkRing } from "./check_ring.ts";
@@ -20,21 +30,22 @@ import { Counters } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
+import { Doorbells, hasDoorbells } from "./doorbells.ts";
 import { GuestIommu } from "./guest_iommu.ts";
+import { InflightRegion } from "./inflight_region.ts";
 import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
-import { ModeSwitch } from "./mode_switch.ts";
+import { isBound, ModeSwitch } from "./mode_switch.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
-import { RelayMemory } from "./relay_memory.ts";
+import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
 import { PARTS } from "./ring_window.ts";
 import { RelayWorker } from "./worker_client.ts";
 
 export * from "./relay_config.ts";
-export { MASKED_FEATURES } from "./negotiation.ts";
 
 const MAX_QUEUES = 256;
 
@@ -50,6 +61,8 @@ export class Relay implements VhostBackend {
   onConfigChange: (() => void) | undefined;
   /** See {@linkcode VhostBackend.onFailure}. */
   onFailure: ((error: Error) => void) | undefined;
+  /** See {@linkcode VhostBackend.onDoorbell}. */
+  onDoorbell: ((index: number, doorbell: Doorbell | undefined) => Promise<boolean>) | undefined;
 
   /** See {@linkcode VhostBackend.sendRarp}. */
   readonly sendRarp?: (mac: Uint8Array<ArrayBuffer>) => Promise<void>;
@@ -73,7 +86,15 @@ export class Relay implements VhostBackend {
   /** Set where the device stops and starts all of its rings together. */
   readonly #group: RingGroup | undefined;
   readonly #groupLane = new Lane();
+  /** The guest and the device share the rings to the end. */
+  readonly #bound: boolean;
+  readonly #doorbells = new Doorbells({
+    device: () => this.#device,
+    sender: () => this.onDoorbell,
+    log: (message) => this.#events.log(message),
+  });
   readonly #memory: RelayMemory;
+  readonly #inflight: InflightRegion;
   readonly #negotiation: Negotiation;
   readonly #log: LogSwitch;
   readonly #modes: ModeSwitch;
@@ -102,7 +123,10 @@ export class Relay implements VhostBackend {
       });
     }
     this.counters = new Counters(this.#maxQueues);
-    this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
+    this.#bound = isBound(device.info, config);
+    const doorbells = (this.#group === undefined || this.#bound) && hasDoorbells(device);
+    this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1), doorbells };
+    this.#inflight = new InflightRegion(this.#maxQueues);
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
@@ -115,6 +139,8 @@ export class Relay implements VhostBackend {
     this.#modes = this.#newModes(config);
     this.#log = this.#newLog(config);
     this.iommu = config.guestIommu ? this.#newIommu() : undefined;
+    // The record of what is in flight names guest memory, and a guest with an IOMMU does not: no VMM is to rely on one.
+    if (config.guestIommu) Object.defineProperty(this, "setInflight", { value: undefined });
     this.#listen(device);
   }
 
@@ -177,6 +203,7 @@ export class Relay implements VhostBackend {
       config,
       queues: () => this.queues,
       group: () => this.#group,
+      bound: this.#bound,
       groupLane: this.#groupLane,
       // DPDK. (Only net devices have SEND_RARP.)
       forgetful: this.sendRarp !== undefined,
@@ -242,6 +269,16 @@ export class Relay implements VhostBackend {
     return this.#log.markingAll;
   }
 
+  /** Can the dirty log be turned on? Not where the device is on the guest's rings and cannot be taken off them. */
+  get canLog(): boolean {
+    return !this.#bound;
+  }
+
+  /** Rings that the VMM kicks by the device's own doorbell, past the relay. */
+  get doorbells(): readonly number[] {
+    return this.#doorbells.given;
+  }
+
   /** Negotiated features, without LOG_ALL. */
   get features(): bigint {
     return this.#negotiation.features;
@@ -292,11 +329,13 @@ export class Relay implements VhostBackend {
         device: () => this.#device,
         memory: this.memory,
         arena: () => this.#memory.arena!,
+        inflight: this.#inflight,
         features: () => this.features,
         devicePacked: () => this.devicePacked,
         deviceFeatures: () => this.#negotiation.deviceFeatures,
         deviceNum: (num) => this.#negotiation.deviceNum(num),
         passTables: this.#config.indirect === "pass",
+        doorbells: this.#doorbells,
         log: (message) => this.#events.log(message),
       }, this.#group !== undefined ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
@@ -321,9 +360,10 @@ export class Relay implements VhostBackend {
    * memory is marked dirty until it does). The device is never told of LOG_ALL.
    */
   async setFeatures(features: bigint): Promise<void> {
+    const first = !this.#negotiation.set;
     await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
     if (!this.#negotiation.iommu) await this.iommu?.forget();
-    await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n);
+    await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n, first);
   }
 
   /** What the device offers and the guest does not see, and why. */
@@ -381,10 +421,41 @@ export class Relay implements VhostBackend {
     await this.#memory.remove(region);
   }
 
+  /** See {@linkcode RelayMemory.allocRange}. */
+  allocRange(request: ManualAllocation): Promise<IovaAllocation> {
+    return this.#memory.allocRange(request);
+  }
+
+  /** See {@linkcode RelayMemory.freeRange}. */
+  freeRange(request: { iova: number; size?: number | undefined; asid?: number | undefined }): Promise<IovaAllocation> {
+    return this.#memory.freeRange(request);
+  }
+
   async #memoryGrew(): Promise<void> {
     await this.dirty.grow(this.memory.endGpa);
+    this.#log.memoryGrew();
     // A region that lies elsewhere for the device forbids the modes without translation.
     await this.applyMode();
+  }
+
+  // ---- in-flight region
+
+  /** See {@linkcode VhostBackend.createInflight}. */
+  async createInflight(queues: number, num: number): Promise<{ file: OwnedFd; place: InflightPlace }> {
+    return this.#inflight.create(queues, num);
+  }
+
+  /** See {@linkcode VhostBackend.setInflight}. @throws SvqError RING_RUNS, INFLIGHT_INVALID */
+  async setInflight(place: InflightPlace): Promise<void> {
+    if (this.queues.some((queue) => queue.running)) {
+      throw new SvqError("RING_RUNS", "The in-flight region cannot be changed while a ring runs");
+    }
+    this.#inflight.set(place, this.queues.every((queue) => queue.state === "stopped"));
+  }
+
+  /** Has the front-end given a region that outlives the relay, in which it records what is in flight? */
+  get hasInflight(): boolean {
+    return this.#inflight.given;
   }
 
   // ---- rings
@@ -503,6 +574,8 @@ export class Relay implements VhostBackend {
       if (this.#slot.lost !== undefined) return queue.wait();
       await this.#status.ensureDriverOk();
       await queue.enter(this.wantedMode(queue.index));
+      // What a relay before this one had in hand is done first, in a mode that keeps a record.
+      if (queue.mode !== this.wantedMode(queue.index)) this.applyMode().catch((error) => this.#report(error));
     } catch (error) {
       if (deviceIsGone(error) && this.#events.deviceLost !== undefined) return queue.wait();
       queue.fail(error);
@@ -704,8 +777,10 @@ export class Relay implements VhostBackend {
     for (const worker of this.#workers) await worker.close();
     for (const queue of this.#queues.values()) queue.close();
     this.#queues.clear();
+    this.#doorbells.forget();
     this.dirty.close();
     this.#memory.close();
+    this.#inflight.close();
   }
 
   /** The same as {@linkcode close}. */

@@ -4,14 +4,16 @@
  *
  * @module
  */
-import { SvqError } from "../errors.ts";
-import { isSameFile } from "../ffi/mod.ts";
-import { IovaPlan } from "../iova/plan.ts";
+import { EXIT, SvqError } from "../errors.ts";
+import { createMemfd, isSameFile, type OwnedFd } from "../ffi/mod.ts";
+import type { IovaAllocation } from "../iova/allocation.ts";
+import { IovaPlan, type ReservationRequest } from "../iova/plan.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import { GuestMemory, type MappedRegion } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { Arena, slotSize } from "./arena.ts";
+import { Lane } from "./lane.ts";
 import { pause } from "./queue_steps.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
@@ -19,6 +21,27 @@ import type { RelayWorker } from "./worker_client.ts";
 const DEVICE_UADDR_OFFSET = 2 ** 47;
 /** vhost-user devices take any address; the arena ends here, above any guest memory. */
 const VHOST_USER_IOVA_LAST = 2n ** 46n - 1n;
+
+/** Address spaces that a layout shows at most. */
+const MAX_SPACES = 256;
+
+/** The empty layout of a device's address spaces: its range, or the one that svq keeps to where it names none, without the holes. */
+export function emptyLayout({ iovaRange, iovaReserved = [], addressSpaces = 1 }: VhostBackend["info"]): IovaPlan {
+  const { first, last } = iovaRange ?? { first: 0n, last: VHOST_USER_IOVA_LAST };
+  return new IovaPlan({ ranges: { first, last }, reserved: iovaReserved, asids: Math.min(Math.max(1, addressSpaces), MAX_SPACES) });
+}
+
+/** A range to be taken out of the layout by hand. */
+export interface ManualAllocation extends ReservationRequest {
+  /** Put memory of the relay's own behind it, which the device can reach. */
+  map?: boolean;
+}
+
+interface OwnMap {
+  readonly allocation: IovaAllocation;
+  readonly fd: OwnedFd;
+  readonly region: MemoryRegion;
+}
 
 /** How {@linkcode RelayMemory} reaches the device. */
 export interface MemoryDevice {
@@ -39,14 +62,17 @@ export class RelayMemory implements Disposable {
   readonly #workers: readonly RelayWorker[];
   #arena: Arena | undefined;
   #arenaAtDevice = false;
+  readonly #own: OwnMap[] = [];
+  #closed = false;
+  // The table that the device gets is the sum of what both the VMM and the operator have asked for: one change at a time.
+  readonly #lane = new Lane();
 
   /** @param queues how many may need a shadow ring */
   constructor(device: MemoryDevice, queues: number, workers: readonly RelayWorker[]) {
     this.#device = device;
     this.#queues = queues;
     this.#workers = workers;
-    const { first, last } = device.info.iovaRange ?? { first: 0n, last: VHOST_USER_IOVA_LAST };
-    this.plan = new IovaPlan({ ranges: { first, last } });
+    this.plan = emptyLayout(device.info);
   }
 
   /** The shadow rings, once there are any. */
@@ -98,11 +124,16 @@ export class RelayMemory implements Disposable {
 
   /** The whole table as the device gets it: the arena first. */
   table(): MemoryRegion[] {
-    return [this.#ensureArena().region(DEVICE_UADDR_OFFSET), ...this.guest.regions.map((region) => this.#toDevice(region))];
+    const own = this.#own.map(({ region }) => region);
+    return [this.#ensureArena().region(DEVICE_UADDR_OFFSET), ...own, ...this.guest.regions.map((region) => this.#toDevice(region))];
   }
 
   /** Makes `regions` the whole guest memory, here and at the device. On an error of a new region the others stay. */
-  async set(regions: readonly MemoryRegion[]): Promise<void> {
+  set(regions: readonly MemoryRegion[]): Promise<void> {
+    return this.#lane.run(() => this.#set(regions));
+  }
+
+  async #set(regions: readonly MemoryRegion[]): Promise<void> {
     const same = (a: MemoryRegion, b: MemoryRegion) =>
       a.gpa === b.gpa && a.size === b.size && a.uaddr === b.uaddr && a.fdOffset === b.fdOffset && isSameFile(a.fd, b.fd);
     await this.#drop(this.guest.regions.filter((old) => !regions.some((region) => same(old, region))));
@@ -123,7 +154,11 @@ export class RelayMemory implements Disposable {
   }
 
   /** Adds a region, here and at the device; on an error nothing has changed. */
-  async add(region: MemoryRegion): Promise<void> {
+  add(region: MemoryRegion): Promise<void> {
+    return this.#lane.run(() => this.#addRegion(region));
+  }
+
+  async #addRegion(region: MemoryRegion): Promise<void> {
     const mapped = this.#add(region);
     try {
       const arena = this.#ensureArena();
@@ -140,7 +175,11 @@ export class RelayMemory implements Disposable {
   }
 
   /** Removes a region; resolves when nothing uses it any more. @throws SvqError NO_SUCH_REGION */
-  async remove(region: Pick<MemoryRegion, "gpa" | "size" | "uaddr">): Promise<void> {
+  remove(region: Pick<MemoryRegion, "gpa" | "size" | "uaddr">): Promise<void> {
+    return this.#lane.run(() => this.#remove(region));
+  }
+
+  async #remove(region: Pick<MemoryRegion, "gpa" | "size" | "uaddr">): Promise<void> {
     const found = this.guest.regions.find((old) => old.gpa === region.gpa && old.size === region.size && old.uaddr === region.uaddr);
     if (found === undefined) {
       throw new SvqError("NO_SUCH_REGION", `No memory region 0x${region.gpa.toString(16)}+0x${region.size.toString(16)}`);
@@ -148,6 +187,55 @@ export class RelayMemory implements Disposable {
     const { gpa, size, uaddr } = this.#toDevice(found);
     await this.#drop([found]);
     await this.#device.reach((device) => device.removeMemRegion({ gpa, size, uaddr }));
+  }
+
+  /**
+   * Takes a range out of the layout: guest memory and shadow rings keep clear of it until {@linkcode freeRange}.
+   *
+   * @throws SvqError as {@linkcode IovaPlan.reserve}; CANNOT_MAP, and of mapping it at the device
+   */
+  allocRange({ map = false, ...request }: ManualAllocation): Promise<IovaAllocation> {
+    return this.#lane.run(async () => {
+      if (map) checkMappable(this.#device.info, request);
+      const allocation = this.plan.reserve(request);
+      if (!map) return allocation;
+      let fd: OwnedFd | undefined;
+      try {
+        const size = Number(allocation.size);
+        const iova = Number(allocation.iova);
+        fd = createMemfd("svq-allocation", size);
+        const region = { gpa: iova, size, uaddr: iova + DEVICE_UADDR_OFFSET, fd: fd.fd, fdOffset: 0 };
+        await this.#device.reach((device) => device.addMemRegion(region));
+        if (this.#closed) throw new SvqError("CLOSED", "The front-end has left meanwhile");
+        this.#own.push({ allocation, fd, region });
+        return allocation;
+      } catch (error) {
+        fd?.close();
+        this.plan.unreserve({ iova: Number(allocation.iova), asid: allocation.asid });
+        throw error;
+      }
+    });
+  }
+
+  /** Gives back what {@linkcode allocRange} took, at the device first. @throws SvqError as {@linkcode IovaPlan.unreserve} */
+  freeRange(request: { iova: number; size?: number | undefined; asid?: number | undefined }): Promise<IovaAllocation> {
+    return this.#lane.run(async () => {
+      const freed = this.plan.unreserve(request);
+      const index = this.#own.findIndex(({ allocation }) => allocation === freed);
+      const own = this.#own[index];
+      if (own === undefined) return freed;
+      try {
+        await this.#device.reach((device) => device.removeMemRegion(own.region));
+      } catch (error) {
+        // The device has it still, so nobody else may get the range.
+        const { iova, size, asid, perm, tag } = freed;
+        this.#own[index] = { ...own, allocation: this.plan.reserve({ iova: Number(iova), size: Number(size), asid, perm, tag }) };
+        throw error;
+      }
+      this.#own.splice(index, 1);
+      own.fd.close();
+      return freed;
+    });
   }
 
   // Workers stop using the regions, chains in them come back, and only then they are unmapped.
@@ -173,7 +261,9 @@ export class RelayMemory implements Disposable {
 
   /** Unmaps everything; Workers and device must have let go. */
   close(): void {
+    this.#closed = true;
     this.guest.clear();
+    for (const { fd } of this.#own.splice(0)) fd.close();
     this.#arena?.close();
     this.#arena = undefined;
   }
@@ -182,4 +272,16 @@ export class RelayMemory implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+function checkMappable({ kind, address }: VhostBackend["info"], { asid = 0, perm = "rw" }: ReservationRequest): void {
+  const refuse = (why: string, hint: string) => new SvqError("CANNOT_MAP", `${address}: ${why}`, { exitCode: EXIT.usage, hint });
+  if (kind !== "vhost-vdpa" && kind !== "sim") {
+    throw refuse(
+      `a ${kind} device has few memory slots, and they are promised to the VMM`,
+      "Leave --map out: the range is kept free without it.",
+    );
+  }
+  if (asid !== 0) throw refuse("the relay's rings all lie in address space 0", "Leave --map out, or leave --asid out.");
+  if (perm !== "rw") throw refuse("the relay maps memory for reading and writing only", "Leave --map out, or --perm.");
 }

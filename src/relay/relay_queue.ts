@@ -6,11 +6,14 @@
  */
 import { type ErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
 import { dupFd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
+import { hasBit } from "../uapi/bits.ts";
+import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import type { VringAddresses, VringStart } from "../vhost/backend.ts";
 import { deviceIsGone } from "./device_slot.ts";
 import type { Lane } from "./lane.ts";
-import { type GuestRing, isRelayed, type QueueContext, QueueSteps, type RunningMode } from "./queue_steps.ts";
 import type { RingWindow } from "./ring_window.ts";
+import type { InflightChains } from "../vring/inflight.ts";
+import { type GuestRing, inflightUnknown, isRelayed, type QueueContext, QueueSteps, type RunningMode } from "./queue_steps.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
 /** What a queue does now. */
@@ -61,6 +64,8 @@ export class RelayQueue {
   #err: OwnedFd | undefined;
   // While the device is gone: the mode whose record of what is in flight the Worker keeps.
   #record: "used" | "shadow" | undefined;
+  // Of a relay before this one; until the ring has started.
+  #resume: InflightChains | undefined;
   readonly #steps: QueueSteps;
 
   /**
@@ -178,22 +183,47 @@ export class RelayQueue {
       call: this.#call?.fd ?? null,
       err: this.#err?.fd ?? null,
       window: this.#window,
+      resume: this.#resume,
     };
   }
 
-  /** Gives the ring to the device in `mode`. @throws what the device says; the queue is stopped then */
-  async enter(mode: RunningMode): Promise<void> {
+  // Before the ring starts: what a relay before this one has left. Only the modes with a record can do requests again.
+  #takeOver(mode: RunningMode): RunningMode {
+    try {
+      const found = this.#steps.takeOver(this.#ring);
+      if (found !== undefined) {
+        this.base = found.base;
+        this.#resume = found.resume;
+      }
+    } catch (error) {
+      this.fail(error);
+      throw error;
+    }
+    if (isRelayed(mode) || this.#resume === undefined || this.#resume.ids.length === 0) return mode;
+    return hasBit(this.context.features(), VIRTIO_FEATURE_BITS.RING_PACKED) ? "shadow" : "used";
+  }
+
+  /**
+   * Gives the ring to the device in `mode`; in one that keeps a record where a relay before this one has left requests.
+   *
+   * @throws what the device says, the queue is stopped then; SvqError INFLIGHT_INVALID, INFLIGHT_UNKNOWN, it has failed then
+   */
+  async enter(wanted: RunningMode): Promise<void> {
+    const mode = this.#takeOver(wanted);
     try {
       await this.#steps.enter(mode, this.#ring);
     } catch (error) {
       if (deviceIsGone(error)) this.#wait(isRelayed(mode) ? mode : undefined);
+      if (deviceIsGone(error) && isRelayed(mode)) this.#resume = undefined;
       throw error;
     }
+    this.#resume = undefined;
     this.state = mode;
     // The front-end may have changed it in the middle of the step, without waiting for the lane.
     await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
     // An eventfd consumed during the switch would be lost otherwise.
     this.#signalGuest();
+    if (mode === "passthrough") this.context.doorbells.offer(this.index);
   }
 
   /** Takes the ring away from the device; `base` is where a successor goes on. */
@@ -206,37 +236,74 @@ export class RelayQueue {
     if (this.mode === undefined) return;
     this.base = await this.#steps.leave(this.mode, this.#ring);
     this.state = "stopped";
+    this.#takeDoorbell();
   }
 
   /** {@linkcode enter}, first half, for devices that start their rings together. @returns what the device is to be given */
   async prepare(mode: RunningMode): Promise<VringStart> {
-    // Devices that start their rings together never get the guest's.
-    return await this.#steps.prepare(mode === "used" ? "used" : "shadow", this.#ring);
+    if (this.#takeOver(mode) !== mode) {
+      const error = new SvqError(
+        "INFLIGHT_UNKNOWN",
+        `Queue ${this.index}: requests that an earlier relay left cannot be taken over in mode ${mode}`,
+        {
+          hint: "Start the relay with --mode used or shadow",
+        },
+      );
+      this.fail(error);
+      throw error;
+    }
+    return await this.#steps.prepare(mode, this.#ring);
   }
 
   /** Undoes {@linkcode prepare}. */
-  async unprepare(): Promise<void> {
-    await this.#steps.endWorker();
+  async unprepare(mode: RunningMode): Promise<void> {
+    if (mode !== "passthrough") await this.#steps.endWorker();
+  }
+
+  /** The kick eventfd is signalled, unasked: whoever listens to it looks at the ring. */
+  nudge(): void {
+    if (this.#kick !== undefined) signalEventfd(this.#kick.fd);
+  }
+
+  /** From `passthrough` to `notify` or back while the device goes on with the ring. */
+  async exchange(mode: "passthrough" | "notify"): Promise<void> {
+    if (mode === "notify") await this.context.doorbells.withdraw(this.index, () => this.nudge());
+    await this.#steps.exchange(mode, this.#ring);
+    this.state = mode;
+    this.times.count++;
+    this.#signalGuest();
+    if (mode === "passthrough") this.context.doorbells.offer(this.index);
   }
 
   /** {@linkcode enter}, second half: the device has started the ring. */
   async entered(mode: RunningMode): Promise<void> {
+    this.#resume = undefined;
     this.state = mode;
     await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
-    this.#steps.kickDevice();
+    this.#steps.kickDevice(mode, this.#ring);
     this.#signalGuest();
+    if (mode === "passthrough") this.context.doorbells.offer(this.index);
   }
 
   /** {@linkcode leave}, first half, for devices that stop their rings together: nothing more is forwarded. */
   async quiesce(rests: boolean): Promise<void> {
-    if (this.mode !== undefined) await this.#steps.quiesce(this.mode, this.#ring, rests);
+    if (this.mode !== undefined && isRelayed(this.mode)) await this.#steps.quiesce(this.mode, this.#ring, rests);
   }
 
-  /** {@linkcode leave}, second half: the device has been stopped and touches nothing any more. */
-  async left(): Promise<void> {
-    if (this.mode === undefined) return;
-    this.base = await this.#steps.endWorker();
+  /** {@linkcode leave}, second half: the device has been stopped at `base` and touches nothing any more. */
+  async left(base: number): Promise<void> {
+    const { mode } = this;
+    if (mode === undefined) return;
+    const progress = mode === "passthrough" ? base : await this.#steps.endWorker();
+    this.base = isRelayed(mode) ? progress : base;
     this.state = "stopped";
+    this.#takeDoorbell();
+  }
+
+  // The front-end stops the ring, and may be waiting for the answer: nobody waits for the doorbell. What is kicked by it until it is
+  // given back is looked for then.
+  #takeDoorbell(): void {
+    this.context.doorbells.withdraw(this.index, () => this.nudge()).catch((error) => this.context.log(toErrorRecord(error).message));
   }
 
   /**
@@ -247,6 +314,16 @@ export class RelayQueue {
   async change(mode: RunningMode, left?: () => Promise<void>): Promise<void> {
     const before = this.mode;
     if (before === undefined || (before === mode && left === undefined)) return;
+    this.#switching = true;
+    try {
+      await this.#change(before, mode, left);
+    } finally {
+      this.#switching = false;
+    }
+  }
+
+  async #change(before: RunningMode, mode: RunningMode, left?: () => Promise<void>): Promise<void> {
+    await this.context.doorbells.withdraw(this.index, () => this.nudge());
     const begun = performance.now();
     try {
       await this.leave();
@@ -272,6 +349,13 @@ export class RelayQueue {
       this.times.longest_stall_us = Math.max(this.times.longest_stall_us, Math.round((done - begun) * 1000));
       this.times.count++;
     }
+  }
+
+  #switching = false;
+
+  /** The state that an operator is shown: a queue between two modes is not one that the guest has stopped. */
+  get shownState(): QueueState | "switching" {
+    return this.#switching && this.state === "stopped" ? "switching" : this.state;
   }
 
   /** The device was lost in a mode in which it worked on the guest's own ring. */
@@ -302,11 +386,7 @@ export class RelayQueue {
   }
 
   #failUnknown(mode: RunningMode): void {
-    const message = `Queue ${this.index}: the device was lost in mode ${mode} after it had completed requests out of order; ` +
-      "nobody knows which were in flight";
-    this.fail(
-      new SvqError("INFLIGHT_UNKNOWN", message, { hint: "Reset the guest's device; modes used and shadow survive the loss of a device" }),
-    );
+    this.fail(inflightUnknown(this.index, `the device was lost in mode ${mode}`));
   }
 
   /** The device has a successor. @param mode for a queue that has no record to be continued */
@@ -369,12 +449,15 @@ export class RelayQueue {
     this.enableSeen = false;
     this.state = "stopped";
     this.#record = undefined;
+    this.#resume = undefined;
     this.#lostIn = undefined;
     this.error = undefined;
   }
 
   /** The ring was stopped by the front-end: it starts again with a new kick eventfd. */
   unkick(): void {
+    if (this.#resume !== undefined) this.context.inflight.lookAgain(this.index);
+    this.#resume = undefined;
     this.#kick?.close();
     this.#kick = undefined;
     this.#kickSet = false;

@@ -11,8 +11,10 @@ import type { MessageHook } from "../vhost_user/connection.ts";
 import { BackendServer } from "../vhost_user/server.ts";
 import { ControlServer } from "./control.ts";
 import { DeviceKeeper, RETRY_MAX_MS, RETRY_MIN_MS } from "./device_keeper.ts";
+import { RelayIova } from "./iova_control.ts";
 import { MessageLog, type TracedMessage } from "./message_log.ts";
 import { controlPath } from "./runtime_dir.ts";
+import { maskedOf } from "../vhost/masked.ts";
 import { Relay, type RelayConfig, type RelayMode } from "./relay.ts";
 import { pause } from "./queue_steps.ts";
 import { queueStatus, type RelayStatus } from "./status.ts";
@@ -43,6 +45,8 @@ export interface RelayServiceOptions {
 const FRONT_GOOD_MS = 2000;
 /** Longest time that one question for messages waits, ms. */
 const MAX_WAIT_MS = 10_000;
+/** Longest wait for the relay of the next front-end, ms. */
+const NEXT_RELAY_MS = 2000;
 const MODES: readonly RelayMode[] = ["auto", "passthrough", "notify", "used", "shadow"];
 
 /** The text form of a front address. */
@@ -61,6 +65,7 @@ export class RelayService implements AsyncDisposable {
   #stream: UnixStream | undefined;
   readonly #messages = new MessageLog();
   readonly #keeper: DeviceKeeper;
+  readonly #iova: RelayIova;
   #connectedMs = -Infinity;
   #frontWaitMs = RETRY_MIN_MS;
   #relay: Relay | undefined;
@@ -70,6 +75,7 @@ export class RelayService implements AsyncDisposable {
   /** Opens nothing yet. */
   constructor(options: RelayServiceOptions) {
     this.#options = options;
+    this.#iova = new RelayIova(options);
     this.#keeper = new DeviceKeeper({ open: options.openDevice, onMessage: this.#messages.hook("device"), log: options.log });
   }
 
@@ -94,6 +100,9 @@ export class RelayService implements AsyncDisposable {
       },
       vrings: (params) => this.#vrings(params),
       messages: (params) => this.#readMessages(params),
+      iova: async () => this.#iova.show(await this.#relayNow()),
+      iova_alloc: async (params) => await this.#iova.alloc(await this.#relayNow(), params),
+      iova_free: async (params) => await this.#iova.free(await this.#relayNow(), params),
     });
     try {
       if (this.#options.deviceConnects !== true) await this.#keeper.open();
@@ -119,6 +128,8 @@ export class RelayService implements AsyncDisposable {
     });
     relay.onFailure = (error) => this.#keeper.error = toErrorRecord(error);
     this.#relay = relay;
+    // Its steps are queued before any of the front-end's.
+    this.#iova.restore(relay, (message) => log("warning", message)).catch(() => {});
   }
 
   // A VMM whose request waits for the device is not read from, so its end shows only by its process.
@@ -160,7 +171,7 @@ export class RelayService implements AsyncDisposable {
     const relay = this.#relay!;
     log("info", "the front-end connected");
     const server = new BackendServer(stream, relay, {
-      offerLog: true,
+      offerLog: relay.canLog,
       onError: (error) => log("error", error.message),
       onMessage: this.#messages.hook("front"),
     });
@@ -230,6 +241,7 @@ export class RelayService implements AsyncDisposable {
       state: this.#state,
       mode: config.mode,
       force_shadow: config.forceShadow,
+      inflight_region: relay?.hasInflight ?? false,
       front: frontText(front),
       device: this.#options.device,
       front_connected: this.#stream !== undefined,
@@ -244,6 +256,7 @@ export class RelayService implements AsyncDisposable {
       queue_num: device?.info.queueNum ?? 0,
       config: relay?.configSeen === undefined ? null : Array.from(relay.configSeen, (byte) => byte.toString(16).padStart(2, "0")).join(""),
       masked_features: relay?.masked.map(({ feature }) => feature) ?? [],
+      masked_protocol_features: maskedOf(0n, device?.info.offeredProtocolFeatures ?? 0n).map(({ name }) => name),
       masked: relay?.masked ?? [],
       iommu: relay?.iommu?.status ?? null,
       maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
@@ -276,6 +289,13 @@ export class RelayService implements AsyncDisposable {
     if (switch_timeout_ms !== undefined) config.switchTimeoutMs = switch_timeout_ms;
     await this.#relay?.applyMode();
     return await this.status();
+  }
+
+  // Between two front-ends there is none for a moment, while the device is opened anew.
+  async #relayNow(): Promise<Relay> {
+    for (let waited = 0; this.#relay === undefined && !this.#stopping && waited < NEXT_RELAY_MS; waited += 20) await pause(20);
+    if (this.#relay !== undefined) return this.#relay;
+    throw new SvqError("DEVICE_LOST", "The device is away, so there is no layout", { exitCode: EXIT.noDevice });
   }
 
   #vrings(params: Record<string, unknown>): unknown {

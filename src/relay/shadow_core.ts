@@ -7,11 +7,13 @@
 import { LOG_PAGE_BYTES } from "../dirty/bitmap.ts";
 import { SvqError } from "../errors.ts";
 import { NO_ROOM, type Translation } from "../iova/translation.ts";
+import type { InflightLog } from "../vring/inflight.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
 import type { IommuChains } from "./iommu_chains.ts";
-import type { DataPath } from "./queue_runner.ts";
+import { loggedRanges } from "./logged_ring.ts";
+import type { DataPath } from "./core.ts";
 
 /** Private copies of the segments of chains at the device: linked lists in three arrays, one list per chain. */
 class SegmentPool {
@@ -98,7 +100,8 @@ export class ShadowCore {
   /** Chains that came back; the device's ring started at 0. */
   #returned = 0;
   /** Address and length of what is logged when the guest's ring is written. */
-  readonly #logged: number[] = [];
+  #logged: readonly number[] = [];
+  readonly #inflight: InflightLog | undefined;
   readonly #iommu: IommuChains | undefined;
 
   /**
@@ -107,6 +110,7 @@ export class ShadowCore {
    * @param path guest memory and dirty log; may change
    * @param maxChain longest chain, in segments
    * @param counters the queue's slots
+   * @param inflight record of what is in flight, outside this process
    * @param iommu where the guest's chains name IOVAs
    */
   constructor(
@@ -115,8 +119,10 @@ export class ShadowCore {
     path: DataPath,
     maxChain: number,
     counters: Float64Array,
+    inflight: InflightLog | undefined,
     iommu?: IommuChains,
   ) {
+    this.#inflight = inflight;
     this.#iommu = iommu;
     this.#guest = guest;
     this.#device = device;
@@ -133,10 +139,7 @@ export class ShadowCore {
 
   /** Where writes to the guest's used ring are logged; -1: nowhere. A packed ring is logged by its own addresses. */
   setLogUsed(gpa: number, ring: RingPlace): void {
-    this.#logged.length = 0;
-    if (gpa >= 0 && ring.written !== undefined) this.#logged.push(...ring.written);
-    else if (gpa >= 0 && ring.packed) this.#logged.push(ring.desc, 16 * ring.num, ring.used, 4);
-    else if (gpa >= 0) this.#logged.push(gpa, 6 + 8 * ring.num);
+    this.#logged = loggedRanges(gpa, ring);
   }
 
   /** Offers what the guest has made available to the device. @returns chains moved */
@@ -147,20 +150,17 @@ export class ShadowCore {
     let moved = 0;
     this.kickWanted = false;
     this.full = false;
+    const inflight = this.#inflight;
     for (;;) {
       const physical = this.#next(chain);
       if (physical === undefined) break;
-      const id = device.addChain(this.#path.translation === undefined ? physical : this.#translate(physical, this.#path.translation));
-      if (id < 0) {
+      if (!this.#offer(physical, this.#iommu?.iovas)) {
         guest.unpop();
         this.full = true;
         this.#counters[COUNTER.full]!++;
         break;
       }
-      this.#guestId[id] = chain.id;
-      this.#first[id] = this.#segments.put(physical, this.#iommu?.iovas ?? physical.addresses);
-      this.#bytes[id] = chain.readableBytes + chain.writableBytes;
-      this.#order[id] = this.#taken++;
+      if (inflight !== undefined) inflight.take(chain);
       moved++;
     }
     if (moved > 0) this.kickWanted = device.publish();
@@ -177,6 +177,40 @@ export class ShadowCore {
     if (iommu.try(() => (iommu.translate(chain), true))) return iommu.chain;
     guest.unpop();
     return undefined;
+  }
+
+  // The device sees it at the next publish.
+  #offer(chain: Chain, iovas: Float64Array = chain.addresses): boolean {
+    const id = this.#device.addChain(this.#path.translation === undefined ? chain : this.#translate(chain, this.#path.translation));
+    if (id < 0) return false;
+    this.#guestId[id] = chain.id;
+    this.#first[id] = this.#segments.put(chain, iovas);
+    this.#bytes[id] = chain.readableBytes + chain.writableBytes;
+    this.#order[id] = this.#taken++;
+    return true;
+  }
+
+  /**
+   * Offers what a relay before this one had taken, in its order. The guest's ring counts it as taken already, and so does the
+   * record outside. The device may have written part of it: it is marked dirty first.
+   *
+   * @param taken a ring that holds these chains, and nothing else
+   * @returns per chain, how many descriptors it takes in the guest's ring
+   */
+  resume(taken: DeviceQueue): number[] {
+    const slots: number[] = [];
+    while (taken.pop(this.#chain)) {
+      if (!this.#offer(this.#chain)) throw new SvqError("INFLIGHT_INVALID", "The device's ring has no room for what was in flight");
+      slots.push(this.#chain.slots);
+    }
+    for (let id = 0; id < this.#first.length; id++) if (this.#first[id]! >= 0) this.#markWritable(id);
+    this.logRing();
+    return slots;
+  }
+
+  /** Makes what {@linkcode resume} has added available to the device. */
+  publishResumed(): void {
+    this.#device.publish();
   }
 
   // A segment that spans two regions may become several.
@@ -219,6 +253,7 @@ export class ShadowCore {
       this.#returned += moved;
       this.#counters[COUNTER.chains]! += moved;
       this.callWanted = guest.flush();
+      if (this.#inflight !== undefined) this.#inflight.flushed();
       // The used ring's own pages are marked after it was written: the reader clears a bit first and copies then.
       this.logRing();
     }
@@ -305,6 +340,7 @@ export class ShadowCore {
     // A driver whose kicks were suppressed must not stay silent towards whoever comes next.
     this.#guest.enableKicks();
     this.logRing();
+    this.#inflight?.end();
     return { deviceBase: this.#deviceBase(), inflight, guestBase: this.#guest.base };
   }
 
@@ -326,7 +362,7 @@ export class ShadowCore {
       const chain = this.#load(first[old]!);
       // In mode `used` a chain is known by its head.
       chain.id = guestId[old]!;
-      const id = device.addChain(chain);
+      const id = device.addChain(this.#path.translation === undefined ? chain : this.#translate(chain, this.#path.translation));
       if (id < 0) throw new SvqError("INTERNAL", `A fresh ring has no room for what the one before it held`);
       this.#guestId[id] = guestId[old]!;
       this.#first[id] = first[old]!;
@@ -347,9 +383,10 @@ export class ShadowCore {
     return chain;
   }
 
-  /** Ends the mode after a broken rule: nothing is rewound. */
-  abandon(): QueueProgress {
+  /** Ends the mode after a broken rule: nothing is rewound. @param keep the record outside stays as it is */
+  abandon(keep: boolean): QueueProgress {
     for (let id = 0; id < this.#first.length; id++) if (this.#first[id]! >= 0) this.#markWritable(id);
+    if (!keep) this.#inflight?.end();
     return this.progress();
   }
 }

@@ -15,7 +15,7 @@ export interface QueueStatus {
   /** Which queue. */
   index: number;
   /** What it does. */
-  mode: QueueState;
+  mode: QueueState | "switching";
   /** Which relay core runs it; null in passthrough, where none does. */
   core: "js" | null;
   /** Format of the guest's ring. */
@@ -46,6 +46,8 @@ export interface QueueStatus {
   bytes: number;
   /** Pages marked dirty, each time anew. */
   dirty_pages: number;
+  /** The VMM kicks the device by its own doorbell, past the relay. */
+  doorbell: boolean;
   /** Errors that stopped the queue. */
   errors: number;
   /** Times that the device's ring was full. */
@@ -73,6 +75,8 @@ export interface RelayStatus {
   mode: RelayMode;
   /** Stays in shadow mode. */
   force_shadow: boolean;
+  /** The VMM keeps a region in which the relay records what it has taken: with shadow rings it may be killed and started again. */
+  inflight_region: boolean;
   /** Where the front-end connects. */
   front: string;
   /** The device's address. */
@@ -105,6 +109,8 @@ export interface RelayStatus {
   masked: { feature: string; reason: string }[];
   /** The guest's IOMMU as far as the relay knows it; null where none is relayed. */
   iommu: IommuStatus | null;
+  /** Protocol features of a vhost-user device that a VMM does not see. `svq probe` says why. */
+  masked_protocol_features: string[];
   /** Memory regions given to the device. */
   maps: { guest: number; shadow: number };
   /** The device pins the guest's memory; null where nobody knows. */
@@ -141,7 +147,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
   }
   return {
     index: queue.index,
-    mode: queue.state,
+    mode: queue.shownState,
     core: queue.mode !== undefined && isRelayed(queue.mode) ? "js" : null,
     guest_ring: format,
     device_ring: relay.devicePacked ? "packed" : "split",
@@ -157,6 +163,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     chains: of("chains"),
     bytes: of("bytes"),
     dirty_pages: of("dirtyPages"),
+    doorbell: relay.doorbells.includes(queue.index),
     errors: of("errors"),
     full: of("full"),
     switches: { ...queue.times },

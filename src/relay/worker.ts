@@ -11,9 +11,11 @@ import { Translation } from "../iova/translation.ts";
 import { RangeTable } from "../memory/range_table.ts";
 import { DirtyBitmap } from "../dirty/bitmap.ts";
 import { Counters } from "./counters.ts";
+import type { DataPath } from "./core.ts";
+import { JsCore } from "./js_core.ts";
 import type { WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
 import { NotifyRunner } from "./notify_runner.ts";
-import { type DataPath, QueueRunner, type Runner } from "./queue_runner.ts";
+import { QueueRunner, type Runner } from "./queue_runner.ts";
 
 interface Command {
   id: number;
@@ -40,6 +42,9 @@ const CONTROL = 0;
 const KICK = 1;
 const CALL = 2;
 
+/** How long a chain waits whose driver never kicks, ms. */
+const POLL_MS = 1;
+
 function tokenOf(index: number, what: number): number {
   return index * 4 + what;
 }
@@ -54,10 +59,11 @@ class RelayLoop {
     translation: undefined,
     dirty: undefined,
     iotlb: new Iotlb(),
-    miss: (index, iova, perm) => scope.postMessage({ missed: index, iova, perm }),
   };
   /** Queues with work to do that they were not told of by an event. */
   readonly #busy = new Set<Runner>();
+  /** Queues whose driver never kicks: the front-end has set a kick without a descriptor. */
+  readonly #polled = new Set<Runner>();
   #handled = 0;
   #ended = false;
 
@@ -69,7 +75,7 @@ class RelayLoop {
 
   async run(): Promise<void> {
     while (!this.#ended) {
-      const count = this.#epoll.wait(this.#busy.size > 0 ? 0 : -1);
+      const count = this.#epoll.wait(this.#busy.size > 0 ? 0 : this.#polled.size > 0 ? POLL_MS : -1);
       let commanded = false;
       for (let i = 0; i < count; i++) {
         const token = this.#epoll.token(i);
@@ -82,6 +88,11 @@ class RelayLoop {
         if (runner === undefined) continue;
         if (what === KICK) runner.kicked();
         else runner.called();
+        this.#busy.add(runner);
+      }
+      for (const runner of this.#polled) {
+        // In mode notify a look at the ring is the device's to take.
+        if (runner instanceof NotifyRunner) runner.kicked();
         this.#busy.add(runner);
       }
       for (const runner of this.#busy) this.#service(runner);
@@ -140,8 +151,14 @@ class RelayLoop {
       case "start": {
         const { queue } = command;
         const counters = this.#counters.of(queue.index);
-        const runner = queue.mode === "notify" ? new NotifyRunner(queue, counters) : new QueueRunner(queue, this.#path, counters);
+        const runner = queue.mode === "notify" ? new NotifyRunner(queue, counters) : new QueueRunner(
+          queue,
+          new JsCore(queue, this.#path, counters),
+          counters,
+          (iova, perm) => scope.postMessage({ missed: queue.index, iova, perm }),
+        );
         this.#runners.set(queue.index, runner);
+        if (queue.kickFd < 0) this.#polled.add(runner);
         this.#watch(queue.kickFd, tokenOf(queue.index, KICK));
         this.#watch(queue.deviceCallFd, tokenOf(queue.index, CALL));
         // Neither a kick nor a call that came before this moment may be lost.
@@ -173,13 +190,15 @@ class RelayLoop {
       case "stop": {
         const runner = this.#runner(command.index);
         runner.pause(true);
-        if (command.abandon === true && runner instanceof QueueRunner) runner.abandon();
+        if (command.abandon === true && runner instanceof QueueRunner) runner.abandon(command.keep);
         else this.#service(runner);
         const progress = runner.finish();
         this.#busy.delete(runner);
+        this.#polled.delete(runner);
         this.#runners.delete(command.index);
         this.#epoll.delete(runner.start.kickFd);
         this.#epoll.delete(runner.start.deviceCallFd);
+        runner.close();
         return { progress };
       }
       case "call":
@@ -208,7 +227,7 @@ class RelayLoop {
   }
 
   #learn({ update, invalidate, forget }: Extract<WorkerCommand, { type: "iotlb" }>): void {
-    const { iotlb } = this.#path;
+    const iotlb = this.#path.iotlb!;
     if (forget === true) iotlb.clear();
     if (invalidate !== undefined) iotlb.invalidate(invalidate.iova, invalidate.size);
     if (update === undefined) return;

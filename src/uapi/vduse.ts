@@ -1,6 +1,6 @@
 /**
  * VDUSE, vDPA devices served by a process: requests, records and messages of /dev/vduse/control and /dev/vduse/NAME
- * (linux/vduse.h, API version 0 and the fields that version 1 puts into version 0's padding). Data, no I/O.
+ * (linux/vduse.h, API versions 0 and 1, and the features QUEUE_READY and SUSPEND of the newest kernels). Data, no I/O.
  *
  * @module
  */
@@ -13,6 +13,8 @@ export const VDUSE = {
   SET_API_VERSION: 0x40088101,
   CREATE_DEV: 0x41508102,
   DESTROY_DEV: 0x41008103,
+  GET_FEATURES: 0x80088104,
+  SET_FEATURES: 0x40088105,
   IOTLB_GET_FD: 0xc0208110,
   DEV_GET_FEATURES: 0x80088111,
   DEV_SET_CONFIG: 0x40088112,
@@ -23,8 +25,21 @@ export const VDUSE = {
   VQ_INJECT_IRQ: 0x40048117,
 } as const;
 
-/** Kinds of messages that the kernel sends (`enum vduse_req_type`); those above UPDATE_IOTLB come with API 1 only. */
-export const VDUSE_REQUEST = { GET_VQ_STATE: 0, SET_STATUS: 1, UPDATE_IOTLB: 2, SET_VQ_GROUP_ASID: 3 } as const;
+/**
+ * Kinds of messages that the kernel sends (`enum vduse_req_type`): SET_VQ_GROUP_ASID with API 1 only, SET_VQ_READY and SUSPEND
+ * only where the feature was agreed on.
+ */
+export const VDUSE_REQUEST = {
+  GET_VQ_STATE: 0,
+  SET_STATUS: 1,
+  UPDATE_IOTLB: 2,
+  SET_VQ_GROUP_ASID: 3,
+  SET_VQ_READY: 4,
+  SUSPEND: 5,
+} as const;
+
+/** Bits of GET_FEATURES and SET_FEATURES (`VDUSE_F_…`). */
+export const VDUSE_FEATURE = { QUEUE_READY: 0, SUSPEND: 1 } as const;
 
 /** Bytes of struct vduse_dev_request and of struct vduse_dev_response. */
 export const VDUSE_MESSAGE_BYTES = 152;
@@ -50,6 +65,10 @@ export interface VduseDeviceConfig {
   vqAlign: number;
   /** Configuration space. */
   config: Uint8Array;
+  /** API 1: groups of queues, at least 1. API 0: left out. */
+  groups?: number;
+  /** API 1: address spaces, at least 1. API 0: left out. */
+  addressSpaces?: number;
 }
 
 /** Encodes a name as DESTROY_DEV takes it. @throws SvqError BAD_NAME for what cannot be a file's name of at most 255 bytes */
@@ -76,6 +95,8 @@ export function encodeVduseConfig(config: VduseDeviceConfig): Uint8Array<ArrayBu
   view.setBigUint64(264, config.features, true);
   view.setUint32(272, config.vqNum, true);
   view.setUint32(276, config.vqAlign, true);
+  view.setUint32(280, config.groups ?? 0, true);
+  view.setUint32(284, config.addressSpaces ?? 0, true);
   view.setUint32(332, config.config.length, true);
   bytes.set(config.config, CONFIG_HEAD_BYTES);
   return bytes;
@@ -181,6 +202,9 @@ export type VduseRequest =
     | { type: typeof VDUSE_REQUEST.GET_VQ_STATE; index: number }
     | { type: typeof VDUSE_REQUEST.SET_STATUS; status: number }
     | { type: typeof VDUSE_REQUEST.UPDATE_IOTLB }
+    | { type: typeof VDUSE_REQUEST.SET_VQ_GROUP_ASID; group: number; asid: number }
+    | { type: typeof VDUSE_REQUEST.SET_VQ_READY; index: number; ready: boolean }
+    | { type: typeof VDUSE_REQUEST.SUSPEND }
     | { type: "unknown"; number: number }
   );
 
@@ -195,7 +219,12 @@ export function decodeVduseRequest(bytes: Uint8Array<ArrayBuffer>): VduseRequest
     case VDUSE_REQUEST.SET_STATUS:
       return { id, type, status: view.getUint8(PAYLOAD) };
     case VDUSE_REQUEST.UPDATE_IOTLB:
+    case VDUSE_REQUEST.SUSPEND:
       return { id, type };
+    case VDUSE_REQUEST.SET_VQ_GROUP_ASID:
+      return { id, type, group: view.getUint32(PAYLOAD, true), asid: view.getUint32(PAYLOAD + 4, true) };
+    case VDUSE_REQUEST.SET_VQ_READY:
+      return { id, type, index: view.getUint32(PAYLOAD, true), ready: view.getUint32(PAYLOAD + 4, true) !== 0 };
     default:
       return { id, type: "unknown", number: type };
   }

@@ -41,8 +41,14 @@ export interface BackendInfo {
   hasConfig: boolean;
   /** Addresses that the device can be given, both ends inclusive, bytes; undefined where no limit is known. */
   iovaRange?: { readonly first: bigint; readonly last: bigint };
+  /** Holes in that range which its IOMMU claims, with names. */
+  iovaReserved?: readonly { readonly first: bigint; readonly last: bigint; readonly tag?: string }[];
+  /** Address spaces (ASIDs), where the device tells it; undefined means 1. */
+  addressSpaces?: number;
   /** Largest ring, descriptors, where the device tells it. */
   vringNumMax?: number;
+  /** Its doorbells can be mapped by whoever drives it, and {@linkcode VhostBackend.onDoorbell} is told of them. */
+  doorbells?: boolean;
   /** It pins the guest's memory, which then must not be given back to the host; undefined where nobody knows. */
   pinsMemory?: boolean;
   /** How its rings stop; undefined means `each`. */
@@ -132,6 +138,20 @@ export interface LogRegion {
   size: number;
 }
 
+/** A region that records what is in flight, in a shared file: see src/vring/inflight.ts. */
+export interface InflightPlace {
+  /** Borrowed for the call. */
+  fd: number;
+  /** Bytes. */
+  offset: number;
+  /** Bytes. */
+  size: number;
+  /** Queues that it has a part for. */
+  queues: number;
+  /** Descriptors of the largest of them. */
+  num: number;
+}
+
 /**
  * A device. All methods reject with SvqError; after a rejection of a connection error the object is only good for `close`.
  *
@@ -192,6 +212,11 @@ export interface VhostBackend extends AsyncDisposable {
   startVrings?(rings: readonly VringStart[]): Promise<void>;
   /** Where the ring's doorbell can be mapped; undefined where it has none. */
   doorbell?(index: number): Doorbell | undefined;
+  /**
+   * Set by who drives it, where that can map doorbells: it is given a ring's doorbell, or (undefined) must stop using it. Resolves
+   * with whether it has done so.
+   */
+  onDoorbell?: ((index: number, doorbell: Doorbell | undefined) => Promise<boolean>) | undefined;
   /** virtio-net: announce the guest (6 bytes MAC), where the device has VHOST_USER_PROTOCOL_F_RARP. */
   sendRarp?(mac: Uint8Array<ArrayBuffer>): Promise<void>;
   /** virtio-net: the MTU agreed on, where the device has VHOST_USER_PROTOCOL_F_MTU. */
@@ -214,6 +239,10 @@ export interface VhostBackend extends AsyncDisposable {
   iotlb?(message: IotlbChange): Promise<void>;
   /** Asks what `iova` is mapped to: {@linkcode VhostBackend.iotlb} is called with it. Rejects where nothing is. */
   onIotlbMiss?: ((iova: number, perm: number) => Promise<void>) | undefined;
+  /** Makes a zeroed in-flight region, for whoever drives the device to keep. @returns the file, which is the caller's, and its place */
+  createInflight?(queues: number, num: number): Promise<{ file: OwnedFd; place: InflightPlace }>;
+  /** Gives the device the region in which it records what is in flight, and finds what was; before any ring starts. */
+  setInflight?(place: InflightPlace): Promise<void>;
   /** Called when the device's configuration changed. */
   onConfigChange: (() => void) | undefined;
   /** Called once when the device is gone (connection lost, worker died). */

@@ -26,5 +26,5 @@ export function openKernel(parsed: KernelAddress): VhostVdpa | VhostNet {
   // What is believed of a device depends on its driver.
   const listing = parsed.kind === "vdpa" ? nodeOfName(parsed.name) : findByNode(parsed.path);
   const path = parsed.kind === "vdpa" ? (listing as { node: string }).node : parsed.path;
-  return VhostVdpa.open(path, { driver: listing?.driver, address });
+  return VhostVdpa.open(path, { driver: listing?.driver, address, reserved: listing?.reserved });
 }

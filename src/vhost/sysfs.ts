@@ -23,6 +23,8 @@ export interface VdpaListing {
   managementDevice: string | undefined;
   /** Virtio device id, where netlink told it. */
   deviceId: number | undefined;
+  /** Addresses that the IOMMU in front of it keeps for itself (interrupts, firmware); absent where none are known. */
+  reserved?: readonly { first: bigint; last: bigint; tag: string }[];
 }
 
 /** Where to look; tests give trees of their own. */
@@ -60,6 +62,7 @@ export function scanVdpa(places: SysfsPlaces = {}): VdpaListing[] {
       driver: parentDriver(place, info),
       managementDevice: info?.managementDevice,
       deviceId: info?.deviceId,
+      ...reservedOf(place),
     };
   });
 }
@@ -112,6 +115,22 @@ function parentDriver(place: string, info: NetlinkVdpa | undefined): string | un
   // Virtual devices have no driver of their own; their management device is named after it.
   const device = info?.managementDevice;
   return device === undefined || device.includes("/") ? undefined : device;
+}
+
+// Lines like "0x00000000fee00000 0x00000000feefffff msi". What firmware once used and does not any more (direct-relaxable) is free.
+function reservedOf(place: string): Pick<VdpaListing, "reserved"> {
+  const own = realPath(place);
+  if (own === undefined) return {};
+  let text: string;
+  try {
+    text = Deno.readTextFileSync(`${own}/../iommu_group/reserved_regions`);
+  } catch {
+    return {};
+  }
+  const found = text.split("\n").map((line) => /^(0x[0-9a-f]+) (0x[0-9a-f]+) (\S+)$/i.exec(line)).filter((match) => match !== null);
+  const reserved = found.filter((match) => match[3] !== "direct-relaxable")
+    .map((match) => ({ first: BigInt(match[1]!), last: BigInt(match[2]!), tag: match[3]! }));
+  return reserved.length === 0 ? {} : { reserved };
 }
 
 function names(directory: string): string[] {

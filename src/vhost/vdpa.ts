@@ -59,6 +59,8 @@ export interface VdpaOptions {
   address?: string;
   /** How long a ring of a device without SUSPEND may take to come to rest, ms (default 1000). */
   restTimeoutMs?: number;
+  /** Addresses that its IOMMU keeps for itself, as src/vhost/sysfs.ts finds them. */
+  reserved?: BackendInfo["iovaReserved"] | undefined;
   /** For tests: whether maps pin memory. */
   pins?: boolean | undefined;
 }
@@ -115,6 +117,7 @@ export class VhostVdpa implements VhostBackend {
       this.#configSize = node.configSize();
       const range = node.iovaRange();
       const canSuspend = this.#has(BACKEND_FEATURE.SUSPEND);
+      const addressSpaces = node.asNum() ?? 1;
       const pins = "pins" in options ? options.pins : pinsMemory(options.driver);
       this.info = {
         kind: "vhost-vdpa",
@@ -126,13 +129,15 @@ export class VhostVdpa implements VhostBackend {
         canSuspend,
         hasConfig: this.#configSize > 0,
         iovaRange: range,
+        ...(options.reserved === undefined ? {} : { iovaReserved: options.reserved }),
+        addressSpaces,
         vringNumMax: this.vringNumMax,
         ringStop: ringStopOf(this.backendFeatures, options.driver),
         ...(pins === undefined ? {} : { pinsMemory: pins }),
       };
       this.maps = new VdpaMaps(node, {
         range,
-        addressSpaces: node.asNum() ?? 1,
+        addressSpaces,
         batch: this.#has(BACKEND_FEATURE.IOTLB_BATCH),
         asids: this.#has(BACKEND_FEATURE.IOTLB_ASID),
         pins,

@@ -19,15 +19,25 @@ import {
   VRING_NUM_LIMIT,
 } from "../uapi/vhost.ts";
 import { MEM_TABLE_LIMIT, PROTOCOL_FEATURE, REQUEST, RING_LIMIT, VHOST_USER_F_PROTOCOL_FEATURES } from "../uapi/vhost_user.ts";
-import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type {
+  BackendInfo,
+  DeviceStateDirection,
+  Doorbell,
+  InflightPlace,
+  LogRegion,
+  VhostBackend,
+  VringAddresses,
+} from "../vhost/backend.ts";
 import { BackEndChannel } from "./back_end_channel.ts";
 import { closeFds, type MessageHook } from "./connection.ts";
 import { DeviceMemory } from "./device_memory.ts";
 import {
   decodeConfig,
+  decodeInflight,
   DEVICE_STATE_NO_FD,
   encodeConfig,
   encodeDeviceState,
+  encodeInflight,
   encodeLog,
   encodeMac,
   encodeVringFd,
@@ -58,6 +68,9 @@ export const FRONT_END_PROTOCOL_FEATURES: bigint = bitsOf([
   PROTOCOL_FEATURE.DEVICE_STATE,
 ]);
 
+/** The same with INFLIGHT_SHMFD: for whoever gives the device an in-flight region before its rings start, as some then require. */
+export const FRONT_END_WITH_INFLIGHT: bigint = FRONT_END_PROTOCOL_FEATURES | bit(PROTOCOL_FEATURE.INFLIGHT_SHMFD);
+
 /** How a {@linkcode VhostUserFrontEnd} is made. */
 export interface FrontEndOptions {
   /** The device address as the user wrote it, for messages and `info`. */
@@ -68,6 +81,11 @@ export interface FrontEndOptions {
   timeoutMs?: number;
   /** The same for GET_VRING_BASE, which waits for all requests in flight (default Infinity). */
   vringBaseTimeoutMs?: number;
+  /**
+   * Takes a ring's doorbell, borrowed for the call, or (undefined) stops using it; says whether that was done. Where it is given,
+   * HOST_NOTIFIER may be negotiated.
+   */
+  onDoorbell?: ((index: number, doorbell: Doorbell | undefined) => boolean) | undefined;
   /** Sees every message of the connection and of the back-end's channel. */
   onMessage?: MessageHook | undefined;
 }
@@ -88,6 +106,8 @@ export class VhostUserFrontEnd implements VhostBackend {
   readonly setMtu?: (mtu: number) => Promise<void>;
   readonly setDeviceStateFd?: (direction: DeviceStateDirection, phase: number, fd: number) => Promise<OwnedFd | undefined>;
   readonly checkDeviceState?: () => Promise<void>;
+  readonly createInflight?: (queues: number, num: number) => Promise<{ file: OwnedFd; place: InflightPlace }>;
+  readonly setInflight?: (place: InflightPlace) => Promise<void>;
   readonly #requester: Requester;
   readonly #memory: DeviceMemory;
   readonly #channel: BackEndChannel | undefined;
@@ -118,7 +138,23 @@ export class VhostUserFrontEnd implements VhostBackend {
       this.setDeviceStateFd = (direction, phase, fd) => this.#setDeviceStateFd(direction, phase, fd);
       this.checkDeviceState = () => this.#checkDeviceState();
     }
+    if (this.#has(PROTOCOL_FEATURE.INFLIGHT_SHMFD)) {
+      this.createInflight = (queues, num) => this.#createInflight(queues, num);
+      this.setInflight = (place) => this.#settled(REQUEST.SET_INFLIGHT_FD, encodeInflight(place), { fds: [place.fd] });
+    }
     if (this.#has(PROTOCOL_FEATURE.MTU)) this.setMtu = async (mtu) => await this.#command(REQUEST.NET_SET_MTU, encodeU64(BigInt(mtu)));
+  }
+
+  async #createInflight(queues: number, num: number): Promise<{ file: OwnedFd; place: InflightPlace }> {
+    const received: OwnedFd[] = [];
+    const options = { onFds: (fds: OwnedFd[]) => void received.push(...fds) };
+    const answer = await this.#call(REQUEST.GET_INFLIGHT_FD, encodeInflight({ size: 0, offset: 0, queues, num }), options);
+    const [file, ...rest] = received;
+    closeFds(rest);
+    const { size, offset } = decodeInflight(answer);
+    if (size > 0 && file !== undefined) return { file, place: { fd: file.fd, size, offset, queues, num } };
+    file?.close();
+    throw new SvqError("DEVICE_REFUSED", `${this.info.address} gave no in-flight region for ${queues} queues of ${num} descriptors`);
   }
 
   async #setDeviceStateFd(direction: DeviceStateDirection, phase: number, fd: number): Promise<OwnedFd | undefined> {
@@ -165,6 +201,7 @@ export class VhostUserFrontEnd implements VhostBackend {
         channel = new BackEndChannel({
           onMessage: options.onMessage,
           onConfigChange: () => events.device?.onConfigChange?.(),
+          onDoorbell: options.onDoorbell,
           onViolation: (error) => requester.fail(error),
         });
         return channel;
@@ -404,7 +441,8 @@ async function negotiate(requester: Requester, options: FrontEndOptions, openCha
   let offeredProtocolFeatures = 0n;
   if (hasProtocolFeatures) {
     offeredProtocolFeatures = await getU64(REQUEST.GET_PROTOCOL_FEATURES);
-    protocolFeatures = offeredProtocolFeatures & (options.protocolFeatures ?? FRONT_END_PROTOCOL_FEATURES);
+    const doorbells = options.onDoorbell === undefined ? 0n : bitsOf([PROTOCOL_FEATURE.HOST_NOTIFIER, PROTOCOL_FEATURE.BACKEND_SEND_FD]);
+    protocolFeatures = offeredProtocolFeatures & (options.protocolFeatures ?? FRONT_END_PROTOCOL_FEATURES | doorbells);
     await requester.tell(REQUEST.SET_PROTOCOL_FEATURES, encodeU64(protocolFeatures));
     requester.replyAck = hasBit(protocolFeatures, PROTOCOL_FEATURE.REPLY_ACK);
   }

@@ -249,6 +249,40 @@ export function decodeConfig(bytes: Uint8Array<ArrayBuffer>): ConfigMessage {
   return { offset, flags, bytes: bytes.slice(CONFIG_HEAD_SIZE) };
 }
 
+/** The payload of GET_INFLIGHT_FD, of its answer, and of SET_INFLIGHT_FD. */
+export interface WireInflight {
+  /** Bytes of the region. */
+  size: number;
+  /** Where it begins in the file, bytes. */
+  offset: number;
+  /** Queues. */
+  queues: number;
+  /** Descriptors per queue. */
+  num: number;
+}
+
+const INFLIGHT_SIZE = 24;
+
+/** Encodes GET_INFLIGHT_FD, its answer and SET_INFLIGHT_FD: 24 bytes. */
+export function encodeInflight(inflight: WireInflight): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(INFLIGHT_SIZE);
+  const view = viewOf(bytes);
+  putAddress(view, 0, inflight.size, "in-flight region size");
+  putAddress(view, 8, inflight.offset, "in-flight region offset");
+  view.setUint16(16, inflight.queues, true);
+  view.setUint16(18, inflight.num, true);
+  return bytes;
+}
+
+/** Decodes the same. @throws SvqError BAD_RECORD, VHOST_USER_PROTOCOL above 2^52, ADDRESS_TOO_LARGE */
+export function decodeInflight(bytes: Uint8Array<ArrayBuffer>): WireInflight {
+  const view = requireSize(bytes, INFLIGHT_SIZE, "in-flight message");
+  const size = getAddress(view, 0, "in-flight region size");
+  const offset = getAddress(view, 8, "in-flight region offset");
+  if (size + offset > ADDRESS_LIMIT) throw protocolError("In-flight region ends above 2^52");
+  return { size, offset, queues: view.getUint16(16, true), num: view.getUint16(18, true) };
+}
+
 /** Encodes SEND_RARP: 6 bytes of MAC address in a u64. */
 export function encodeMac(mac: Uint8Array<ArrayBuffer>): Uint8Array<ArrayBuffer> {
   if (mac.length !== 6) throw new SvqError("BAD_RECORD", `A MAC address of ${mac.length} bytes`);
@@ -289,4 +323,42 @@ export function decodeDeviceState(bytes: Uint8Array<ArrayBuffer>): DeviceStateRe
   const direction = view.getUint32(0, true);
   if (direction > 1) throw protocolError(`Device state in direction ${direction}`);
   return { direction: direction === 0 ? "save" : "load", phase: view.getUint32(4, true) };
+}
+
+/** Where a ring's doorbell lies in the file that comes with the message (VRING_HOST_NOTIFIER_MSG). */
+export interface VringArea {
+  /** Ring. */
+  index: number;
+  /** A file comes along; otherwise the doorbell must not be used any more. */
+  hasFd: boolean;
+  /** Bytes. */
+  size: number;
+  /** Bytes. */
+  offset: number;
+}
+
+const AREA_NO_FD = 0x100;
+
+/** Encodes a vring area: u64 ring and flag, u64 size, u64 offset. */
+export function encodeVringArea({ index, hasFd, size, offset }: VringArea): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(24);
+  const view = viewOf(bytes);
+  view.setBigUint64(0, BigInt(requireRing(index) | (hasFd ? 0 : AREA_NO_FD)), true);
+  view.setBigUint64(8, BigInt(size), true);
+  view.setBigUint64(16, BigInt(offset), true);
+  return bytes;
+}
+
+/** Decodes a vring area. @throws SvqError VHOST_USER_PROTOCOL, BAD_RECORD, ADDRESS_TOO_LARGE */
+export function decodeVringArea(bytes: Uint8Array<ArrayBuffer>, fdCount: number): VringArea {
+  const view = requireSize(bytes, 24, "vring area");
+  const word = view.getBigUint64(0, true);
+  const hasFd = (word & BigInt(AREA_NO_FD)) === 0n;
+  if (hasFd !== (fdCount === 1)) throw protocolError(`Doorbell of ring ${word & 0xffn} with ${fdCount} file descriptors`);
+  return {
+    index: Number(word & 0xffn),
+    hasFd,
+    size: getAddress(view, 8, "doorbell size"),
+    offset: getAddress(view, 16, "doorbell offset"),
+  };
 }

@@ -34,11 +34,12 @@ import {
   requestShape,
   VHOST_USER_F_PROTOCOL_FEATURES,
 } from "../uapi/vhost_user.ts";
-import type { VhostBackend } from "../vhost/backend.ts";
+import type { Doorbell, VhostBackend } from "../vhost/backend.ts";
 import { closeFds, type Message, type MessageHook, VhostUserConnection } from "./connection.ts";
 import {
   decodeConfig,
   decodeDeviceState,
+  decodeInflight,
   decodeLog,
   decodeMac,
   decodeMemTable,
@@ -46,7 +47,9 @@ import {
   decodeVringFd,
   DEVICE_STATE_NO_FD,
   encodeConfig,
+  encodeInflight,
   encodeLog,
+  encodeVringArea,
   protocolError,
 } from "./message.ts";
 import { Requester } from "./requester.ts";
@@ -106,12 +109,14 @@ export class BackendServer implements Disposable {
 
   /** The protocol features that the front-end is offered. */
   get offeredProtocolFeatures(): bigint {
-    const { info, sendRarp, setMtu, setDeviceStateFd } = this.#backend;
+    const { info, sendRarp, setMtu, setDeviceStateFd, setInflight } = this.#backend;
     let offered = this.#options.protocolFeatures ?? SERVER_PROTOCOL_FEATURES;
     if (!info.hasConfig) offered &= ~bit(PROTOCOL_FEATURE.CONFIG);
+    if (setInflight === undefined) offered &= ~bit(PROTOCOL_FEATURE.INFLIGHT_SHMFD);
     if (sendRarp === undefined) offered &= ~bit(PROTOCOL_FEATURE.RARP);
     if (setMtu === undefined) offered &= ~bit(PROTOCOL_FEATURE.MTU);
     if (setDeviceStateFd === undefined) offered &= ~bit(PROTOCOL_FEATURE.DEVICE_STATE);
+    if (info.doorbells === true) offered |= bit(PROTOCOL_FEATURE.HOST_NOTIFIER) | bit(PROTOCOL_FEATURE.BACKEND_SEND_FD);
     return offered;
   }
 
@@ -125,9 +130,11 @@ export class BackendServer implements Disposable {
     const before = this.#backend.onConfigChange;
     this.#backend.onConfigChange = () => this.#tellConfigChange();
     this.#backend.onIotlbMiss = (iova, perm) => this.#askIotlb(iova, perm);
+    if (this.#backend.info.doorbells === true) this.#backend.onDoorbell = (index, doorbell) => this.#tellDoorbell(index, doorbell);
     const error = await this.#serve();
     this.#backend.onConfigChange = before;
     this.#backend.onIotlbMiss = undefined;
+    this.#backend.onDoorbell = undefined;
     this.close();
     this.#channel?.close();
     this.#memory[Symbol.dispose]();
@@ -267,6 +274,8 @@ export class BackendServer implements Disposable {
     [REQUEST.GET_STATUS]: async () => encodeU64(BigInt(await this.#backend.getStatus())),
     [REQUEST.SET_STATUS]: ({ payload }) => this.#done(this.#backend.setStatus(Number(decodeU64(payload) & 0xffn))),
     [REQUEST.RESET_DEVICE]: () => this.#reset(),
+    [REQUEST.GET_INFLIGHT_FD]: ({ payload }) => this.#getInflight(payload),
+    [REQUEST.SET_INFLIGHT_FD]: (message) => this.#setInflight(message),
     [REQUEST.SET_DEVICE_STATE_FD]: (message) => this.#setDeviceStateFd(message),
     [REQUEST.CHECK_DEVICE_STATE]: async () => {
       if (!this.#hasDeviceState) throw this.#refusal(REQUEST.CHECK_DEVICE_STATE);
@@ -274,6 +283,21 @@ export class BackendServer implements Disposable {
       return encodeU64(0n);
     },
   };
+
+  async #getInflight(payload: Uint8Array<ArrayBuffer>): Promise<Answer> {
+    if (!this.#negotiated(PROTOCOL_FEATURE.INFLIGHT_SHMFD)) throw this.#refusal(REQUEST.GET_INFLIGHT_FD);
+    const { queues, num } = decodeInflight(payload);
+    const { file, place } = await this.#backend.createInflight!(queues, num);
+    this.#replyFds.push(file);
+    return encodeInflight(place);
+  }
+
+  async #setInflight({ payload, fds }: Message): Promise<undefined> {
+    if (!this.#negotiated(PROTOCOL_FEATURE.INFLIGHT_SHMFD)) throw this.#refusal(REQUEST.SET_INFLIGHT_FD);
+    const wire = decodeInflight(payload);
+    requireFileRange(fds[0]!.fd, wire.offset, wire.size, "In-flight region");
+    await this.#backend.setInflight!({ fd: fds[0]!.fd, ...wire });
+  }
 
   get #hasDeviceState(): boolean {
     return this.#negotiated(PROTOCOL_FEATURE.DEVICE_STATE);
@@ -445,6 +469,24 @@ export class BackendServer implements Disposable {
     channel.command(BACKEND_REQUEST.CONFIG_CHANGE_MSG).catch((error) => {
       if (!["CLOSED", "VHOST_USER_DISCONNECTED"].includes(error.code)) this.#options.onError?.(error);
     });
+  }
+
+  // Without REPLY_ACK nobody would know when the front-end has stopped using one: then it gets none.
+  async #tellDoorbell(index: number, doorbell: Doorbell | undefined): Promise<boolean> {
+    const channel = this.#channel;
+    const { HOST_NOTIFIER, BACKEND_SEND_FD, REPLY_ACK } = PROTOCOL_FEATURE;
+    const able = [HOST_NOTIFIER, BACKEND_SEND_FD, REPLY_ACK].every((feature) => this.#negotiated(feature));
+    if (!able || channel === undefined || channel.failure !== undefined) return false;
+    const { fd, size, offset } = doorbell ?? { fd: -1, size: 0, offset: 0 };
+    const hasFd = doorbell !== undefined;
+    try {
+      const area = encodeVringArea({ index, hasFd, size, offset });
+      await channel.command(BACKEND_REQUEST.VRING_HOST_NOTIFIER_MSG, area, { fds: hasFd ? [fd] : [], what: `ring ${index}` });
+      return true;
+    } catch (error) {
+      if (error instanceof SvqError && error.code === "DEVICE_REFUSED") return false;
+      throw error;
+    }
   }
 
   /** Ends the connection; {@linkcode run} then releases everything and resolves. */

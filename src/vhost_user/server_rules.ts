@@ -10,7 +10,7 @@ import { protocolError, requireRing } from "./message.ts";
 
 const NO_BYTES = new Uint8Array(0);
 
-/** What a back-end server offers by default; CONFIG, RARP, MTU and DEVICE_STATE only where the backend can do them. */
+/** What a back-end server offers by default; CONFIG, INFLIGHT_SHMFD, RARP, MTU and DEVICE_STATE only where the backend can do them. */
 export const SERVER_PROTOCOL_FEATURES: bigint = bitsOf([
   PROTOCOL_FEATURE.MQ,
   PROTOCOL_FEATURE.LOG_SHMFD,
@@ -19,6 +19,7 @@ export const SERVER_PROTOCOL_FEATURES: bigint = bitsOf([
   PROTOCOL_FEATURE.MTU,
   PROTOCOL_FEATURE.BACKEND_REQ,
   PROTOCOL_FEATURE.CONFIG,
+  PROTOCOL_FEATURE.INFLIGHT_SHMFD,
   PROTOCOL_FEATURE.RESET_DEVICE,
   PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS,
   PROTOCOL_FEATURE.STATUS,
@@ -28,6 +29,8 @@ export const SERVER_PROTOCOL_FEATURES: bigint = bitsOf([
 /** Answers that say "failed" to requests that have an answer of their own; all others of those cannot say it. */
 export const FAILED_ANSWERS: Readonly<Record<number, () => Uint8Array<ArrayBuffer>>> = {
   [REQUEST.GET_CONFIG]: () => NO_BYTES,
+  // A region of no bytes is none.
+  [REQUEST.GET_INFLIGHT_FD]: () => new Uint8Array(24),
   [REQUEST.IOTLB_MSG]: () => encodeU64(1n),
   [REQUEST.POSTCOPY_END]: () => encodeU64(1n),
   [REQUEST.CHECK_DEVICE_STATE]: () => encodeU64(1n),

@@ -51,6 +51,8 @@ export interface PackedDeviceOptions {
    * were taken by someone else: they are in flight here only after `restore`.
    */
   base?: number;
+  /** Told of each chain when its used element is written, before a flush lets the driver see it. */
+  onUsed?: (id: number) => void;
 }
 
 const STATE_MASK = VRING_PACKED_DESC_F_AVAIL | VRING_PACKED_DESC_F_USED;
@@ -72,6 +74,7 @@ export class PackedDevice implements DeviceQueue {
   readonly #indirect: boolean;
   readonly #memory: RingMemory | undefined;
   readonly #tables: IndirectReader;
+  readonly #onUsed: ((id: number) => void) | undefined;
   readonly #maxChain: number;
   /** Next slot to take, and its wrap counter. */
   #slot: number;
@@ -112,6 +115,7 @@ export class PackedDevice implements DeviceQueue {
     this.#inOrder = options.inOrder ?? false;
     this.#indirect = options.indirect;
     this.#memory = options.memory;
+    this.#onUsed = options.onUsed;
     this.#maxChain = options.maxChain ?? Math.max(num, 1024);
     this.#tables = new IndirectReader(options.memory, this.#maxChain);
     this.#words = words32("descriptor ring", options.desc, DESC_BYTES * num, 4);
@@ -265,6 +269,7 @@ export class PackedDevice implements DeviceQueue {
   }
 
   #writeUsed(id: number, written: number): void {
+    if (this.#onUsed !== undefined) this.#onUsed(id);
     const slot = this.#usedSlot;
     const flags = (this.#usedWrap === 1 ? STATE_MASK : 0) | (written > 0 ? VRING_DESC_F_WRITE : 0);
     this.#words[(slot << 2) + 2] = written;
@@ -301,6 +306,22 @@ export class PackedDevice implements DeviceQueue {
     if (!this.#mustCall) return wanted;
     this.#mustCall = false;
     return true;
+  }
+
+  /**
+   * Makes the descriptors of all chains in flight look available again. Somebody who was killed before a flush may have left
+   * used descriptors behind the place where the driver looks: the driver would take them for used as soon as it gets there.
+   */
+  withdrawUsed(): void {
+    for (let i = 0, slot = this.#usedSlot, wrap = this.#usedWrap; i < this.#openSlots; i++) {
+      const at = (slot << 3) + 7;
+      const flags = Atomics.load(this.#halves, at);
+      Atomics.store(this.#halves, at, (flags & ~STATE_MASK) | (wrap === 1 ? VRING_PACKED_DESC_F_AVAIL : VRING_PACKED_DESC_F_USED));
+      if (++slot === this.num) {
+        slot = 0;
+        wrap ^= 1;
+      }
+    }
   }
 
   /** Tells the driver that kicks are not needed (a hint). */

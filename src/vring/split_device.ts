@@ -48,6 +48,8 @@ export interface SplitDeviceOptions {
    * someone else: they are in flight here only after `restore`.
    */
   base?: number;
+  /** Told of each chain when its used element is written, before a flush lets the driver see it. */
+  onUsed?: (id: number) => void;
 }
 
 /** Life of a head: not ours, taken, or done but held back until its turn (IN_ORDER). */
@@ -69,6 +71,7 @@ export class SplitDevice implements DeviceQueue {
   readonly #indirect: boolean;
   readonly #memory: RingMemory | undefined;
   readonly #tables: IndirectReader;
+  readonly #onUsed: ((id: number) => void) | undefined;
   readonly #maxChain: number;
   /** Next avail index to take. */
   #lastAvail: number;
@@ -105,6 +108,7 @@ export class SplitDevice implements DeviceQueue {
     this.#inOrder = options.inOrder ?? false;
     this.#indirect = options.indirect;
     this.#memory = options.memory;
+    this.#onUsed = options.onUsed;
     this.#maxChain = options.maxChain ?? Math.max(num, 1024);
     this.#tables = new IndirectReader(options.memory, this.#maxChain);
     const event = eventIdx ? 2 : 0;
@@ -233,6 +237,7 @@ export class SplitDevice implements DeviceQueue {
   }
 
   #writeUsed(id: number, written: number): void {
+    if (this.#onUsed !== undefined) this.#onUsed(id);
     const word = 1 + ((this.#usedNext & this.#mask) << 1);
     this.#usedRing[word] = id;
     this.#usedRing[word + 1] = written;

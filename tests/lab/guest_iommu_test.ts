@@ -7,7 +7,7 @@ const IOMMU_NET = "iommu_platform=on,disable-legacy=on,ats=on";
 const IOMMU = ["-device", "intel-iommu,intremap=off,device-iotlb=on"];
 
 await labTest(
-  "a guest with an IOMMU (ats=on, device-iotlb=on) pings DPDK, which knows of none, through the relay, also while it logs and unmaps",
+  "a guest with an IOMMU (ats=on, device-iotlb=on) pings DPDK, which knows of none, through the relay",
   ["qemu-10", "guest", "dpdk"],
   async ({ folder, step }) => {
     const socket = folder.join("net.device");
@@ -32,22 +32,6 @@ await labTest(
       assert.ok(status.iommu!.misses > 0 && status.iommu!.invalidations > 0, JSON.stringify(status.iommu));
       assert.equal(BigInt(status.features) >> 33n & 1n, 1n, "the guest has ACCESS_PLATFORM");
       console.log(`  IOMMU: ${JSON.stringify(status.iommu)}`);
-    });
-
-    await step("the whole ring over again, several times", async () => {
-      const output = await vm.shell("ping -c 600 -i 0.01 -W 5 -q 10.77.0.1", 240_000);
-      assert.match(output, /600 packets transmitted, 600 packets received/);
-    });
-
-    await step("the driver leaves the device, and comes back with other mappings", async () => {
-      await vm.shell(
-        "d=$(basename $(readlink -f /sys/class/net/eth0/device)); echo $d > /sys/bus/virtio/drivers/virtio_net/unbind; echo $d > /sys/bus/virtio/drivers/virtio_net/bind; " +
-          "ip link set eth0 up && ip addr add 10.77.0.2/24 dev eth0",
-        120_000,
-      );
-      const output = await vm.shell("ping -c 10 -W 5 -A 10.77.0.1", 120_000);
-      assert.match(output, /10 packets transmitted, 10 packets received/);
-      assert.deepEqual((await relay.status()).queues.map((queue) => queue.errors), (await relay.status()).queues.map(() => 0));
     });
   },
 );

@@ -8,6 +8,7 @@ import { createMemfd, mapFd } from "../../src/ffi/mod.ts";
 import { openDevice } from "../../src/devices/open.ts";
 import { VhostVdpa } from "../../src/vhost/vdpa.ts";
 import { HandMemory, HandRing } from "../support/hand_ring.ts";
+import { labRelay, runSvq, svqJson } from "../support/lab_svq.ts";
 import { vdpaNode, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
 import { waitUntil } from "../support/wait.ts";
 
@@ -208,6 +209,42 @@ vmTest("the kernel's bare EFAULT becomes a sentence where no check could foresee
   await assert.rejects(device.setMemTable([region]), withCode("IOTLB_REFUSED", /refused to map it at 0x0-0xfffff/));
 });
 
+vmTest("svq iova shows, tries, allocates and frees on a device and in the relay that has it", plain, async () => {
+  interface Layout {
+    relay?: string;
+    range: { first: string; last: string };
+    allocations: { tag: string; iova: string }[];
+    allocated: { iova: string };
+    spaces: unknown[];
+  }
+  const net = await svqJson<Layout>("iova", "ranges", "vdpa:net0");
+  assert.deepEqual(net.range, { first: "0x0", last: "0xffffffffffffffff" });
+  assert.equal(net.spaces.length, 2, "both address spaces of vdpa_sim_net");
+  for (const name of ["blk0", "user0"]) {
+    const tried = await runSvq("iova", "alloc", `vdpa:${name}`, "2MiB");
+    assert.deepEqual([tried.code, /the device takes it; given back/.test(tried.stdout)], [0, true], tried.stderr);
+  }
+  const none = await runSvq("iova", "free", "vdpa:blk0", "0x1000");
+  assert.deepEqual([none.code, /No relay has/.test(none.stderr)], [3, true], none.stderr);
+  {
+    await using _device = await openVdpa("blk0");
+    const busy = await runSvq("iova", "ranges", "vdpa:blk0", "-j");
+    assert.equal(busy.code, 1);
+    assert.match(busy.stderr, /DEVICE_IN_USE.*in use by/);
+  }
+  await using relay = await labRelay("vdpa:blk0", "iova");
+  // By its node, although the relay was given its name.
+  const made = await svqJson<Layout>("iova", "alloc", vdpaNode("blk0"), "2MiB", "--map", "--tag", "lab");
+  assert.equal(made.relay, "iova");
+  const drive = await runSvq("drive", `unix:${relay.path}`, "--requests", "50", "--region", "4MiB", "--ram", "4MiB", "--depth", "8");
+  assert.equal(drive.code, 0, drive.stderr);
+  const shown = await svqJson<Layout>("iova", "show", "iova");
+  assert.ok(shown.allocations.some(({ tag, iova }) => tag === "lab" && iova === made.allocated.iova), "it stays when a front-end leaves");
+  await svqJson("iova", "free", "iova", made.allocated.iova);
+  const taken = await runSvq("iova", "alloc", "iova", "4KiB", "--iova", "0x10000000000000");
+  assert.match(taken.stderr, /2\^52|outside/);
+});
+
 const pinning: VmTestOptions = {
   file: import.meta.url,
   modules: ["vhost_vdpa", "vdpa_sim use_va=0", "vdpa_sim_blk"],
@@ -224,6 +261,11 @@ vmTest("where the driver pins memory, a low memlock limit is refused with the li
   await limit("unlimited:unlimited");
   await device.setMemTable([region]);
   assert.equal(device.maps.counters.mapped, 1);
+  await device.close();
+  await limit(`${8 * MIB}:unlimited`);
+  const tried = await runSvq("iova", "alloc", "vdpa:blk0", "64MiB", "-j");
+  assert.equal(tried.code, 1);
+  assert.match(tried.stderr, /"MEMLOCK".*LimitMEMLOCK/);
 });
 
 const unbound: VmTestOptions = {
@@ -269,6 +311,20 @@ vmTest("a region outside the IOMMU's range is refused with the range", behindIom
   using fd = createMemfd("ram", MIB);
   const high = { gpa: 2 ** 39, size: MIB, uaddr: 0, fd: fd.fd, fdOffset: 0 };
   await assert.rejects(device.setMemTable([high]), withCode("IOVA_OUTSIDE_RANGE", /0x0-0x7fffffffff/));
+});
+
+vmTest("svq iova knows the IOMMU's range and the hole in it that is for interrupts", behindIommu, async () => {
+  const { range, reserved } = await svqJson("iova", "ranges", "vdpa:vpblk");
+  assert.deepEqual(range, { first: "0x0", last: "0x7fffffffff" });
+  assert.deepEqual(reserved, [{ first: "0xfee00000", last: "0xfeefffff", tag: "msi" }]);
+  for (const [place, code] of [["0xfee00000", "IOVA_RESERVED"], ["0x8000000000", "IOVA_OUTSIDE_RANGE"]] as const) {
+    const refused = await runSvq("iova", "alloc", "vdpa:vpblk", "4KiB", "--iova", place, "-j");
+    assert.equal(refused.code, 1);
+    assert.match(refused.stderr, new RegExp(`"${code}"`));
+  }
+  const tried = await runSvq("iova", "alloc", "vdpa:vpblk", "64KiB");
+  assert.equal(tried.code, 0, tried.stderr);
+  assert.match(tried.stdout, /^0x7ffff[0-9a-f]{5} 64KiB: the device takes it/);
 });
 
 vmTest("vp_vdpa gives doorbell pages", behindIommu, async () => {

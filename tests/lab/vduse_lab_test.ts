@@ -111,6 +111,47 @@ vmTest("a name that is in use is refused", onVhost, async () => {
   });
 });
 
+vmTest(
+  "Linux 6.12 has API 0 and neither SUSPEND nor QUEUE_READY; closed on the bus, a device is left there with a warning",
+  onVhost,
+  async () => {
+    await using disk = await SimDevice.open({ kind: "blk", size: MIB });
+    const warnings: string[] = [];
+    await using device = await VduseDevice.create("onbus", disk, { warn: (message) => warnings.push(message) });
+    assert.deepEqual(device.agreement, { apiVersion: 0, queueReady: false, suspend: false });
+    await device.attach();
+    await device.close();
+    assert.match(warnings.join(), /onbus is on the vdpa bus still.*vdpa dev del onbus/);
+    // A second one of the name: EBUSY at its destruction, although nobody serves it.
+    await using other = await SimDevice.open({ kind: "blk", size: MIB });
+    await assert.rejects(VduseDevice.create("onbus", other), (error: SvqError) => error.code === "VDUSE_NAME_TAKEN");
+    await new Deno.Command("vdpa", { args: ["dev", "del", "onbus"] }).output();
+    await using again = await VduseDevice.create("onbus", other);
+    assert.ok(exists("/dev/vduse/onbus"));
+    await assert.rejects(VduseDevice.create("mine", other), (error: SvqError) => /in use/.test(error.message));
+    void again;
+  },
+);
+
+vmTest("without the rights that it takes, the error names them: no access to the control device, no CAP_NET_ADMIN", onVhost, async () => {
+  const main = [Deno.execPath(), "run", "-A", "--quiet", "--cached-only", "--no-check", "--no-lock", MAIN];
+  const without = async (rights: string, ...args: string[]) => {
+    const drop = [`--bounding-set=${rights}`, `--inh-caps=${rights}`, ...main, ...args];
+    const { code, stderr } = await new Deno.Command("setpriv", { args: drop }).output();
+    return { code, text: new TextDecoder().decode(stderr) };
+  };
+  const run = ["device", "run", "blk", "--size", "1MiB", "--vduse", "denied"];
+  const bus = await without("-net_admin", ...run, "--add");
+  assert.equal(bus.code, 4, bus.text);
+  assert.match(bus.text, /CAP_NET_ADMIN/);
+  assert.ok(!exists("/dev/vduse/denied"), "nothing is left behind");
+  await Deno.chmod("/dev/vduse/control", 0);
+  const control = await without("-dac_override,-dac_read_search", ...run);
+  await Deno.chmod("/dev/vduse/control", 0o600);
+  assert.equal(control.code, 4, control.text);
+  assert.match(control.text, /root/);
+});
+
 vmTest("what a process left behind that died is replaced, and closing leaves nothing behind", onVhost, async () => {
   const config = { name: "left", vendorId: 0, deviceId: 2, features: 1n << 33n, vqNum: 1, vqAlign: 4096, config: new Uint8Array(96) };
   {

@@ -47,3 +47,13 @@ Deno.test({
     await assert.rejects(runInVm(["sh", "-c", "echo c > /proc/sysrq-trigger"], {}), { code: "LAB_VM_DIED", message: /sysrq|panic/i });
   },
 });
+
+Deno.test({
+  name: `A VM that stands still is started again, once, and is an error of its own then${suffix}`,
+  ignore,
+  fn: async () => {
+    // As the host sees it: the file that tells of life is not written any more.
+    const command = ["sh", "-c", "kill -STOP $LAB_ALIVE_PID; echo begun >> /lab/out/runs; exec sleep 1000"];
+    await assert.rejects(runInVm(command, { stallTimeoutMs: 4000, timeoutMs: 100_000 }), { code: "LAB_VM_STALLED", message: /twice/ });
+  },
+});

@@ -2,11 +2,9 @@
  * A VMM and svq drive on a kernel vDPA device through svq relay run, in the lab VM.
  */
 import assert from "node:assert/strict";
-import { runCli } from "../../src/cli/app.ts";
-import type { Sink } from "../../src/cli/output.ts";
-import { VhostVdpa } from "../../src/vhost/vdpa.ts";
 import { BOOT_OK, bootSector, FILL_BYTE } from "../support/boot_sector.ts";
-import { HandMemory, HandRing } from "../support/hand_ring.ts";
+import { withDisk } from "../support/lab_disk.ts";
+import { labRelay, runSvq, startSvq } from "../support/lab_svq.ts";
 import { vdpaNode, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
 import { Process } from "../support/process.ts";
 import { waitUntil } from "../support/wait.ts";
@@ -21,58 +19,10 @@ const options: VmTestOptions = {
   timeoutMs: 900_000,
 };
 
-function svq(...args: string[]): { ended: Promise<number>; texts: { stdout: string; stderr: string } } {
-  const texts = { stdout: "", stderr: "" };
-  const sink = (name: keyof typeof texts): Sink => ({ isTerminal: false, write: (text) => void (texts[name] += text) });
-  const env = (name: string) => name === "XDG_RUNTIME_DIR" ? "/run" : Deno.env.get(name);
-  return { ended: runCli(args, { stdout: sink("stdout"), stderr: sink("stderr"), env }), texts };
-}
-
-/** `svq relay run` in this process, stopped by `svq relay stop` when disposed. */
-async function relay(device: string, name: string, ...args: string[]): Promise<{ path: string; log: () => string } & AsyncDisposable> {
-  const path = `/tmp/${name}.sock`;
-  const running = svq("relay", "run", "--name", name, "--front", `unix:${path}`, "--device", device, ...args);
-  await waitUntil("the relay", () => running.texts.stderr.includes(": ready"), PATIENCE_MS);
-  return {
-    path,
-    log: () => running.texts.stderr,
-    async [Symbol.asyncDispose]() {
-      const stopping = svq("relay", "stop", name);
-      assert.equal(await stopping.ended, 0, stopping.texts.stderr);
-      assert.equal(await running.ended, 0, running.texts.stderr);
-    },
-  };
-}
-
-/** Sectors of a disk, one request each, with nobody else on it. */
-async function withDisk(
-  node: string,
-  use: (move: (sector: number, write?: Uint8Array) => Promise<Uint8Array>) => Promise<void>,
-): Promise<void> {
-  await using device = VhostVdpa.open(node, {});
-  using memory = new HandMemory();
-  using ring = new HandRing(memory, 0, 0x10000);
-  await device.setMemTable([memory.region]);
-  await device.setFeatures(0n);
-  await device.startVrings([ring.start()]);
-  const [head, data, status] = [0x40000, 0x41000, 0x42000];
-  await use(async (sector, write) => {
-    memory.bytes.fill(0, head, head + 16);
-    memory.view.setUint32(head, write === undefined ? 0 : 1, true);
-    memory.view.setBigUint64(head + 8, BigInt(sector), true);
-    if (write !== undefined) memory.bytes.set(write, data);
-    memory.bytes[status] = 0xff;
-    ring.offer([head, 16, false], [data, 512, write === undefined], [status, 1, true]);
-    await ring.taken(`sector ${sector}`);
-    assert.equal(memory.bytes[status], 0, `status of sector ${sector}`);
-    return memory.bytes.slice(data, data + 512);
-  });
-}
-
 for (const mode of ["passthrough", "shadow"]) {
   vmTest(`svq drive does a checked workload on vdpa_sim_blk through svq relay run in mode ${mode}`, options, async () => {
-    await using front = await relay(vdpaNode("blk0"), `drive-${mode}`, "--mode", mode);
-    const { ended, texts } = svq(
+    await using front = await labRelay(vdpaNode("blk0"), `drive-${mode}`, "--mode", mode);
+    const { ended, texts } = startSvq(
       "drive",
       `unix:${front.path}`,
       "--requests",
@@ -104,17 +54,18 @@ function nestedQemu(disk: string, ...args: string[]): Process {
   });
 }
 
-async function boots(node: string, name: string, mode: string): Promise<void> {
+async function boots(node: string, name: string, mode: string, says = /ready/): Promise<void> {
   await withDisk(node, async (move) => {
     await move(0, bootSector(SECTORS));
     for (let sector = 1; sector <= SECTORS; sector++) await move(sector, new Uint8Array(512));
   });
   {
-    await using front = await relay(node, name, "--mode", mode);
+    await using front = await labRelay(node, name, "--mode", mode);
     await using qemu = nestedQemu(front.path);
     await qemu.expectExit(BOOT_OK, PATIENCE_MS).catch((error) => Promise.reject(new Error(`${error.message}\nrelay: ${front.log()}`)));
     await qemu.stdout.done;
     assert.match(qemu.stdout.text, new RegExp(`\\.{${SECTORS}}K`));
+    assert.match(front.log(), says);
   }
   await withDisk(node, async (move) => {
     for (let sector = 1; sector <= SECTORS; sector++) {
@@ -147,6 +98,29 @@ vmTest("a nested QEMU boots from vp_vdpa through svq, and its sectors are on the
   await boots(vdpaNode("vpblk"), "boot-vp", "auto");
 });
 
+vmTest("on the rings of vp_vdpa itself a nested QEMU, which cannot map its doorbells, kicks by events", behindIommu, async () => {
+  await boots(vdpaNode("vpblk"), "boot-vp-passthrough", "passthrough", /does not map doorbells/);
+});
+
+vmTest("svq migrate vm refuses a guest with a balloon whose memory vp_vdpa pins, and svq doctor names it", behindIommu, async () => {
+  await using from = await labRelay(vdpaNode("vpblk"), "pinned");
+  await using to = await labRelay("sim:blk,size=64MiB", "unpinned");
+  const monitor = (name: string) => ["-qmp", `unix:/tmp/${name}.qmp,server=on,wait=off`];
+  await using _source = nestedQemu(from.path, ...monitor("balloon"), "-device", "virtio-balloon-pci,id=bal");
+  await using _destination = nestedQemu(to.path, ...monitor("empty"), "-incoming", "defer");
+  const exists = (name: string) => () => Array.from(Deno.readDirSync("/tmp")).some((entry) => entry.name === `${name}.qmp`);
+  for (const name of ["balloon", "empty"]) await waitUntil("the monitor", exists(name), PATIENCE_MS);
+  const words = ["--source", "/tmp/balloon.qmp", "--destination", "/tmp/empty.qmp", "--source-relay", "pinned", "--destination-relay"];
+  const { code, stdout, stderr } = await runSvq("migrate", "vm", ...words, "unpinned", "--uri", "unix:/tmp/pinned.migration", "-j");
+  assert.notEqual(code, 0);
+  assert.match(stdout + stderr, /PINNED_MEMORY.{0,400}peripheral\/bal \(balloon\)/s);
+  const doctor = await runSvq("doctor", "--qmp", "/tmp/balloon.qmp", "-j");
+  assert.equal(doctor.code, 6, doctor.stderr);
+  const check = JSON.parse(doctor.stdout).checks.find(({ name }: { name: string }) => name === "pinned-memory");
+  assert.deepEqual([check.status, check.required], ["missing", true]);
+  assert.match(check.found, /peripheral\/bal \(balloon\); relay pinned pins guest memory/);
+});
+
 const pair: VmTestOptions = {
   file: import.meta.url,
   modules: ["vhost_vdpa", "vdpa_sim_blk shared_backend=1"],
@@ -157,8 +131,8 @@ const pair: VmTestOptions = {
 vmTest("svq migrate vm takes a guest from one nested QEMU and vDPA device to another, and its disk is right", pair, async () => {
   await withDisk(vdpaNode("blk0"), async (move) => void await move(0, bootSector(SECTORS, true)));
   {
-    await using from = await relay(vdpaNode("blk0"), "from");
-    await using to = await relay(vdpaNode("blk1"), "to");
+    await using from = await labRelay(vdpaNode("blk0"), "from");
+    await using to = await labRelay(vdpaNode("blk1"), "to");
     const monitor = (name: string) => ["-qmp", `unix:/tmp/${name}.qmp,server=on,wait=off`];
     await using source = nestedQemu(from.path, ...monitor("source"));
     await using destination = nestedQemu(to.path, ...monitor("destination"), "-incoming", "defer");
@@ -173,7 +147,7 @@ vmTest("svq migrate vm takes a guest from one nested QEMU and vDPA device to ano
       "--destination-relay",
       "to",
     ];
-    const { ended, texts } = svq("migrate", "vm", ...args, "--uri", "unix:/tmp/migration", "-j");
+    const { ended, texts } = startSvq("migrate", "vm", ...args, "--uri", "unix:/tmp/migration", "-j");
     assert.equal(await ended, 0, texts.stderr + texts.stdout);
     const document = JSON.parse(texts.stdout);
     assert.equal(document.outcome, "completed");

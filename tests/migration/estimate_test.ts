@@ -2,10 +2,25 @@ import assert from "node:assert/strict";
 import fc from "fast-check";
 import { estimateMigration, FIXED_MS } from "../../src/migration/estimate.ts";
 
-const input = { pages: 262_144, dirtyPages: 0, ms: 100, maxBandwidth: 409.6e6, downtimeLimitMs: 300, maxIterations: 30 };
+const input = {
+  pages: 262_144,
+  dirtyPages: 0,
+  ms: 100,
+  maxBandwidth: 409.6e6,
+  downtimeLimitMs: 300,
+  maxIterations: 30,
+  onNoConvergence: "stop",
+} as const;
 
 Deno.test("A guest that writes nothing takes one round", () => {
-  assert.deepEqual(estimateMigration(input), { dirtyBytesPerS: 0, bandwidth: 409.6e6, rounds: 1, converges: true, downtimeMs: FIXED_MS });
+  assert.deepEqual(estimateMigration(input), {
+    dirtyBytesPerS: 0,
+    bandwidth: 409.6e6,
+    rounds: 1,
+    converges: true,
+    downtimeMs: FIXED_MS,
+    throttlePercent: 0,
+  });
 });
 
 Deno.test("What is left shrinks by the share of the bandwidth that the guest's writes take", () => {
@@ -26,4 +41,11 @@ Deno.test("A guest that writes faster than the link does not converge, and never
     }),
     { seed: 6, numRuns: 300 },
   );
+});
+
+Deno.test("Slowed down, a guest that writes three times as fast as the link converges", () => {
+  const faster = { ...input, dirtyPages: 30_000 };
+  assert.equal(estimateMigration(faster).converges, false);
+  const slowed = estimateMigration({ ...faster, onNoConvergence: "throttle" });
+  assert.deepEqual([slowed.converges, slowed.throttlePercent >= 80], [true, true], JSON.stringify(slowed));
 });

@@ -109,14 +109,55 @@ Deno.test("A dirty log that loses bits is noticed: memory is not identical, and 
 Deno.test("A migration that does not converge stops the guest nevertheless, or gives up, as told", async () => {
   await using hosts = new Hosts();
   const guest = await hosts.guest();
-  const { path } = hosts.destination();
+  const { destination, path } = hosts.destination();
   const { source, migration } = migrationTo(path, guest, { downtimeLimitMs: 0, maxIterations: 2, onNoConvergence: "abort" });
   using _source = source;
   using _migration = migration;
   const result = await migration.run();
   assert.equal(result.error?.code, "NO_CONVERGENCE");
   assert.equal(result.rounds.length, 2);
-  await assertLives(guest);
+  await progress(guest);
+  const stopped = migrationTo(path, guest, { downtimeLimitMs: 0, maxIterations: 2, onNoConvergence: "stop" });
+  const { outcome, rounds } = await stopped.migration.run();
+  assert.deepEqual([outcome, rounds.length], ["completed", 3], "two rounds, and the last one");
+  stopped.source[Symbol.dispose]();
+  stopped.migration.close();
+  await guest.close();
+  await assertLives(hosts.own(await destination.arrived()));
+});
+
+Deno.test("A guest that writes faster than the link is slowed down until it converges; given up, it runs at full speed again", async () => {
+  await using hosts = new Hosts({ depth: 16 });
+  const guest = await hosts.guest();
+  const { destination, path } = hosts.destination();
+  // What the guest writes in a second is many times what the link carries.
+  const limits = { maxBandwidth: 32 << 20, downtimeLimitMs: 20, maxIterations: 40 };
+  const unslowed = migrationTo(path, guest, { ...limits, maxIterations: 5, onNoConvergence: "abort" });
+  const stuck = await unslowed.migration.run();
+  assert.deepEqual([stuck.error?.code, stuck.throttlePercent], ["NO_CONVERGENCE", 0]);
+  unslowed.source[Symbol.dispose]();
+  unslowed.migration.close();
+  const givenUp = migrationTo(path, guest, { ...limits, downtimeLimitMs: 0, maxIterations: 5, onNoConvergence: "throttle" });
+  const before = await givenUp.migration.run();
+  assert.equal(before.error?.code, "NO_CONVERGENCE");
+  assert.ok(before.throttlePercent >= 20, `${before.throttlePercent} %`);
+  givenUp.source[Symbol.dispose]();
+  givenUp.migration.close();
+  await progress(guest);
+  const steps: number[] = [];
+  const slowed = migrationTo(path, guest, {
+    ...limits,
+    onNoConvergence: "throttle",
+    onEvent: (event) => event.kind === "round" && steps.push(event.throttlePercent),
+  });
+  using _source = slowed.source;
+  using _migration = slowed.migration;
+  const result = await slowed.migration.run();
+  assert.equal(result.outcome, "completed", result.error?.message);
+  assert.ok(result.throttlePercent >= 20 && result.rounds.length < 40, `${result.throttlePercent} %, ${result.rounds.length} rounds`);
+  assert.deepEqual(steps, steps.toSorted((a, b) => a - b), "it is never let go faster in between");
+  await guest.close();
+  await assertLives(hosts.own(await destination.arrived()));
 });
 
 Deno.test("A device that does not give its rings back in time keeps the guest: it goes on when the device answers", async () => {

@@ -108,6 +108,7 @@ Deno.test("a relay is back when it logs no more and its queues are in the modes 
   const before = relay("a", { queues: [queue()] });
   assert.equal(isBack(relay("a", { queues: [queue()] }), before), true);
   assert.equal(isBack(relay("a", { queues: [queue({ mode: "shadow" })] }), before), false);
+  assert.equal(isBack(relay("a", { queues: [queue({ mode: "switching" })] }), before), false, "on its way is not back");
   assert.equal(isBack(relay("a", { queues: [queue()], logging: true }), before), false);
   assert.equal(isBack(relay("a", { queues: [queue()], marking_all: true }), before), false);
 });

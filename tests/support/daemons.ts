@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { passtProgram, virtiofsdProgram } from "../../scripts/lab/host.ts";
+import { passtProgram, virtiofsdProgram, vsockProgram } from "../../scripts/lab/host.ts";
 import { Process } from "./process.ts";
 import { waitUntil } from "./wait.ts";
 
@@ -68,6 +68,27 @@ export async function startPasst(socket: string, echo: string): Promise<Passt> {
   try {
     await waitSocket(process, socket);
     return { process, gateway: "192.0.2.1", address: "192.0.2.2" };
+  } catch (error) {
+    await process[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/**
+ * Starts vhost-device-vsock: a guest's connection to port P of the host ends in the unix socket `${uds}_P`.
+ *
+ * @param cid the guest's address
+ */
+export async function startVsock(socket: string, uds: string, cid: number): Promise<Process> {
+  const program = await vsockProgram();
+  const process = new Process(program.command, {
+    name: "vhost-device-vsock",
+    env: program.env,
+    args: [...program.args, "--vm", `guest-cid=${cid},socket=${socket},uds-path=${uds}`],
+  });
+  try {
+    await waitSocket(process, socket);
+    return process;
   } catch (error) {
     await process[Symbol.asyncDispose]();
     throw error;

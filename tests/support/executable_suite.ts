@@ -149,6 +149,16 @@ export function testExecutable(packaging: string, file: () => Promise<string>): 
       const doctor = await svq.run(["doctor", "-j"]);
       assertMatchesSchema("doctor", doctor.stdout);
       assert.equal(doctor.code, JSON.parse(doctor.stdout).ready ? 0 : 6);
+      if (person === "nobody") {
+        const closed = await Deno.makeTempDir({ prefix: "svq-closed-" });
+        try {
+          const denied = await svq.run(["device", "run", "blk", "-j", "--socket-path", `${closed}/socket`]);
+          assert.equal(denied.code, 4, denied.stderr);
+          assertMatchesSchema("error", denied.stderr);
+        } finally {
+          await Deno.remove(closed);
+        }
+      }
     });
 
     test("it plans addresses, and lists devices", async (svq) => {

@@ -5,12 +5,16 @@
  */
 import { SimDevice } from "../../src/devices/sim_device.ts";
 import type { SimOptions } from "../../src/devices/options.ts";
-import { connectUnix, listenUnix, readable, type UnixListener, type UnixStream } from "../../src/ffi/mod.ts";
+import { connectUnix, listenUnix, readable, type UnixListener, unixPair, type UnixStream } from "../../src/ffi/mod.ts";
 import { Destination, type DestinationOptions } from "../../src/migration/destination.ts";
 import { Guest } from "../../src/migration/guest.ts";
 import { FRAME_HEADER_BYTES } from "../../src/migration/protocol.ts";
 import { DEFAULT_SOURCE_OPTIONS, Migration, type SourceOptions } from "../../src/migration/source.ts";
 import { SourceGuest } from "../../src/migration/source_guest.ts";
+import type { StreamListener } from "../../src/migration/uri.ts";
+import type { VhostBackend } from "../../src/vhost/backend.ts";
+import { BackendServer } from "../../src/vhost_user/server.ts";
+import { VhostUserFrontEnd } from "../../src/vhost_user/front_end.ts";
 import { DEFAULT_RELAY_CONFIG } from "../../src/relay/relay.ts";
 import { TempDir } from "./temp.ts";
 import { waitUntil } from "./wait.ts";
@@ -27,6 +31,12 @@ export interface HostsOptions {
   queues?: number;
   /** Packed rings; default no. */
   packed?: boolean;
+  /** Ring size of the guest. */
+  num?: number;
+  /** How a destination's device is opened, where it is not another of the same kind. */
+  openDestination?: (hosts: Hosts) => Promise<VhostBackend>;
+  /** How the source's device is opened, likewise. */
+  openSource?: (hosts: Hosts) => Promise<VhostBackend>;
   /** Of the destination. */
   destination?: Partial<DestinationOptions>;
 }
@@ -44,9 +54,9 @@ export class Hosts implements AsyncDisposable {
   }
 
   /** A device over the disk. */
-  openDevice(): Promise<SimDevice> {
+  openDevice(more: Partial<SimOptions> = {}): Promise<SimDevice> {
     const { device = {}, queues = 1, packed = false } = this.#options;
-    return SimDevice.open({ kind: "blk", file: this.dir.join("disk"), size: 16 << 20, queues, packed, ...device });
+    return SimDevice.open({ kind: "blk", file: this.dir.join("disk"), size: 16 << 20, queues, packed, ...device, ...more });
   }
 
   /** A guest whose workload runs and has completed requests. */
@@ -58,11 +68,11 @@ export class Hosts implements AsyncDisposable {
 
   /** A guest whose workload has been started. */
   async guestWithoutProgress(): Promise<Guest> {
-    const { ramSize = 8 << 20, depth = 8, queues = 1, packed = false } = this.#options;
+    const { ramSize = 8 << 20, depth = 8, queues = 1, packed = false, num = 256, openSource } = this.#options;
     const guest = await Guest.open(
-      await this.openDevice(),
-      { ...DEFAULT_RELAY_CONFIG },
-      { ramSize, depth, queues, packed, regionSize: 4 << 20 },
+      await (openSource?.(this) ?? this.openDevice()),
+      { ...DEFAULT_RELAY_CONFIG, ...(packed ? { guestRing: "packed" } : {}) },
+      { ramSize, depth, queues, packed, num, regionSize: 4 << 20 },
       (_level, message) => this.logged.push(message),
     );
     this.#open.push(guest);
@@ -78,8 +88,15 @@ export class Hosts implements AsyncDisposable {
   /** A destination whose devices are changed before they are used. */
   destinationWith(change: (device: SimDevice) => void): { destination: Destination; path: string } {
     const path = this.dir.join(`d${this.#count++}`);
-    const destination = new Destination(listenUnix(path), {
+    return { destination: this.destinationOn(listenUnix(path), change), path };
+  }
+
+  /** A destination that accepts from `listener`. */
+  destinationOn(listener: StreamListener, change: (device: SimDevice) => void = () => {}): Destination {
+    const destination = new Destination(listener, {
       openDevice: async () => {
+        const { openDestination } = this.#options;
+        if (openDestination !== undefined) return await openDestination(this);
         const device = await this.openDevice();
         change(device);
         return device;
@@ -91,7 +108,7 @@ export class Hosts implements AsyncDisposable {
       ...this.#options.destination,
     });
     this.#open.push(destination);
-    return { destination, path };
+    return destination;
   }
 
   /** Takes something over that is closed with the rest. */
@@ -104,6 +121,21 @@ export class Hosts implements AsyncDisposable {
     for (const part of this.#open.reverse()) await part[Symbol.asyncDispose]();
     this.dir[Symbol.dispose]();
   }
+}
+
+/** The same device behind vhost-user. */
+export async function overVhostUser(hosts: Hosts, device: SimDevice): Promise<VhostBackend> {
+  const [ours, theirs] = unixPair();
+  const server = new BackendServer(theirs, device, {});
+  const served = server.run();
+  hosts.own({
+    [Symbol.asyncDispose]: async () => {
+      server.close();
+      await served;
+      await device.close();
+    },
+  });
+  return await VhostUserFrontEnd.fromStream(ours, { address: "unix:(a pair)" });
 }
 
 /** Waits until the guest has completed at least `count` further requests. */

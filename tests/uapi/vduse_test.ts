@@ -69,7 +69,15 @@ Deno.test("messages are told apart, those of newer kernels too", () => {
   assert.deepEqual(decodeVduseRequest(record(152, [0, 4, 0], [4, 4, 8], [24, 4, 1])), { id: 8, type: 0, index: 1 });
   assert.deepEqual(decodeVduseRequest(record(152, [0, 4, 1], [4, 4, 9], [24, 1, 15])), { id: 9, type: 1, status: 15 });
   assert.deepEqual(decodeVduseRequest(record(152, [0, 4, 2], [4, 4, 10], [32, 8, 2n ** 64n - 1n])), { id: 10, type: 2 });
-  assert.deepEqual(decodeVduseRequest(record(152, [0, 4, 5], [4, 4, 11])), { id: 11, type: "unknown", number: 5 });
+  assert.deepEqual(decodeVduseRequest(record(152, [0, 4, 5], [4, 4, 11])), { id: 11, type: 5 });
+  assert.deepEqual(decodeVduseRequest(record(152, [0, 4, 3], [4, 4, 12], [24, 4, 1], [28, 4, 2])), { id: 12, type: 3, group: 1, asid: 2 });
+  assert.deepEqual(decodeVduseRequest(record(152, [0, 4, 4], [4, 4, 13], [24, 4, 1], [28, 4, 1])), {
+    id: 13,
+    type: 4,
+    index: 1,
+    ready: true,
+  });
+  assert.deepEqual(decodeVduseRequest(record(152, [0, 4, 6], [4, 4, 14])), { id: 14, type: "unknown", number: 6 });
   assert.throws(() => decodeVduseRequest(new Uint8Array(24)), { code: "BAD_RECORD" });
 });
 

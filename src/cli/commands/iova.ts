@@ -10,6 +10,7 @@ import { formatSize, formatSizeExact, parseInteger, parseSize, quote } from "../
 import type { CliContext } from "../context.ts";
 import { integerFlag, sizeFlag } from "../parameters.ts";
 import { usageError } from "../usage.ts";
+import { alloc, free, ranges, show } from "./iova_live.ts";
 
 /** An arena as typed: its name may be left out. */
 type ArenaFlag = Omit<ArenaRequest, "name"> & { name?: string };
@@ -153,6 +154,6 @@ function printPlan({ output }: CliContext, layout: IovaPlan): void {
 
 /** `svq iova …`. */
 export const command = buildRouteMap({
-  routes: { plan },
-  docs: { brief: "Plan where guest memory and shadow rings lie for a device" },
+  routes: { plan, ranges, show, alloc, free },
+  docs: { brief: "Plan, show and change where memory lies in a device's address space" },
 });

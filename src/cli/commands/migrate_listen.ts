@@ -12,14 +12,18 @@ import { formatCount } from "../../units.ts";
 import type { DeviceAddress } from "../../vhost/address.ts";
 import type { CliContext } from "../context.ts";
 import { ExitWith } from "../exit_with.ts";
-import { deviceFlag, durationFlag, sizeFlag } from "../parameters.ts";
+import { deviceFlag, durationFlag, pathFlag, sizeFlag } from "../parameters.ts";
 import { aborted } from "../signals.ts";
+import { listenSecurity } from "./migrate_tls.ts";
 
 const REPORT_MS = 5000;
 
 interface Flags {
   readonly device: DeviceAddress;
   readonly insecure: boolean;
+  readonly tlsCert?: string;
+  readonly tlsKey?: string;
+  readonly tlsSecret?: string;
   readonly maxMem: number;
   readonly timeout: number;
   readonly untilStdinCloses: boolean;
@@ -38,18 +42,25 @@ export const listen = buildCommand({
     flags: {
       device: deviceFlag("Device of the guest on this side; it must show the same disk"),
       insecure: { kind: "boolean", brief: "Allow plain TCP beyond this host: guest memory travels unencrypted", default: false },
+      tlsCert: pathFlag("For tls: the certificate to show, with its chain (PEM)", { optional: true }),
+      tlsKey: pathFlag("For tls: its private key (PEM)", { optional: true }),
+      tlsSecret: pathFlag("For tls: a file with a secret that sources must know", { optional: true }),
       maxMem: sizeFlag("Most memory that a guest may bring", { default: "16GiB" }),
       timeout: durationFlag("Longest silence of the source", { default: "30s" }),
       untilStdinCloses: { kind: "boolean", brief: "End when stdin is closed", default: false, hidden: true },
     },
     positional: {
       kind: "tuple",
-      parameters: [{ parse: parseMigrationUri, brief: "Where to listen: unix:PATH or tcp:HOST:PORT", placeholder: "URI" }],
+      parameters: [{ parse: parseMigrationUri, brief: "Where to listen: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT", placeholder: "URI" }],
     },
   },
   async func(this: CliContext, flags: Flags, where: MigrationUri): Promise<void> {
     const { signal, output } = this;
-    const { listener, uri } = await listenMigration(where, flags.insecure);
+    const { listener, uri } = await listenMigration(
+      where,
+      await listenSecurity(where, flags),
+      (reason) => output.warn(`refused: ${reason}`),
+    );
     await using destination = new Destination(listener, {
       openDevice: () => openDevice(flags.device),
       relay: { ...DEFAULT_RELAY_CONFIG },

@@ -2,24 +2,29 @@
 import { buildCommand } from "@stricli/core";
 import { openDevice } from "../../devices/open.ts";
 import { EXIT, fromErrorRecord } from "../../errors.ts";
+import { NO_CONVERGENCE, type OnNoConvergence } from "../../migration/convergence.ts";
 import { describeWrong, downtimeParts, isClean, migrateDocument, progressDocument } from "../../migration/document.ts";
 import { Guest } from "../../migration/guest.ts";
 import { type MigrationReport, reportOf } from "../../migration/handshake.ts";
 import { DEFAULT_SOURCE_OPTIONS, Migration, type MigrationEvent, type MigrationResult } from "../../migration/source.ts";
 import { SourceGuest } from "../../migration/source_guest.ts";
-import { connectMigration, type MigrationUri, parseMigrationUri } from "../../migration/uri.ts";
+import type { TlsClientOptions } from "../../migration/tls.ts";
+import { connectMigration, formatMigrationUri, type LinkSecurity, type MigrationUri, parseMigrationUri } from "../../migration/uri.ts";
+import { type PageInput, reportPage } from "../../migration/report_html.ts";
+import { Timeline } from "../../migration/timeline.ts";
 import { PAGE_BYTES } from "../../migration/protocol.ts";
 import { DEFAULT_RELAY_CONFIG } from "../../relay/relay.ts";
 import { formatCount, formatDuration, formatSize } from "../../units.ts";
-import type { DeviceAddress } from "../../vhost/address.ts";
+import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
 import type { CliContext } from "../context.ts";
 import { ExitWith } from "../exit_with.ts";
 import { toJson } from "../output.ts";
-import { deviceFlag, durationFlag, integerFlag, rateFlag, sizeFlag, textFlag } from "../parameters.ts";
+import { deviceFlag, durationFlag, integerFlag, pathFlag, rateFlag, sizeFlag, textFlag } from "../parameters.ts";
 import { Progress } from "../progress.ts";
 import { aborted } from "../signals.ts";
 import { formatFacts } from "../table.ts";
 import { serveMigration } from "./migrate_control.ts";
+import { runSecurity } from "./migrate_tls.ts";
 
 const CLOSE_MS = 5000;
 const DRAIN_MS = 30_000;
@@ -31,19 +36,24 @@ interface Flags {
   readonly warmup: number;
   readonly depth: number;
   readonly queues: number;
+  readonly num: number;
+  readonly packed: boolean;
   readonly mem: number;
   readonly region?: number;
   readonly seed: number;
   readonly downtimeLimit: number;
   readonly maxBandwidth?: number;
   readonly maxIterations: number;
-  readonly onNoConvergence: "stop" | "abort";
+  readonly onNoConvergence: OnNoConvergence;
   readonly timeout: number;
   readonly drainTimeout: number;
   readonly verify: boolean;
   readonly follow: boolean;
   readonly dryRun: boolean;
   readonly insecure: boolean;
+  readonly tlsCa?: string;
+  readonly tlsSecret?: string;
+  readonly report?: string;
   readonly progress: "auto" | "json";
   readonly name?: string;
 }
@@ -60,12 +70,19 @@ export const run = buildCommand({
   },
   parameters: {
     flags: {
-      to: { kind: "parsed", parse: parseMigrationUri, brief: "The destination: unix:PATH or tcp:HOST:PORT", placeholder: "URI" },
+      to: {
+        kind: "parsed",
+        parse: parseMigrationUri,
+        brief: "The destination: unix:PATH, tcp:HOST:PORT or tls:HOST:PORT",
+        placeholder: "URI",
+      },
       device: deviceFlag("Device of the guest on this side"),
       duration: durationFlag("How long the guest works in all", { default: "8s" }),
       warmup: durationFlag("How long it works before the migration begins", { default: "1s" }),
       depth: integerFlag("Requests in flight in each queue", { default: "16", min: 1, max: 1024 }),
       queues: integerFlag("Queues to use", { default: "1", min: 1, max: 64 }),
+      num: integerFlag("Ring size in descriptors", { default: "256", min: 2, max: 32768 }),
+      packed: { kind: "boolean", brief: "Use packed rings, also where the device has none", default: false },
       mem: sizeFlag("Size of the guest's memory", { default: "64MiB" }),
       region: sizeFlag("How much of the disk to use (and overwrite); default 32MiB", { optional: true }),
       seed: integerFlag("Random numbers follow from it", { default: "1", max: 2 ** 32 - 1 }),
@@ -74,8 +91,8 @@ export const run = buildCommand({
       maxIterations: integerFlag("Rounds after which it does not converge", { default: "30", min: 1, max: 1000 }),
       onNoConvergence: {
         kind: "enum",
-        values: ["stop", "abort"],
-        brief: "What then: stop the guest nevertheless, or give up",
+        values: NO_CONVERGENCE,
+        brief: "What then: slow the guest down as soon as its writes outrun the link, stop it nevertheless, or give up",
         default: "stop",
       },
       timeout: durationFlag("Longest silence of the destination", { default: "30s" }),
@@ -88,17 +105,30 @@ export const run = buildCommand({
         default: false,
       },
       insecure: { kind: "boolean", brief: "Allow plain TCP beyond this host: guest memory travels unencrypted", default: false },
+      tlsCa: pathFlag("For tls: the certificate that the destination's is signed with (PEM; default: those that the system trusts)", {
+        optional: true,
+      }),
+      tlsSecret: pathFlag("For tls: a file with the secret that the destination was given", { optional: true }),
+      report: pathFlag("Write a page about the migration, with plots, to this file (HTML, readable without a network)", { optional: true }),
       progress: { kind: "enum", values: ["auto", "json"], brief: "How to show progress on stderr", default: "auto" },
       name: textFlag("Name for status and cancel (default: migration-PID)", { optional: true }),
     },
   },
   async func(this: CliContext, flags: Flags): Promise<void> {
-    const { depth, queues, mem, seed, region } = flags;
+    const { depth, queues, num, packed, mem, seed, region } = flags;
     const log = (level: "error" | "warning" | "info" | "debug", message: string) => this.output.log(level, message);
-    const options = { depth, queues, ramSize: mem, seed, ...(region === undefined ? {} : { regionSize: region }) };
-    const guest = await Guest.open(await openDevice(flags.device), { ...DEFAULT_RELAY_CONFIG }, options, log);
+    const options = { depth, queues, num, packed, ramSize: mem, seed, ...(region === undefined ? {} : { regionSize: region }) };
+    const security = await runSecurity(flags);
+    // A file that cannot be written is noticed before anything is started.
+    using page = flags.report === undefined ? undefined : Deno.openSync(flags.report, { write: true, create: true });
+    const guest = await Guest.open(
+      await openDevice(flags.device),
+      { ...DEFAULT_RELAY_CONFIG, ...(packed ? { guestRing: "packed" } : {}) },
+      options,
+      log,
+    );
     try {
-      await migrate(this, flags, guest);
+      await migrate(this, flags, guest, security, page);
     } finally {
       // A device that hangs must not keep the program.
       await within(guest.close(), CLOSE_MS);
@@ -106,7 +136,13 @@ export const run = buildCommand({
   },
 });
 
-async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise<void> {
+async function migrate(
+  context: CliContext,
+  flags: Flags,
+  guest: Guest,
+  security: LinkSecurity<TlsClientOptions>,
+  page: Deno.FsFile | undefined,
+): Promise<void> {
   const { signal, output } = context;
   const begun = performance.now();
   const restMs = () => Math.max(500, flags.duration / 1e6 - (performance.now() - begun));
@@ -115,9 +151,11 @@ async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise
   signal.throwIfAborted();
   using source = new SourceGuest(guest.driver, guest.relay);
   using progress = new Progress(output, "migrating");
+  using timeline = page === undefined ? null : new Timeline(guest.driver);
   using migration = new Migration(source, {
     ...DEFAULT_SOURCE_OPTIONS,
-    connect: () => connectMigration(flags.to, flags.insecure, flags.timeout / 1e6),
+    connect: () => connectMigration(flags.to, security, flags.timeout / 1e6),
+    endIsProof: flags.to.kind !== "tls",
     timeoutMs: flags.timeout / 1e6,
     drainTimeoutMs: flags.drainTimeout / 1e6,
     downtimeLimitMs: flags.downtimeLimit / 1e6,
@@ -128,7 +166,10 @@ async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise
     follow: flags.follow,
     dryRun: flags.dryRun,
     run: () => ({ durationMs: restMs(), drainMs: DRAIN_MS }),
-    onEvent: (event) => flags.progress === "json" ? jsonLine(context, migration, event) : show(progress, event),
+    onEvent: (event) => {
+      timeline?.event(event);
+      return flags.progress === "json" ? jsonLine(context, migration, event) : show(progress, event);
+    },
   });
   using _control = serveMigration(flags.name ?? `migration-${Deno.pid}`, migration);
   const cancel = () => {
@@ -137,8 +178,11 @@ async function migrate(context: CliContext, flags: Flags, guest: Guest): Promise
   };
   signal.addEventListener("abort", cancel, { once: true });
   const result = await migration.run();
-  const report = await wait(context, guest, migration, result, restMs);
+  const report = await wait(context, guest, migration, result, restMs, timeline);
   progress[Symbol.dispose]();
+  if (page !== undefined && timeline !== null) {
+    await writePage(page, { result, requests: report, timeline, facts: factsOf(flags), date: new Date() });
+  }
   output.document(migrateDocument(result, report), () => describe(result, report));
   if (signal.aborted) throw signal.reason;
   if (result.error !== null) throw fromErrorRecord({ ...result.error, exit_code: exitCodeOf(result) });
@@ -156,12 +200,13 @@ async function wait(
   migration: Migration,
   result: MigrationResult,
   restMs: () => number,
+  timeline: Timeline | null,
 ): Promise<MigrationReport | undefined> {
   switch (result.outcome) {
     case "completed": {
       // The device has been fenced since the stop; now it is let go.
       await within(guest.close(), CLOSE_MS);
-      const report = await migration.follow();
+      const report = await migration.follow((_report, samples) => timeline?.there(samples));
       if (report === undefined && !signal.aborted) output.warn("the link was lost after the hand-over: how the guest went on is not known");
       return report;
     }
@@ -174,6 +219,23 @@ async function wait(
       await within(aborted(signal), restMs());
       return reportOf(await guest.driver.stop(DRAIN_MS));
   }
+}
+
+async function writePage(file: Deno.FsFile, input: PageInput): Promise<void> {
+  await file.truncate();
+  const writer = file.writable.getWriter();
+  await writer.write(new TextEncoder().encode(reportPage(input)));
+  await writer.close();
+}
+
+function factsOf({ device, to, mem, maxBandwidth, downtimeLimit }: Flags): [string, string][] {
+  return [
+    ["Source's device", formatDeviceAddress(device)],
+    ["Destination", formatMigrationUri(to)],
+    ["Guest's memory", formatSize(mem)],
+    ["Downtime limit", formatDuration(downtimeLimit)],
+    ["Bandwidth limit", maxBandwidth === undefined ? "none" : `${formatSize(maxBandwidth)}/s`],
+  ];
 }
 
 function show(progress: Progress, event: MigrationEvent): void {
@@ -190,7 +252,7 @@ function jsonLine({ output }: CliContext, migration: Migration, event: Migration
 }
 
 function describe(result: MigrationResult, report: MigrationReport | undefined): string {
-  const { outcome, rounds, bytes, downtimeUs, memoryIdentical, estimate } = result;
+  const { outcome, rounds, bytes, downtimeUs, memoryIdentical, estimate, throttlePercent } = result;
   const us = (value: number) => formatDuration(value * 1000);
   const facts: [string, string][] = [["outcome", outcome === "possible" ? "the destination could take the guest" : outcome]];
   if (estimate !== null) {
@@ -204,6 +266,7 @@ function describe(result: MigrationResult, report: MigrationReport | undefined):
   }
   if (rounds.length > 0) {
     const ms = rounds.reduce((sum, round) => sum + round.ms, 0);
+    if (throttlePercent > 0) facts.push(["slowed down", `the guest was held still for up to ${throttlePercent} % of its time`]);
     facts.push(["memory", `${rounds.length} rounds, ${formatSize(bytes)} sent in ${formatDuration(ms * 1e6)}`]);
   }
   if (downtimeUs !== null) {

@@ -28,6 +28,7 @@ interface RunFlags {
   readonly device?: DeviceAddress;
   readonly mode: RelayMode;
   readonly forceShadow: boolean;
+  readonly resilient: boolean;
   readonly switchTimeout: number;
   readonly workers: number;
   readonly guestRing: RingChoice;
@@ -56,6 +57,11 @@ const runFlags = {
     default: DEFAULT_RELAY_CONFIG.mode,
   },
   forceShadow: { kind: "boolean", brief: "Stay in shadow mode, whatever the VMM does", default: false },
+  resilient: {
+    kind: "boolean",
+    brief: "Stay in shadow mode, so that a relay that is killed and started again loses no request and repeats no answer",
+    default: false,
+  },
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
   workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
   guestRing: { kind: "enum", values: RINGS, brief: "Ring format offered to the guest; auto is the device's", default: "auto" },
@@ -134,7 +140,7 @@ const run = buildCommand({
       deviceConnects: source.listens,
       config: {
         mode: flags.mode,
-        forceShadow: flags.forceShadow,
+        forceShadow: flags.forceShadow || flags.resilient,
         switchTimeoutMs: flags.switchTimeout / 1e6,
         workers: flags.workers,
         guestRing: flags.guestRing,
@@ -187,6 +193,7 @@ const start = buildCommand({
       ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),
       ...(flags.guestIommu ? ["--guest-iommu"] : []),
       ...(flags.forceShadow ? ["--force-shadow"] : []),
+      ...(flags.resilient ? ["--resilient"] : []),
     ];
     const child = spawnDetached(words, log);
     const failed = child.status.then(() => true);
@@ -315,6 +322,7 @@ function printStatus(context: CliContext, status: RelayStatus): void {
       const { entries, misses, invalidations } = status.iommu;
       output.line(`  iommu   ${entries} ranges known, asked for ${misses}, taken back ${invalidations}`);
     }
+    if (status.masked_protocol_features.length > 0) output.line(`  masked  ${status.masked_protocol_features.join(", ")}`);
     if (status.error !== null) output.line(`  error   ${status.error.message}`);
     if (status.queues.length === 0) return;
     output.line();

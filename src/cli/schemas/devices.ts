@@ -38,6 +38,9 @@ const device = object({
     shadow: verdict("Relay mode shadow"),
   }))),
   migratable: optional(nullable(verdict("Can be migrated through a relay"))),
+  masked: optional(nullable(list(
+    object({ kind: choice(["feature", "protocol"], "Virtio or vhost-user"), name: text(), bit: count(), text: text("Why") }),
+  ))),
   error: optional(nullable(object({ code: text(), message: text(), hint: optional(text()) }))),
 });
 
@@ -54,6 +57,10 @@ const iova = document("svq.iova/1", "Layout of a device's address space", {
   regions: list(object({ gpa: hex(), iova: hex(), size_bytes: count(), identity: flag("IOVA = GPA") })),
   allocations: list(allocation),
   free: list(range),
+  relay: optional(text("Relay that was asked")),
+  device: optional(text("Device that was asked, or the relay's")),
+  allocated: optional(allocation),
+  freed: optional(allocation),
   fragmentation: { ...number("0: all free space is one range; towards 1: scattered"), minimum: 0, maximum: 1 },
 });
 

@@ -17,7 +17,7 @@ const round = object({ dirty_pages: count(), bytes: count(), ms: number() });
 
 const queue = object({
   index: count(),
-  mode: text("passthrough, notify, used, shadow, or what goes on in between"),
+  mode: text("passthrough, notify, used, shadow; switching (between two of them), waiting (for a lost device), stopped or failed"),
   core: nullable(text("wasm or js; null where nothing is relayed")),
   guest_ring: choice(layouts),
   device_ring: choice(layouts),
@@ -33,6 +33,7 @@ const queue = object({
   chains: count(),
   bytes: count(),
   dirty_pages: count(),
+  doorbell: optional(flag("The VMM kicks the device by its own doorbell, past the relay")),
   errors: count(),
 });
 
@@ -43,6 +44,7 @@ const relay = {
   front_connected: flag("A VMM is there"),
   device_connected: flag("The device is there"),
   device_connections: count("Connections to the device so far"),
+  inflight_region: flag("The VMM keeps a record of what the relay has taken: a relay that is killed may be started again"),
   needs_reset: flag("A queue has failed: the guest must reset the device"),
   mode: choice(["auto", ...modes]),
   front: text("Where the VMM connects"),
@@ -109,6 +111,14 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     verified: optional(count("Pieces of data that were compared: sectors, or words of a loopback")),
     longest_stall_ms: optional(number("Longest time with requests out and no answer, without pauses")),
     faults: optional(list(text(), "The first few faults")),
+    net: optional(
+      object({
+        sent: count("Frames sent"),
+        received: count("Frames received, each once"),
+        missing: count("Frames that did not come"),
+        longest_gap_ms: number("Longest time between two frames of one stream"),
+      }),
+    ),
     latency_us: object({ p50: nullable(number()), p99: nullable(number()), p999: nullable(number()), max: nullable(number()) }),
   }),
   "svq.migrate/1": document("svq.migrate/1", "Result of a migration", {
@@ -119,6 +129,7 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     downtime_us: nullable(gap),
     requests: optional(nullable(object(requests))),
     memory_identical: optional(nullable(flag())),
+    throttle_percent: optional(count("How much of its time the guest was held still at most, because it wrote too fast")),
     total_ms: optional(nullable(number("From the start of copying to the end"))),
     setup_ms: optional(nullable(number())),
     positions: optional(list(
@@ -137,6 +148,26 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
       "svq migrate vm: what was looked at before the start",
     )),
     error: optional(nullable(object({ code: text(), message: text(), hint: optional(text()) }))),
+  }),
+  "svq.bench.migrate/1": document("svq.bench.migrate/1", "How fast memory is streamed, and how long a guest stands still", {
+    machine: map(true, "CPU, kernel, runtime"),
+    streams: list(object({
+      contents: choice(["random", "half-zero", "zero"]),
+      sink: choice(["discard", "receiver"]),
+      memory_bytes: count("Guest memory"),
+      stream_bytes: count("What of it went over the stream"),
+      ms: number("The fastest run"),
+      all_ms: list(number(), "All runs"),
+      gb_per_s: number("Guest memory per second, in 10^9 bytes"),
+    })),
+    downtime_us: nullable(object({
+      migrations: count(),
+      memory_bytes: count("Of the guest"),
+      p50: count(),
+      p90: count(),
+      p99: count(),
+      max: count(),
+    })),
   }),
   "svq.bench.ring/1": document("svq.bench.ring/1", "Cost per chain of the relay cores", {
     machine: map(true, "CPU, kernel, runtime"),

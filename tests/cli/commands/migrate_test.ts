@@ -74,9 +74,18 @@ Deno.test("svq migrate run and listen move a guest over TCP on this host; both p
   using lab = new Lab();
   await using listener = lab.listen("tcp:127.0.0.1:0");
   const uri = await listener.ready();
-  const { code, stdout, stderr } = await lab.run(uri);
+  const page = lab.dir.join("report.html");
+  Deno.writeTextFileSync(page, "x".repeat(1 << 20));
+  const { code, stdout, stderr } = await lab.run(uri, ["--report", page]);
   assert.equal(code, 0, stderr);
   assertMatchesSchema("migrate", stdout);
+  const html = Deno.readTextFileSync(page);
+  assert.ok(html.startsWith("<!DOCTYPE html>") && html.endsWith("</html>\n"), "what was there before is gone");
+  assert.equal(html.match(/<svg/g)?.length, 5);
+  const [source0, destination0] = html.match(/<polyline class="p50 line" points="[^"]+"/g)!.map((line) =>
+    Number(/"([\d.]+),/.exec(line)![1])
+  );
+  assert.ok(source0! < destination0!, "requests are seen on both sides of the gap");
   const source = JSON.parse(stdout);
   assert.equal(source.outcome, "completed");
   assert.equal(source.memory_identical, true);

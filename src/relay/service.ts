@@ -7,7 +7,6 @@
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
-import { featureNames } from "../uapi/virtio.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
 import { BackendServer } from "../vhost_user/server.ts";
 import { ControlServer } from "./control.ts";
@@ -15,7 +14,7 @@ import { DeviceKeeper, RETRY_MAX_MS, RETRY_MIN_MS } from "./device_keeper.ts";
 import { RelayIova } from "./iova_control.ts";
 import { MessageLog, type TracedMessage } from "./message_log.ts";
 import { controlPath } from "./runtime_dir.ts";
-import { MASKED_FEATURES, maskedOf } from "../vhost/masked.ts";
+import { maskedOf } from "../vhost/masked.ts";
 import { Relay, type RelayConfig, type RelayMode } from "./relay.ts";
 import { pause } from "./queue_steps.ts";
 import { queueStatus, type RelayStatus } from "./status.ts";
@@ -235,7 +234,6 @@ export class RelayService implements AsyncDisposable {
     const relay = this.#relay;
     const device = this.#keeper.device;
     if (relay !== undefined && !relay.deviceLost) await relay.getFeatures().catch(() => {});
-    const offered = relay?.offered ?? 0n;
     return {
       schema: "svq.relay/1",
       name,
@@ -254,11 +252,13 @@ export class RelayService implements AsyncDisposable {
       logging: relay?.logging ?? false,
       marking_all: relay?.markingAll ?? false,
       features: `0x${(relay?.features ?? 0n).toString(16)}`,
-      offered_features: `0x${(offered & ~MASKED_FEATURES).toString(16)}`,
+      offered_features: `0x${(relay?.offered ?? 0n).toString(16)}`,
       queue_num: device?.info.queueNum ?? 0,
       config: relay?.configSeen === undefined ? null : Array.from(relay.configSeen, (byte) => byte.toString(16).padStart(2, "0")).join(""),
-      masked_features: featureNames(device?.info.deviceId ?? 0, offered & MASKED_FEATURES),
+      masked_features: relay?.masked.map(({ feature }) => feature) ?? [],
       masked_protocol_features: maskedOf(0n, device?.info.offeredProtocolFeatures ?? 0n).map(({ name }) => name),
+      masked: relay?.masked ?? [],
+      iommu: relay?.iommu?.status ?? null,
       maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
       pins_memory: this.#keeper.device?.info.pinsMemory ?? null,
       queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],

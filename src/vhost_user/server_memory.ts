@@ -94,6 +94,11 @@ export class ServerMemory implements Disposable {
     };
   }
 
+  /** Guest memory behind an address of the front-end. @throws SvqError RING_OUTSIDE_MEMORY */
+  toGpa(uaddr: number, size: number, what: string): number {
+    return this.#table.toGpa(uaddr, size, what);
+  }
+
   /** Closes all descriptors and forgets the table. */
   [Symbol.dispose](): void {
     for (const region of this.#table.clear()) region.owned.close();

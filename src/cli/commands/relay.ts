@@ -38,6 +38,7 @@ interface RunFlags {
   readonly deviceRingSize?: number;
   readonly indirect: IndirectChoice;
   readonly inOrder: InOrderChoice;
+  readonly guestIommu: boolean;
   readonly name?: string;
 }
 
@@ -92,6 +93,11 @@ const runFlags = {
     values: IN_ORDER,
     brief: "Offer IN_ORDER to the guest: where the device has it (auto), always (the relay keeps the order), or never",
     default: DEFAULT_RELAY_CONFIG.inOrder,
+  },
+  guestIommu: {
+    kind: "boolean",
+    brief: "Relay a guest with an IOMMU (iommu_platform=on,ats=on): its queues run in shadow mode, the device needs no support",
+    default: false,
   },
   name: textFlag("Name for status, set and stop (default: relay-PID)", { optional: true }),
 } as const;
@@ -151,6 +157,7 @@ const run = buildCommand({
         ...(flags.deviceRingSize === undefined ? {} : { deviceRingSize: flags.deviceRingSize }),
         indirect: flags.indirect,
         inOrder: flags.inOrder,
+        guestIommu: flags.guestIommu,
       },
       log: (level, message) => {
         this.output.log(level, `${name}: ${message}`);
@@ -193,6 +200,7 @@ const start = buildCommand({
       ...["--guest-ring", flags.guestRing, "--device-ring", flags.deviceRing],
       ...["--indirect", flags.indirect, "--in-order", flags.inOrder],
       ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),
+      ...(flags.guestIommu ? ["--guest-iommu"] : []),
       ...(flags.forceShadow ? ["--force-shadow"] : []),
       ...(flags.resilient ? ["--resilient"] : []),
     ];
@@ -319,8 +327,12 @@ function printStatus(context: CliContext, status: RelayStatus): void {
       `  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`,
     );
     output.line(`  memory  ${status.maps.guest} guest regions, ${status.maps.shadow} of shadow rings`);
-    const masked = [...status.masked_features, ...status.masked_protocol_features];
-    if (masked.length > 0) output.line(`  masked  ${masked.join(", ")}`);
+    for (const { feature, reason } of status.masked) output.line(`  masked  ${feature}: ${reason}`);
+    if (status.iommu !== null) {
+      const { entries, misses, invalidations } = status.iommu;
+      output.line(`  iommu   ${entries} ranges known, asked for ${misses}, taken back ${invalidations}`);
+    }
+    if (status.masked_protocol_features.length > 0) output.line(`  masked  ${status.masked_protocol_features.join(", ")}`);
     if (status.error !== null) output.line(`  error   ${status.error.message}`);
     if (status.queues.length === 0) return;
     output.line();

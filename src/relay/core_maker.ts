@@ -6,16 +6,11 @@
 import { SvqError } from "../errors.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
-import type { DataPath, RelayCore } from "./core.ts";
+import type { CoreChoice, DataPath, RelayCore } from "./core.ts";
 import { JsCore } from "./js_core.ts";
 import type { QueueStart } from "./messages.ts";
 import { WasmCore } from "./wasm_core.ts";
 import { WasmHost } from "./wasm_host.ts";
-
-/** What is asked for; `auto` is WebAssembly where it runs. */
-export type CoreChoice = "auto" | "wasm" | "js";
-/** All of them. */
-export const CORE_CHOICES: readonly CoreChoice[] = ["auto", "wasm", "js"];
 
 /** What the WebAssembly core has not, of what a queue needs; undefined when it has all. */
 function notInWasm({ guest, device, inflight, resume }: QueueStart): string | undefined {

@@ -8,6 +8,7 @@ import { LOG_PAGE_BYTES } from "../dirty/bitmap.ts";
 import { SvqError } from "../errors.ts";
 import { NO_ROOM, type Translation } from "../iova/translation.ts";
 import type { InflightLog } from "../vring/inflight.ts";
+import { PackedDriver } from "../vring/packed.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
@@ -289,8 +290,8 @@ export class ShadowCore {
   }
 
   #deviceBase(): number {
-    if (this.#device.layout === "split") return this.#returned & 0xffff;
-    const { used } = this.#device.save();
+    if (!(this.#device instanceof PackedDriver)) return this.#returned & 0xffff;
+    const used = this.#device.usedPosition;
     return (used | used << 16) >>> 0;
   }
 

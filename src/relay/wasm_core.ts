@@ -12,20 +12,9 @@ import { type DataPath, maxChainOf, type RelayCore } from "./core.ts";
 import { COUNTER } from "./counters.ts";
 import { loggedRanges } from "./logged_ring.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
+import { errorOf } from "./wasm_errors.ts";
 import type { WasmHost } from "./wasm_host.ts";
-import {
-  ERROR,
-  LINK,
-  PLACE,
-  QUEUE,
-  QUEUE_BYTES,
-  QUEUE_ORDER,
-  type QueueField,
-  RECORD_BYTES,
-  RESULT,
-  RULES,
-  SEGMENT_BYTES,
-} from "./wasm_layout.ts";
+import { LINK, PLACE, QUEUE, QUEUE_BYTES, QUEUE_ORDER, type QueueField, RECORD_BYTES, RESULT, SEGMENT_BYTES } from "./wasm_layout.ts";
 
 const KINDS = { split: 0, packed: 1, heads: 2 } as const;
 
@@ -245,44 +234,14 @@ export class WasmCore implements RelayCore {
   }
 
   #fail(result: number): never {
-    const index = this.#words[QUEUE.errorIndex]!;
-    const value = this.#get("errorValue");
-    const rule = RULES[-result];
-    const { num } = this.#guest;
-    switch (rule) {
-      case undefined:
-        break;
-      case "AVAIL_INDEX_JUMP":
-        throw new VringError(rule, index, `The avail index is ${index} where ${value} was reached, with a queue of ${num}`);
-      case "USED_INDEX_JUMP":
-        throw new VringError(
-          rule,
-          index,
-          `The used index is ${index} where ${value} was reached and the avail index is ${this.#get("devicePublished")}`,
-        );
-      case "HEAD_OUT_OF_RANGE":
-        throw new VringError(rule, index, `Avail entry ${index} holds ${value} in a queue of ${num}`);
-      case "HEAD_IN_FLIGHT":
-        throw new VringError(rule, index, `Descriptor ${index} is made available, and is in flight already`);
-      case "PACKED_ID_OUT_OF_RANGE":
-        throw new VringError(rule, index, `The chain in slot ${index} has id ${value} in a queue of ${num}`);
-      case "USED_ID_OUT_OF_RANGE":
-        throw new VringError(rule, index, `Used entry ${index} holds ${value} in a queue of ${this.#get("deviceNum")}`);
-      case "USED_NOT_IN_FLIGHT":
-        throw new VringError(rule, index, `A used entry holds ${index}, which the device does not have`);
-      default:
-        throw new VringError(rule, index, `Found at ${index} of a queue of ${num}`);
-    }
-    switch (-result) {
-      case ERROR.logTooSmall:
-        throw new SvqError("LOG_TOO_SMALL", "Guest memory was written that lies outside the dirty log");
-      case ERROR.noPlace:
-        throw new SvqError("OUTSIDE_MEMORY", "A segment of a chain has no place in the device's address space");
-      case ERROR.tooManyPieces:
-        throw new SvqError("CHAIN_TOO_LONG", `A chain has more than ${index} segments for the device`);
-      default:
-        throw new SvqError("INTERNAL", `The WebAssembly core says ${result}`);
-    }
+    throw errorOf(result, {
+      index: this.#words[QUEUE.errorIndex]!,
+      value: this.#get("errorValue"),
+      num: this.#guest.num,
+      deviceNum: this.#get("deviceNum"),
+      limit: this.#get("maxChain"),
+      published: this.#get("devicePublished"),
+    });
   }
 
   #countDirty(): void {
@@ -461,17 +420,21 @@ export class WasmCore implements RelayCore {
     const held = this.#held();
     this.#openDevice(start);
     const { exports } = this.#host;
-    for (const { guestId, segments } of held) {
+    const taken = this.#floats[QUEUE_ORDER]!;
+    for (const { guestId, order, segments } of held) {
       for (;;) {
         exports.begin();
         for (const { address, length, writable } of segments) exports.segment(this.#queue, address, length, writable ? 1 : 0);
         const id = exports.add(this.#queue, guestId);
+        // Its place in the order in which the guest's chains were taken stays what it was.
+        if (id >= 0) this.#orders[id * 4] = order;
         if (id >= 0) break;
         if (id === PLACE.full) throw new SvqError("INTERNAL", "A fresh ring has no room for what the one before it held");
         if (id !== PLACE.grow) this.#fail(id);
         this.#grow();
       }
     }
+    this.#floats[QUEUE_ORDER] = taken;
     exports.publishAdded(this.#queue);
   }
 

@@ -3,8 +3,6 @@
  *
  * @module
  */
-import type { VringRule } from "../vring/rules.ts";
-
 /** Fields of an environment. */
 export const ENV = {
   regions: 0,
@@ -59,36 +57,6 @@ export const LINK = { write: 0x8000_0000, more: 0x4000_0000, index: 0x3fff_ffff 
 export const RESULT = { notify: 1 << 30, full: 1 << 29, grow: 1 << 28, count: 0xffff } as const;
 /** Instead of an id: the device's ring is full, or the pool must grow. */
 export const PLACE = { full: -100, grow: -101 } as const;
-
-/** Rules by the number of an error. */
-export const RULES: readonly (VringRule | undefined)[] = [
-  undefined,
-  "AVAIL_INDEX_JUMP",
-  "HEAD_OUT_OF_RANGE",
-  "HEAD_IN_FLIGHT",
-  "CHAIN_LOOP",
-  "ADDRESS_LIMIT",
-  "INDIRECT_NOT_NEGOTIATED",
-  "INDIRECT_NESTED",
-  "INDIRECT_WITH_NEXT",
-  "NEXT_OUT_OF_RANGE",
-  "CHAIN_BYTES",
-  "DESCRIPTOR_EMPTY",
-  "CHAIN_TOO_LONG",
-  "OUTSIDE_MEMORY",
-  "READABLE_AFTER_WRITABLE",
-  "INDIRECT_SIZE",
-  "INDIRECT_TOO_LONG",
-  "PACKED_ID_OUT_OF_RANGE",
-  "PACKED_ID_IN_FLIGHT",
-  "PACKED_LIST_BROKEN",
-  "PACKED_INDIRECT_MIXED",
-  "USED_INDEX_JUMP",
-  "USED_ID_OUT_OF_RANGE",
-  "USED_NOT_IN_FLIGHT",
-];
-/** Errors that are no ring rules. */
-export const ERROR = { logTooSmall: 24, noPlace: 25, tooManyPieces: 26 } as const;
 
 /** What the module exports. Queues and environments are offsets in its memory. */
 export interface RelayExports {

@@ -61,8 +61,6 @@ const CONTRACTS: Record<string, Contract> = {
   "drive": { good: ["sim:blk,size=1MiB", "--requests", "50"], prints: "svq.drive/1", bad: [["unix:/nonexistent/socket"], 3] },
   "bench ring": {
     good: [
-      "--core",
-      "js",
       "--mode",
       "shadow",
       "--guest-ring",

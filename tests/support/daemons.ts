@@ -94,3 +94,12 @@ export async function startVsock(socket: string, uds: string, cid: number): Prom
     throw error;
   }
 }
+
+/** A listener that sends back what it gets, until it is closed. */
+export function echoOn(path: string): Deno.Listener {
+  const listener = Deno.listen({ transport: "unix", path });
+  (async () => {
+    for await (const connection of listener) connection.readable.pipeTo(connection.writable).catch(() => {});
+  })().catch(() => {});
+  return listener;
+}

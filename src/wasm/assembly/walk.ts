@@ -50,7 +50,10 @@ function append(q: Queue, e: Env, head: u32, index: u32, address: u64, length: u
 function table(q: Queue, e: Env, head: u32, address: u64, length: u32): i32 {
   if (length == 0 || (length & 15) != 0) return fail(q, S.INDIRECT_SIZE, head);
   const entries = length >> 4;
-  if (entries > q.maxChain) return fail(q, S.INDIRECT_TOO_LONG, head);
+  if (entries > q.maxChain) {
+    q.errorValue = entries;
+    return fail(q, S.INDIRECT_TOO_LONG, head);
+  }
   if (!contains(e, address, length) || !copyTable(e, address, length)) return fail(q, S.OUTSIDE_MEMORY, head);
   return <i32>entries;
 }

@@ -45,6 +45,7 @@ export * from "./src/dirty/bitmap.ts";
 export * from "./src/net/command.ts";
 export * from "./src/net/state.ts";
 export type { NetCounters } from "./src/devices/net.ts";
+export type { NetWorkloadOptions } from "./src/drivers/net_workload.ts";
 export * from "./src/vhost/address.ts";
 export * from "./src/vhost/backend.ts";
 export { describeBackend, describeFailure, describeSocket, missingFeatures, type ProbedDevice, scanHost } from "./src/vhost/probe.ts";

@@ -7,6 +7,7 @@ import type { CoreChoice } from "../../relay/core.ts";
 import { DEFAULT_RELAY_CONFIG, type IndirectChoice, type InOrderChoice, type RelayMode, type RingChoice } from "../../relay/relay.ts";
 import { controlPath, relayNames } from "../../relay/runtime_dir.ts";
 import { type FrontAddress, RelayService } from "../../relay/service.ts";
+import { prometheusText } from "../metrics.ts";
 import type { QueueStatus, RelayStatus } from "../../relay/status.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
 import type { CliContext } from "../context.ts";
@@ -346,9 +347,16 @@ function printStatus(context: CliContext, status: RelayStatus): void {
 
 const status = buildCommand({
   docs: { brief: "Show what a relay does" },
-  parameters: { positional: { kind: "tuple", parameters: [relayArgument()] } },
-  async func(this: CliContext, _flags: Record<never, never>, name: string): Promise<void> {
-    printStatus(this, await askStatus(name));
+  parameters: {
+    flags: {
+      metrics: { kind: "boolean", brief: "Print the counters in Prometheus' text form, for a textfile collector", default: false },
+    },
+    positional: { kind: "tuple", parameters: [relayArgument()] },
+  },
+  async func(this: CliContext, { metrics }: { readonly metrics: boolean }, name: string): Promise<void> {
+    const answer = await askStatus(name);
+    if (metrics) this.output.write(prometheusText([answer]));
+    else printStatus(this, answer);
   },
 });
 

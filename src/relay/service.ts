@@ -35,6 +35,8 @@ export interface RelayServiceOptions {
   openDevice: (options: { onMessage?: MessageHook }) => Promise<VhostBackend>;
   /** The device connects to us: the relay is ready before it is there. */
   deviceConnects?: boolean;
+  /** Refuse guest memory and dirty logs that the VMM could shorten under the relay. */
+  requireSealed?: boolean;
   /** Modes and time-outs; changed by the control socket. */
   config: RelayConfig;
   /** Where log lines go. */
@@ -172,6 +174,7 @@ export class RelayService implements AsyncDisposable {
     log("info", "the front-end connected");
     const server = new BackendServer(stream, relay, {
       offerLog: true,
+      requireSealed: this.#options.requireSealed === true,
       onError: (error) => log("error", error.message),
       onMessage: this.#messages.hook("front"),
     });

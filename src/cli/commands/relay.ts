@@ -29,6 +29,7 @@ interface RunFlags {
   readonly mode: RelayMode;
   readonly forceShadow: boolean;
   readonly resilient: boolean;
+  readonly requireSealed: boolean;
   readonly switchTimeout: number;
   readonly workers: number;
   readonly guestRing: RingChoice;
@@ -59,6 +60,11 @@ const runFlags = {
   resilient: {
     kind: "boolean",
     brief: "Stay in shadow mode, so that a relay that is killed and started again loses no request and repeats no answer",
+    default: false,
+  },
+  requireSealed: {
+    kind: "boolean",
+    brief: "Refuse guest memory that the VMM could shorten (QEMU: memory-backend-memfd,seal=on)",
     default: false,
   },
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
@@ -132,6 +138,7 @@ const run = buildCommand({
       device: formatDeviceAddress(address),
       openDevice: (options) => source.open(options),
       deviceConnects: source.listens,
+      requireSealed: flags.requireSealed,
       config: {
         mode: flags.mode,
         forceShadow: flags.forceShadow || flags.resilient,
@@ -186,6 +193,7 @@ const start = buildCommand({
       ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),
       ...(flags.forceShadow ? ["--force-shadow"] : []),
       ...(flags.resilient ? ["--resilient"] : []),
+      ...(flags.requireSealed ? ["--require-sealed"] : []),
     ];
     const child = spawnDetached(words, log);
     const failed = child.status.then(() => true);

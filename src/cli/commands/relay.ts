@@ -1,6 +1,6 @@
 /** `svq relay`: run, start, stop, list, status, set. @module */
 import { buildCommand, buildRouteMap } from "@stricli/core";
-import { SvqError } from "../../errors.ts";
+import { EXIT, SvqError } from "../../errors.ts";
 import { DeviceSource } from "../../devices/open.ts";
 import { ControlClient } from "../../relay/control.ts";
 import { DEFAULT_RELAY_CONFIG, type IndirectChoice, type InOrderChoice, type RelayMode, type RingChoice } from "../../relay/relay.ts";
@@ -30,6 +30,7 @@ interface RunFlags {
   readonly forceShadow: boolean;
   readonly resilient: boolean;
   readonly requireSealed: boolean;
+  readonly drainTimeout?: number;
   readonly switchTimeout: number;
   readonly workers: number;
   readonly guestRing: RingChoice;
@@ -67,6 +68,9 @@ const runFlags = {
     brief: "Refuse guest memory that the VMM could shorten (QEMU: memory-backend-memfd,seal=on)",
     default: false,
   },
+  drainTimeout: durationFlag("When stopped: how long the device may take to give back what it has (default: as long as it takes)", {
+    optional: true,
+  }),
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
   workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
   guestRing: { kind: "enum", values: RINGS, brief: "Ring format offered to the guest; auto is the device's", default: "auto" },
@@ -139,6 +143,8 @@ const run = buildCommand({
       openDevice: (options) => source.open(options),
       deviceConnects: source.listens,
       requireSealed: flags.requireSealed,
+      ...(flags.drainTimeout === undefined ? {} : { drainTimeoutMs: flags.drainTimeout / 1e6 }),
+      onDrainTimeout: () => Deno.exit(EXIT.timeout),
       config: {
         mode: flags.mode,
         forceShadow: flags.forceShadow || flags.resilient,
@@ -194,6 +200,7 @@ const start = buildCommand({
       ...(flags.forceShadow ? ["--force-shadow"] : []),
       ...(flags.resilient ? ["--resilient"] : []),
       ...(flags.requireSealed ? ["--require-sealed"] : []),
+      ...(flags.drainTimeout === undefined ? [] : ["--drain-timeout", `${flags.drainTimeout / 1e6}ms`]),
     ];
     const child = spawnDetached(words, log);
     const failed = child.status.then(() => true);

@@ -1,9 +1,10 @@
 /**
- * SIGINT and SIGTERM. SIGUSR1 is never handled: Deno opens its debugger on it.
+ * SIGINT and SIGTERM; SIGUSR1, on which the runtime would open a debugger, is ignored.
  *
  * @module
  */
 import { EXIT, SvqError } from "../errors.ts";
+import { ignoreDebuggerSignal } from "../ffi/thread.ts";
 
 let controller: AbortController | undefined;
 
@@ -16,6 +17,7 @@ let controller: AbortController | undefined;
 export function untilSignal(): AbortSignal {
   if (controller !== undefined) return controller.signal;
   controller = new AbortController();
+  ignoreDebuggerSignal();
   listen("SIGINT", controller, EXIT.interrupted);
   listen("SIGTERM", controller, EXIT.terminated);
   return controller.signal;

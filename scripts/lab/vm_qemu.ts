@@ -16,6 +16,8 @@ export interface VpDevices {
   blk?: boolean;
   /** A network card at PCI 0000:00:06.0; DHCP answers on it. */
   net?: boolean;
+  /** Another network card, at PCI 0000:00:08.0, on a network of its own. */
+  secondNet?: boolean;
   /** Offer packed rings (default false). */
   packed?: boolean;
   /** Address bits of the IOMMU: 39 or 48 (default 39). */
@@ -363,6 +365,9 @@ function vpArguments(directory: string, vp: VpDevices | undefined): string[] {
   }
   if (vp.net) {
     args.push("-netdev", "user,id=vpnet,restrict=on", "-device", `virtio-net-pci,netdev=vpnet,addr=6,romfile=,${common}`);
+  }
+  if (vp.secondNet) {
+    args.push("-netdev", "user,id=vpnet2,restrict=on", "-device", `virtio-net-pci,netdev=vpnet2,addr=8,romfile=,${common}`);
   }
   return args;
 }

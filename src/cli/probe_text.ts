@@ -73,6 +73,8 @@ export function describeDevice(device: ProbedDevice, paint: Paint): string {
   const lines = [paint.bold(device.address), formatFacts(facts.filter(([, value]) => value !== undefined && value !== null), paint, 2)];
   for (const [mode, verdict] of Object.entries(device.modes ?? {})) lines.push(...verdictLines(`mode ${mode}`, verdict, paint));
   if (device.migratable !== null) lines.push(...verdictLines("migration", device.migratable, paint));
+  const masked = device.masked ?? [];
+  if (masked.length > 0) lines.push("  not passed on by a relay:", ...masked.map(({ name, text }) => `    ${name}: ${text}`));
   for (const note of device.notes) lines.push(`  ${paint.dim(note)}`);
   if (device.error !== null) {
     lines.push(`  ${paint.red("error")}: ${device.error.message}`);

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import type { BackendInfo } from "../vhost/backend.ts";
 import { Gate } from "./gate.ts";
 import type { Lane } from "./lane.ts";
 import type { RunningMode } from "./queue_steps.ts";
@@ -18,6 +19,8 @@ export interface ModeContext {
   queues: () => readonly RelayQueue[];
   /** Set where the device stops and starts all of its rings together. */
   group: () => RingGroup | undefined;
+  /** Such a device is on the guest's rings to the end: see {@linkcode isBound}. */
+  bound: boolean;
   /** The lane of all queues of such a device. */
   groupLane: Lane;
   /** Does the device forget at the stop of one ring that the others are enabled? */
@@ -34,6 +37,15 @@ export interface ModeContext {
   changed: () => void;
 }
 
+/**
+ * Is a relay over such a device to leave it on the guest's rings to the end? Where it was started in mode passthrough or notify. The
+ * guest can then not be migrated: the dirty log is not offered.
+ */
+export function isBound(info: BackendInfo, { mode, forceShadow, queueModes }: RelayConfig): boolean {
+  const together = (info.ringStop ?? "each") !== "each";
+  return together && !forceShadow && queueModes === undefined && (mode === "passthrough" || mode === "notify");
+}
+
 /** The modes of all queues of a relay. */
 export class ModeSwitch {
   readonly #context: ModeContext;
@@ -48,6 +60,7 @@ export class ModeSwitch {
     const { config, guestPacked, translated, relayed, logging, group } = this.#context;
     const mode = config.queueModes?.get(index) ?? config.mode;
     if (config.forceShadow || translated(index) || mode === "shadow") return "shadow";
+    if (this.#context.bound && (mode === "passthrough" || mode === "notify")) return mode;
     // A device whose rings cannot be stopped one by one in mid-flight stays behind rings of the relay's own. Packed rings have
     // no used ring of their own that could be the relay's.
     if (mode === "used" || relayed() || logging() || group() !== undefined) return guestPacked() ? "shadow" : "used";

@@ -5,22 +5,16 @@
  */
 import { EXIT, SvqError } from "../errors.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
+import { MASKED_FEATURES } from "../vhost/masked.ts";
 import type { DeviceSlot } from "./device_slot.ts";
 import type { RelayConfig } from "./relay_config.ts";
 
 /** The VMM turns the dirty log on with it; never set at the device. */
 export const VHOST_F_LOG_ALL: bigint = 1n << 26n;
 
-// Features that the relay cannot carry between the two sides: docs/features.md has the reasons.
-const NOTIFICATION_DATA = 1n << 38n;
-const RING_RESET = 1n << 40n;
-const ACCESS_PLATFORM = 1n << 33n;
 const INDIRECT_DESC = 1n << 28n;
 const RING_PACKED = 1n << 34n;
 const IN_ORDER = 1n << 35n;
-
-/** Feature bits that the relay hides from the guest. */
-export const MASKED_FEATURES: bigint = NOTIFICATION_DATA | RING_RESET | ACCESS_PLATFORM | VHOST_F_LOG_ALL;
 
 /** The features of both sides. */
 export class Negotiation {

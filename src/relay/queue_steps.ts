@@ -50,6 +50,8 @@ export interface QueueContext {
   deviceNum: (num: number) => number;
   /** Is the device given the guest's own indirect tables in mode `shadow`? */
   passTables: boolean;
+  /** Doorbells that the VMM may map: see src/relay/doorbells.ts. */
+  doorbells: { offer(index: number): void; withdraw(index: number, kick: () => void): Promise<void> };
   /** Something happened that a log reader wants to know. */
   log: (message: string) => void;
 }
@@ -103,6 +105,9 @@ export function inflightUnknown(index: number, why: string): SvqError {
   );
 }
 
+/** A device that holds requests for so long when its ring is taken away is spoken of in the log, again and again, ms. */
+const HELD_NOTICE_MS = 10_000;
+
 /** Resolves after `ms` milliseconds. */
 export function pause(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
@@ -142,16 +147,41 @@ export class QueueSteps {
     if (device.kick !== null) signalEventfd(device.kick);
   }
 
-  /** Starts the Worker's side of a mode with a ring of the relay's own. @returns what the device is to be given */
-  async prepare(mode: Exclude<RunningMode, "passthrough">, ring: GuestRing): Promise<VringStart> {
-    const device = this.#ownRing(mode, ring);
-    await this.#startWorker(mode, ring, device);
+  /** Starts the Worker's side of a mode, where it has one. @returns what the device is to be given */
+  async prepare(mode: RunningMode, ring: GuestRing): Promise<VringStart> {
+    const device = isRelayed(mode) ? this.#ownRing(mode, ring) : this.#guestRing(mode, ring);
+    if (mode !== "passthrough") await this.#startWorker(mode, ring, device);
     return { index: this.#index, ...device, err: ring.err, enabled: ring.enabled };
   }
 
   /** Signals the device's kick, unasked. */
-  kickDevice(): void {
-    signalEventfd(this.#deviceKick.fd);
+  kickDevice(mode: RunningMode, ring: GuestRing): void {
+    if (mode !== "passthrough") signalEventfd(this.#deviceKick.fd);
+    else if (ring.kick !== null) signalEventfd(ring.kick);
+  }
+
+  /**
+   * From `passthrough` to `notify` or back while the device goes on with the guest's ring: only eventfds change hands, so this can be
+   * done to a ring that cannot be stopped.
+   */
+  async exchange(mode: "passthrough" | "notify", ring: GuestRing): Promise<void> {
+    const device = this.#context.device();
+    const own = this.#guestRing(mode, ring);
+    // Whoever signals is there before the device can be signalled: what comes by the old way in between still arrives, and both
+    // sides are signalled once at the end.
+    if (mode === "notify") await this.#startWorker(mode, ring, own);
+    try {
+      await device.setVringCall(this.#index, own.call);
+      await device.setVringKick(this.#index, own.kick);
+    } catch (error) {
+      // Whichever it has not taken is still the old one, and the other one is given back.
+      const old = this.#guestRing(mode === "notify" ? "passthrough" : "notify", ring);
+      await device.setVringCall(this.#index, old.call).catch(() => {});
+      if (mode === "notify") await this.endWorker();
+      throw error;
+    }
+    if (mode === "passthrough") await this.endWorker();
+    this.kickDevice(mode, ring);
   }
 
   /**
@@ -273,8 +303,18 @@ export class QueueSteps {
   }
 
   /** Takes the ring away from the device. @returns where a successor goes on */
-  leave(mode: RunningMode, ring: GuestRing): Promise<number> {
-    return isRelayed(mode) ? this.#leaveOwn(mode, ring) : this.#leaveGuest(mode, ring);
+  async leave(mode: RunningMode, ring: GuestRing): Promise<number> {
+    const begun = performance.now();
+    // Whoever waits for this (a VMM that stops the guest) waits as long: say why.
+    const timer = setInterval(() => {
+      const seconds = Math.round((performance.now() - begun) / 1000);
+      this.#context.log(`queue ${this.#index}: the device still holds requests ${seconds} s after it was to give up its ring`);
+    }, HELD_NOTICE_MS);
+    try {
+      return isRelayed(mode) ? await this.#leaveOwn(mode, ring) : await this.#leaveGuest(mode, ring);
+    } finally {
+      clearInterval(timer);
+    }
   }
 
   /** Takes a ring away from its Worker and its device whatever is in flight. @returns where the guest's ring stands */

@@ -10,7 +10,15 @@ import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
-import type { BackendInfo, DeviceStateDirection, InflightPlace, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type {
+  BackendInfo,
+  DeviceStateDirection,
+  Doorbell,
+  InflightPlace,
+  LogRegion,
+  VhostBackend,
+  VringAddresses,
+} from "../vhost/backend.ts";
 import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
@@ -20,12 +28,14 @@ import { Counters } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
+import { Doorbells, hasDoorbells } from "./doorbells.ts";
 import { InflightRegion } from "./inflight_region.ts";
 import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
-import { ModeSwitch } from "./mode_switch.ts";
+import { isBound, ModeSwitch } from "./mode_switch.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
+import type { CoreChoice } from "./core.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
 import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
@@ -33,7 +43,6 @@ import { RingGroup } from "./ring_group.ts";
 import { RelayWorker } from "./worker_client.ts";
 
 export * from "./relay_config.ts";
-export { MASKED_FEATURES } from "./negotiation.ts";
 
 const MAX_QUEUES = 256;
 
@@ -49,6 +58,8 @@ export class Relay implements VhostBackend {
   onConfigChange: (() => void) | undefined;
   /** See {@linkcode VhostBackend.onFailure}. */
   onFailure: ((error: Error) => void) | undefined;
+  /** See {@linkcode VhostBackend.onDoorbell}. */
+  onDoorbell: ((index: number, doorbell: Doorbell | undefined) => Promise<boolean>) | undefined;
 
   /** See {@linkcode VhostBackend.sendRarp}. */
   readonly sendRarp?: (mac: Uint8Array<ArrayBuffer>) => Promise<void>;
@@ -68,6 +79,13 @@ export class Relay implements VhostBackend {
   /** Set where the device stops and starts all of its rings together. */
   readonly #group: RingGroup | undefined;
   readonly #groupLane = new Lane();
+  /** The guest and the device share the rings to the end. */
+  readonly #bound: boolean;
+  readonly #doorbells = new Doorbells({
+    device: () => this.#device,
+    sender: () => this.onDoorbell,
+    log: (message) => this.#events.log(message),
+  });
   readonly #memory: RelayMemory;
   readonly #inflight: InflightRegion;
   readonly #negotiation: Negotiation;
@@ -98,9 +116,11 @@ export class Relay implements VhostBackend {
       });
     }
     this.counters = new Counters(this.#maxQueues);
+    this.#bound = isBound(device.info, config);
+    const doorbells = (this.#group === undefined || this.#bound) && hasDoorbells(device);
+    this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1), doorbells };
     this.#inflight = new InflightRegion(this.#maxQueues);
-    this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1) };
-    for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
+    for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker(config.core));
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
@@ -119,6 +139,7 @@ export class Relay implements VhostBackend {
       config,
       queues: () => this.queues,
       group: () => this.#group,
+      bound: this.#bound,
       groupLane: this.#groupLane,
       // DPDK. (Only net devices have SEND_RARP.)
       forgetful: this.sendRarp !== undefined,
@@ -156,9 +177,11 @@ export class Relay implements VhostBackend {
     return this.#slot.device;
   }
 
-  #newWorker(): RelayWorker {
+  #newWorker(core: CoreChoice): RelayWorker {
     return new RelayWorker(
       this.counters.shared,
+      core,
+      (index, reason) => this.#events.log(`queue ${index} runs on the slower JavaScript core: ${reason}`),
       (index, error) => this.#queueFailed(index, error),
       (error) => this.#deviceFailed(error),
     );
@@ -181,6 +204,16 @@ export class Relay implements VhostBackend {
   /** Is all guest memory being marked dirty because a switch takes long? */
   get markingAll(): boolean {
     return this.#log.markingAll;
+  }
+
+  /** Can the dirty log be turned on? Not where the device is on the guest's rings and cannot be taken off them. */
+  get canLog(): boolean {
+    return !this.#bound;
+  }
+
+  /** Rings that the VMM kicks by the device's own doorbell, past the relay. */
+  get doorbells(): readonly number[] {
+    return this.#doorbells.given;
   }
 
   /** Negotiated features, without LOG_ALL. */
@@ -239,6 +272,7 @@ export class Relay implements VhostBackend {
         deviceFeatures: () => this.#negotiation.deviceFeatures,
         deviceNum: (num) => this.#negotiation.deviceNum(num),
         passTables: this.#config.indirect === "pass",
+        doorbells: this.#doorbells,
         log: (message) => this.#events.log(message),
       }, this.#group !== undefined ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
@@ -663,6 +697,7 @@ export class Relay implements VhostBackend {
     for (const worker of this.#workers) await worker.close();
     for (const queue of this.#queues.values()) queue.close();
     this.#queues.clear();
+    this.#doorbells.forget();
     this.dirty.close();
     this.#memory.close();
     this.#inflight.close();

@@ -4,7 +4,7 @@
  *
  * @module
  */
-import { type ErrorRecord, toErrorRecord } from "../errors.ts";
+import { type ErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
 import { dupFd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
@@ -199,6 +199,7 @@ export class RelayQueue {
     await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
     // An eventfd consumed during the switch would be lost otherwise.
     this.#signalGuest();
+    if (mode === "passthrough") this.context.doorbells.offer(this.index);
   }
 
   /** Takes the ring away from the device; `base` is where a successor goes on. */
@@ -211,18 +212,43 @@ export class RelayQueue {
     if (this.mode === undefined) return;
     this.base = await this.#steps.leave(this.mode, this.#ring);
     this.state = "stopped";
+    this.#takeDoorbell();
   }
 
   /** {@linkcode enter}, first half, for devices that start their rings together. @returns what the device is to be given */
   async prepare(mode: RunningMode): Promise<VringStart> {
-    this.#takeOver("shadow");
-    // Devices that start their rings together never get the guest's.
-    return await this.#steps.prepare(mode === "used" ? "used" : "shadow", this.#ring);
+    if (this.#takeOver(mode) !== mode) {
+      const error = new SvqError(
+        "INFLIGHT_UNKNOWN",
+        `Queue ${this.index}: requests that an earlier relay left cannot be taken over in mode ${mode}`,
+        {
+          hint: "Start the relay with --mode used or shadow",
+        },
+      );
+      this.fail(error);
+      throw error;
+    }
+    return await this.#steps.prepare(mode, this.#ring);
   }
 
   /** Undoes {@linkcode prepare}. */
-  async unprepare(): Promise<void> {
-    await this.#steps.endWorker();
+  async unprepare(mode: RunningMode): Promise<void> {
+    if (mode !== "passthrough") await this.#steps.endWorker();
+  }
+
+  /** The kick eventfd is signalled, unasked: whoever listens to it looks at the ring. */
+  nudge(): void {
+    if (this.#kick !== undefined) signalEventfd(this.#kick.fd);
+  }
+
+  /** From `passthrough` to `notify` or back while the device goes on with the ring. */
+  async exchange(mode: "passthrough" | "notify"): Promise<void> {
+    if (mode === "notify") await this.context.doorbells.withdraw(this.index, () => this.nudge());
+    await this.#steps.exchange(mode, this.#ring);
+    this.state = mode;
+    this.times.count++;
+    this.#signalGuest();
+    if (mode === "passthrough") this.context.doorbells.offer(this.index);
   }
 
   /** {@linkcode enter}, second half: the device has started the ring. */
@@ -230,20 +256,30 @@ export class RelayQueue {
     this.#resume = undefined;
     this.state = mode;
     await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
-    this.#steps.kickDevice();
+    this.#steps.kickDevice(mode, this.#ring);
     this.#signalGuest();
+    if (mode === "passthrough") this.context.doorbells.offer(this.index);
   }
 
   /** {@linkcode leave}, first half, for devices that stop their rings together: nothing more is forwarded. */
   async quiesce(rests: boolean): Promise<void> {
-    if (this.mode !== undefined) await this.#steps.quiesce(this.mode, this.#ring, rests);
+    if (this.mode !== undefined && isRelayed(this.mode)) await this.#steps.quiesce(this.mode, this.#ring, rests);
   }
 
-  /** {@linkcode leave}, second half: the device has been stopped and touches nothing any more. */
-  async left(): Promise<void> {
-    if (this.mode === undefined) return;
-    this.base = await this.#steps.endWorker();
+  /** {@linkcode leave}, second half: the device has been stopped at `base` and touches nothing any more. */
+  async left(base: number): Promise<void> {
+    const { mode } = this;
+    if (mode === undefined) return;
+    const progress = mode === "passthrough" ? base : await this.#steps.endWorker();
+    this.base = isRelayed(mode) ? progress : base;
     this.state = "stopped";
+    this.#takeDoorbell();
+  }
+
+  // The front-end stops the ring, and may be waiting for the answer: nobody waits for the doorbell. What is kicked by it until it is
+  // given back is looked for then.
+  #takeDoorbell(): void {
+    this.context.doorbells.withdraw(this.index, () => this.nudge()).catch((error) => this.context.log(toErrorRecord(error).message));
   }
 
   /**
@@ -263,6 +299,7 @@ export class RelayQueue {
   }
 
   async #change(before: RunningMode, mode: RunningMode, left?: () => Promise<void>): Promise<void> {
+    await this.context.doorbells.withdraw(this.index, () => this.nudge());
     const begun = performance.now();
     try {
       await this.leave();

@@ -1,6 +1,7 @@
 /**
  * Devices that stop and start their rings only together (vDPA drivers without SUSPEND, or whose rings cannot be set up anew
- * under it): they run on rings of the relay's own from the start, and are quiesced by not forwarding.
+ * under it): they run on rings of the relay's own from the start, and are quiesced by not forwarding. Or, where the relay was
+ * started in mode passthrough or notify, on the guest's rings to the end: such a guest cannot be migrated.
  *
  * All of this runs in the one lane that the queues of such a device share.
  *
@@ -8,7 +9,8 @@
  */
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { VhostBackend, VringStart } from "../vhost/backend.ts";
-import type { RunningMode } from "./queue_steps.ts";
+import { SvqError } from "../errors.ts";
+import { isRelayed, type RunningMode } from "./queue_steps.ts";
 import type { RelayQueue } from "./relay_queue.ts";
 
 /** What a {@linkcode RingGroup} asks its relay. */
@@ -34,9 +36,21 @@ export class RingGroup {
   /** Brings every running queue into the mode that it should be in. */
   async reconcile(): Promise<void> {
     const { queues, wantedMode } = this.#context;
-    if (!queues().some((queue) => queue.running && queue.mode !== wantedMode(queue.index))) return;
+    const wrong = queues().filter((queue) => queue.running && queue.mode !== wantedMode(queue.index));
+    // A ring that the guest and the device share cannot be taken from a running guest, but its eventfds can change hands.
+    const direct = wrong.filter((queue) => !isRelayed(queue.mode!));
+    for (const queue of direct) if (isRelayed(wantedMode(queue.index))) throw this.#cannotLeave(queue);
+    for (const queue of direct) await queue.exchange(wantedMode(queue.index) === "notify" ? "notify" : "passthrough");
+    if (direct.length === wrong.length) return;
     await this.stop();
     await this.start();
+  }
+
+  #cannotLeave({ index, mode }: RelayQueue): SvqError {
+    const { address } = this.#context.device().info;
+    return new SvqError("CANNOT_LEAVE_MODE", `Queue ${index}: ${address} cannot be taken out of mode ${mode} while its guest runs`, {
+      hint: "Its driver has no SUSPEND. Start the relay without --mode passthrough or notify; it then runs on rings of its own",
+    });
   }
 
   /**
@@ -58,7 +72,7 @@ export class RingGroup {
       }
       await device().startVrings!(rings);
     } catch (error) {
-      for (const queue of prepared) await queue.unprepare();
+      for (const queue of prepared) await queue.unprepare(wantedMode(queue.index));
       for (const queue of queues) queue.fail(error);
       throw error;
     }
@@ -72,7 +86,7 @@ export class RingGroup {
     if (queues.length === 0) return;
     const rests = device().info.deviceId !== VIRTIO_ID.net;
     await Promise.all(queues.map((queue) => queue.quiesce(rests)));
-    await device().stopVrings!(queues.map(({ index }) => ({ index, recorded: true })));
-    for (const queue of queues) await queue.left();
+    const bases = await device().stopVrings!(queues.map(({ index, mode }) => ({ index, recorded: isRelayed(mode!) })));
+    for (const [i, queue] of queues.entries()) await queue.left(bases[i]!);
   }
 }

@@ -15,7 +15,8 @@ import { DeviceKeeper, RETRY_MAX_MS, RETRY_MIN_MS } from "./device_keeper.ts";
 import { RelayIova } from "./iova_control.ts";
 import { MessageLog, type TracedMessage } from "./message_log.ts";
 import { controlPath } from "./runtime_dir.ts";
-import { MASKED_FEATURES, Relay, type RelayConfig, type RelayMode } from "./relay.ts";
+import { MASKED_FEATURES, maskedOf } from "../vhost/masked.ts";
+import { Relay, type RelayConfig, type RelayMode } from "./relay.ts";
 import { pause } from "./queue_steps.ts";
 import { queueStatus, type RelayStatus } from "./status.ts";
 import { relayVrings } from "./vring_dump.ts";
@@ -177,7 +178,7 @@ export class RelayService implements AsyncDisposable {
     const relay = this.#relay!;
     log("info", "the front-end connected");
     const server = new BackendServer(stream, relay, {
-      offerLog: true,
+      offerLog: relay.canLog,
       requireSealed: this.#options.requireSealed === true,
       onError: (error) => log("error", error.message),
       onMessage: this.#messages.hook("front"),
@@ -279,6 +280,7 @@ export class RelayService implements AsyncDisposable {
       queue_num: device?.info.queueNum ?? 0,
       config: relay?.configSeen === undefined ? null : Array.from(relay.configSeen, (byte) => byte.toString(16).padStart(2, "0")).join(""),
       masked_features: featureNames(device?.info.deviceId ?? 0, offered & MASKED_FEATURES),
+      masked_protocol_features: maskedOf(0n, device?.info.offeredProtocolFeatures ?? 0n).map(({ name }) => name),
       maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
       pins_memory: this.#keeper.device?.info.pinsMemory ?? null,
       queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],

@@ -4,7 +4,7 @@
  * @module
  */
 import type { ErrorRecord } from "../errors.ts";
-import { COUNTER } from "./counters.ts";
+import { CORES, COUNTER } from "./counters.ts";
 import type { Relay, RelayMode } from "./relay.ts";
 import { isRelayed } from "./queue_steps.ts";
 import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
@@ -16,7 +16,7 @@ export interface QueueStatus {
   /** What it does. */
   mode: QueueState | "switching";
   /** Which relay core runs it; null in passthrough, where none does. */
-  core: "js" | null;
+  core: "wasm" | "js" | null;
   /** Format of the guest's ring. */
   guest_ring: "split" | "packed";
   /** Format of the device's ring. */
@@ -45,6 +45,8 @@ export interface QueueStatus {
   bytes: number;
   /** Pages marked dirty, each time anew. */
   dirty_pages: number;
+  /** The VMM kicks the device by its own doorbell, past the relay. */
+  doorbell: boolean;
   /** Errors that stopped the queue. */
   errors: number;
   /** Times that the device's ring was full. */
@@ -102,6 +104,8 @@ export interface RelayStatus {
   config: string | null;
   /** Features of the device that the guest does not see, and why. */
   masked_features: string[];
+  /** Protocol features of a vhost-user device that a VMM does not see. `svq probe` says why. */
+  masked_protocol_features: string[];
   /** Memory regions given to the device. */
   maps: { guest: number; shadow: number };
   /** The device pins the guest's memory; null where nobody knows. */
@@ -139,7 +143,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
   return {
     index: queue.index,
     mode: queue.shownState,
-    core: queue.mode !== undefined && isRelayed(queue.mode) ? "js" : null,
+    core: queue.mode !== undefined && isRelayed(queue.mode) ? CORES[of("core")] ?? null : null,
     guest_ring: format,
     device_ring: relay.devicePacked ? "packed" : "split",
     num: queue.num,
@@ -154,6 +158,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     chains: of("chains"),
     bytes: of("bytes"),
     dirty_pages: of("dirtyPages"),
+    doorbell: relay.doorbells.includes(queue.index),
     errors: of("errors"),
     full: of("full"),
     switches: { ...queue.times },

@@ -9,10 +9,10 @@ import { bufferAt, EPOLL, Epoll } from "../ffi/mod.ts";
 import { Translation } from "../iova/translation.ts";
 import { RangeTable } from "../memory/range_table.ts";
 import { DirtyBitmap } from "../dirty/bitmap.ts";
-import { Counters } from "./counters.ts";
+import { CORES, COUNTER, Counters } from "./counters.ts";
 import type { DataPath } from "./core.ts";
-import { JsCore } from "./js_core.ts";
-import type { WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
+import { CoreMaker } from "./core_maker.ts";
+import type { QueueStart, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
 import { NotifyRunner } from "./notify_runner.ts";
 import { QueueRunner, type Runner } from "./queue_runner.ts";
 
@@ -41,6 +41,9 @@ const CONTROL = 0;
 const KICK = 1;
 const CALL = 2;
 
+/** How long a chain waits whose driver never kicks, ms. */
+const POLL_MS = 1;
+
 function tokenOf(index: number, what: number): number {
   return index * 4 + what;
 }
@@ -53,18 +56,22 @@ class RelayLoop {
   readonly #path: DataPath = { memory: new RangeTable([]), translation: undefined, dirty: undefined };
   /** Queues with work to do that they were not told of by an event. */
   readonly #busy = new Set<Runner>();
+  readonly #maker: CoreMaker;
+  /** Queues whose driver never kicks: the front-end has set a kick without a descriptor. */
+  readonly #polled = new Set<Runner>();
   #handled = 0;
   #ended = false;
 
   constructor(init: WorkerInit) {
     this.#posted = new Int32Array(init.posted);
     this.#counters = new Counters(init.counters);
+    this.#maker = new CoreMaker(init.core, this.#path);
     this.#epoll.add(init.controlFd, EPOLL.IN | EPOLL.ET, tokenOf(0, CONTROL));
   }
 
   async run(): Promise<void> {
     while (!this.#ended) {
-      const count = this.#epoll.wait(this.#busy.size > 0 ? 0 : -1);
+      const count = this.#epoll.wait(this.#busy.size > 0 ? 0 : this.#polled.size > 0 ? POLL_MS : -1);
       let commanded = false;
       for (let i = 0; i < count; i++) {
         const token = this.#epoll.token(i);
@@ -77,6 +84,11 @@ class RelayLoop {
         if (runner === undefined) continue;
         if (what === KICK) runner.kicked();
         else runner.called();
+        this.#busy.add(runner);
+      }
+      for (const runner of this.#polled) {
+        // In mode notify a look at the ring is the device's to take.
+        if (runner instanceof NotifyRunner) runner.kicked();
         this.#busy.add(runner);
       }
       for (const runner of this.#busy) this.#service(runner);
@@ -111,6 +123,14 @@ class RelayLoop {
     }
   }
 
+  #newRunner(queue: QueueStart, counters: Float64Array): QueueRunner {
+    const core = this.#maker.make(queue, counters);
+    counters[COUNTER.core] = CORES.indexOf(core.kind);
+    const { reason } = this.#maker;
+    if (reason !== undefined) scope.postMessage({ fellBack: queue.index, reason });
+    return new QueueRunner(queue, core, counters);
+  }
+
   #runner(index: number): Runner {
     const runner = this.#runners.get(index);
     if (runner === undefined) throw new Error(`queue ${index} does not run here`);
@@ -128,17 +148,18 @@ class RelayLoop {
       case "memory":
         this.#path.memory = new RangeTable(command.ranges);
         this.#path.translation = command.moved === undefined ? undefined : new Translation(command.moved);
+        this.#maker.setMemory(command.ranges, command.moved);
         return {};
       case "log":
         this.#path.dirty = command.size === 0 ? undefined : new DirtyBitmap(bufferAt(command.address, command.size));
+        this.#maker.setLog(command.address, command.size);
         return {};
       case "start": {
         const { queue } = command;
         const counters = this.#counters.of(queue.index);
-        const runner = queue.mode === "notify"
-          ? new NotifyRunner(queue, counters)
-          : new QueueRunner(queue, new JsCore(queue, this.#path, counters), counters);
+        const runner = queue.mode === "notify" ? new NotifyRunner(queue, counters) : this.#newRunner(queue, counters);
         this.#runners.set(queue.index, runner);
+        if (queue.kickFd < 0) this.#polled.add(runner);
         this.#watch(queue.kickFd, tokenOf(queue.index, KICK));
         this.#watch(queue.deviceCallFd, tokenOf(queue.index, CALL));
         // Neither a kick nor a call that came before this moment may be lost.
@@ -174,6 +195,7 @@ class RelayLoop {
         else this.#service(runner);
         const progress = runner.finish();
         this.#busy.delete(runner);
+        this.#polled.delete(runner);
         this.#runners.delete(command.index);
         this.#epoll.delete(runner.start.kickFd);
         this.#epoll.delete(runner.start.deviceCallFd);

@@ -47,6 +47,8 @@ export interface BackendInfo {
   addressSpaces?: number;
   /** Largest ring, descriptors, where the device tells it. */
   vringNumMax?: number;
+  /** Its doorbells can be mapped by whoever drives it, and {@linkcode VhostBackend.onDoorbell} is told of them. */
+  doorbells?: boolean;
   /** It pins the guest's memory, which then must not be given back to the host; undefined where nobody knows. */
   pinsMemory?: boolean;
   /** How its rings stop; undefined means `each`. */
@@ -205,6 +207,11 @@ export interface VhostBackend extends AsyncDisposable {
   startVrings?(rings: readonly VringStart[]): Promise<void>;
   /** Where the ring's doorbell can be mapped; undefined where it has none. */
   doorbell?(index: number): Doorbell | undefined;
+  /**
+   * Set by who drives it, where that can map doorbells: it is given a ring's doorbell, or (undefined) must stop using it. Resolves
+   * with whether it has done so.
+   */
+  onDoorbell?: ((index: number, doorbell: Doorbell | undefined) => Promise<boolean>) | undefined;
   /** virtio-net: announce the guest (6 bytes MAC), where the device has VHOST_USER_PROTOCOL_F_RARP. */
   sendRarp?(mac: Uint8Array<ArrayBuffer>): Promise<void>;
   /** virtio-net: the MTU agreed on, where the device has VHOST_USER_PROTOCOL_F_MTU. */

@@ -23,6 +23,7 @@ import { openKernelDevice } from "./kernel_device.ts";
 import { scanVdpa, type SysfsPlaces, type VdpaListing } from "./sysfs.ts";
 import { pinsMemory, ringStopOf } from "./vdpa_drivers.ts";
 import { VdpaNode } from "./vdpa_node.ts";
+import { type MaskedFeature, maskedOf } from "./masked.ts";
 
 /** One device of `svq.probe/1`. What is not known is null; what makes no sense for the kind is absent. */
 export interface ProbedDevice {
@@ -92,6 +93,8 @@ export interface ProbedDevice {
   modes: Record<ModeName, Verdict> | null;
   /** Migration through a relay; null while the device was not asked. */
   migratable: Verdict | null;
+  /** What it offers and a relay does not pass on, and why; null while the device was not asked. */
+  masked: MaskedFeature[] | null;
   /** What could not be found out, and warnings. */
   notes: string[];
   /** Why the device could not be asked. */
@@ -119,6 +122,7 @@ function blank(address: string, kind: string): ProbedDevice {
     config: null,
     modes: null,
     migratable: null,
+    masked: null,
     notes: [],
     error: null,
   };
@@ -249,7 +253,7 @@ function known(values: (number | undefined)[]): number[] | null {
 }
 
 function withVerdicts(device: ProbedDevice, facts: AssessedDevice): ProbedDevice {
-  return { ...device, ...assess(facts) };
+  return { ...device, ...assess(facts), masked: maskedOf(facts.features, facts.protocolFeatures) };
 }
 
 function decodeConfig(deviceId: number, bytes: Uint8Array<ArrayBuffer>): Record<string, unknown> | null {

@@ -7,19 +7,23 @@ import { SvqError } from "../errors.ts";
 import { unixPair, type UnixStream } from "../ffi/unix_socket.ts";
 import { encodeU64 } from "../uapi/vhost.ts";
 import { BACKEND_REQUEST, FLAG } from "../uapi/vhost_user.ts";
-import { closeFds, type MessageHook, VhostUserConnection } from "./connection.ts";
+import type { Doorbell } from "../vhost/backend.ts";
+import { closeFds, type Message, type MessageHook, VhostUserConnection } from "./connection.ts";
+import { decodeVringArea } from "./message.ts";
 
 /** What the channel tells its owner. */
 export interface BackEndChannelOptions {
   /** The device's configuration changed. */
   onConfigChange: () => void;
+  /** A ring's doorbell can be mapped from a file, or (undefined) must not be used any more. @returns whether that was done */
+  onDoorbell?: ((index: number, doorbell: Doorbell | undefined) => boolean) | undefined;
   /** The device broke the protocol here. The channel is closed. */
   onViolation: (error: SvqError) => void;
   /** Sees every message. */
   onMessage?: MessageHook | undefined;
 }
 
-/** Answers the device's requests: CONFIG_CHANGE_MSG is taken, all others are refused. */
+/** Answers the device's requests: CONFIG_CHANGE_MSG and, where wanted, VRING_HOST_NOTIFIER_MSG are taken, all others are refused. */
 export class BackEndChannel implements Disposable {
   /** The end for the device: to be sent to it and then closed. */
   readonly remote: UnixStream;
@@ -40,11 +44,13 @@ export class BackEndChannel implements Disposable {
       for (;;) {
         const message = await this.#connection.receive();
         if (message === undefined) break;
-        // Host notifiers, shared objects and IOTLB misses were not negotiated: their descriptors are of no use.
-        closeFds(message.fds);
-        const known = message.request === BACKEND_REQUEST.CONFIG_CHANGE_MSG;
-        if (known) this.#options.onConfigChange();
-        if ((message.flags & FLAG.NEED_REPLY) !== 0) await this.#connection.reply(message.request, encodeU64(known ? 0n : 1n));
+        let done = false;
+        try {
+          done = this.#obey(message);
+        } finally {
+          closeFds(message.fds);
+        }
+        if ((message.flags & FLAG.NEED_REPLY) !== 0) await this.#connection.reply(message.request, encodeU64(done ? 0n : 1n));
       }
     } catch (error) {
       if (error instanceof SvqError && error.code !== "CLOSED" && error.code !== "VHOST_USER_DISCONNECTED") {
@@ -53,6 +59,17 @@ export class BackEndChannel implements Disposable {
     } finally {
       this.close();
     }
+  }
+
+  // Shared objects and IOTLB misses were not negotiated: their descriptors are of no use.
+  #obey({ request, payload, fds }: Message): boolean {
+    if (request === BACKEND_REQUEST.CONFIG_CHANGE_MSG) {
+      this.#options.onConfigChange();
+      return true;
+    }
+    if (request !== BACKEND_REQUEST.VRING_HOST_NOTIFIER_MSG || this.#options.onDoorbell === undefined) return false;
+    const { index, size, offset } = decodeVringArea(payload, fds.length);
+    return this.#options.onDoorbell(index, fds[0] === undefined ? undefined : { fd: fds[0].fd, size, offset });
   }
 
   /** Closes both ends. */

@@ -19,7 +19,15 @@ import {
   VRING_NUM_LIMIT,
 } from "../uapi/vhost.ts";
 import { MEM_TABLE_LIMIT, PROTOCOL_FEATURE, REQUEST, RING_LIMIT, VHOST_USER_F_PROTOCOL_FEATURES } from "../uapi/vhost_user.ts";
-import type { BackendInfo, DeviceStateDirection, InflightPlace, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
+import type {
+  BackendInfo,
+  DeviceStateDirection,
+  Doorbell,
+  InflightPlace,
+  LogRegion,
+  VhostBackend,
+  VringAddresses,
+} from "../vhost/backend.ts";
 import { BackEndChannel } from "./back_end_channel.ts";
 import { closeFds, type MessageHook } from "./connection.ts";
 import { DeviceMemory } from "./device_memory.ts";
@@ -73,6 +81,11 @@ export interface FrontEndOptions {
   timeoutMs?: number;
   /** The same for GET_VRING_BASE, which waits for all requests in flight (default Infinity). */
   vringBaseTimeoutMs?: number;
+  /**
+   * Takes a ring's doorbell, borrowed for the call, or (undefined) stops using it; says whether that was done. Where it is given,
+   * HOST_NOTIFIER may be negotiated.
+   */
+  onDoorbell?: ((index: number, doorbell: Doorbell | undefined) => boolean) | undefined;
   /** Sees every message of the connection and of the back-end's channel. */
   onMessage?: MessageHook | undefined;
 }
@@ -188,6 +201,7 @@ export class VhostUserFrontEnd implements VhostBackend {
         channel = new BackEndChannel({
           onMessage: options.onMessage,
           onConfigChange: () => events.device?.onConfigChange?.(),
+          onDoorbell: options.onDoorbell,
           onViolation: (error) => requester.fail(error),
         });
         return channel;
@@ -427,7 +441,8 @@ async function negotiate(requester: Requester, options: FrontEndOptions, openCha
   let offeredProtocolFeatures = 0n;
   if (hasProtocolFeatures) {
     offeredProtocolFeatures = await getU64(REQUEST.GET_PROTOCOL_FEATURES);
-    protocolFeatures = offeredProtocolFeatures & (options.protocolFeatures ?? FRONT_END_PROTOCOL_FEATURES);
+    const doorbells = options.onDoorbell === undefined ? 0n : bitsOf([PROTOCOL_FEATURE.HOST_NOTIFIER, PROTOCOL_FEATURE.BACKEND_SEND_FD]);
+    protocolFeatures = offeredProtocolFeatures & (options.protocolFeatures ?? FRONT_END_PROTOCOL_FEATURES | doorbells);
     await requester.tell(REQUEST.SET_PROTOCOL_FEATURES, encodeU64(protocolFeatures));
     requester.replyAck = hasBit(protocolFeatures, PROTOCOL_FEATURE.REPLY_ACK);
   }

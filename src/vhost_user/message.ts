@@ -324,3 +324,41 @@ export function decodeDeviceState(bytes: Uint8Array<ArrayBuffer>): DeviceStateRe
   if (direction > 1) throw protocolError(`Device state in direction ${direction}`);
   return { direction: direction === 0 ? "save" : "load", phase: view.getUint32(4, true) };
 }
+
+/** Where a ring's doorbell lies in the file that comes with the message (VRING_HOST_NOTIFIER_MSG). */
+export interface VringArea {
+  /** Ring. */
+  index: number;
+  /** A file comes along; otherwise the doorbell must not be used any more. */
+  hasFd: boolean;
+  /** Bytes. */
+  size: number;
+  /** Bytes. */
+  offset: number;
+}
+
+const AREA_NO_FD = 0x100;
+
+/** Encodes a vring area: u64 ring and flag, u64 size, u64 offset. */
+export function encodeVringArea({ index, hasFd, size, offset }: VringArea): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(24);
+  const view = viewOf(bytes);
+  view.setBigUint64(0, BigInt(requireRing(index) | (hasFd ? 0 : AREA_NO_FD)), true);
+  view.setBigUint64(8, BigInt(size), true);
+  view.setBigUint64(16, BigInt(offset), true);
+  return bytes;
+}
+
+/** Decodes a vring area. @throws SvqError VHOST_USER_PROTOCOL, BAD_RECORD, ADDRESS_TOO_LARGE */
+export function decodeVringArea(bytes: Uint8Array<ArrayBuffer>, fdCount: number): VringArea {
+  const view = requireSize(bytes, 24, "vring area");
+  const word = view.getBigUint64(0, true);
+  const hasFd = (word & BigInt(AREA_NO_FD)) === 0n;
+  if (hasFd !== (fdCount === 1)) throw protocolError(`Doorbell of ring ${word & 0xffn} with ${fdCount} file descriptors`);
+  return {
+    index: Number(word & 0xffn),
+    hasFd,
+    size: getAddress(view, 8, "doorbell size"),
+    offset: getAddress(view, 16, "doorbell offset"),
+  };
+}

@@ -24,7 +24,7 @@ import {
   requestShape,
   VHOST_USER_F_PROTOCOL_FEATURES,
 } from "../uapi/vhost_user.ts";
-import type { VhostBackend } from "../vhost/backend.ts";
+import type { Doorbell, VhostBackend } from "../vhost/backend.ts";
 import { closeFds, type Message, type MessageHook, VhostUserConnection } from "./connection.ts";
 import {
   decodeConfig,
@@ -39,6 +39,7 @@ import {
   encodeConfig,
   encodeInflight,
   encodeLog,
+  encodeVringArea,
   protocolError,
 } from "./message.ts";
 import { Requester } from "./requester.ts";
@@ -106,6 +107,7 @@ export class BackendServer implements Disposable {
     if (sendRarp === undefined) offered &= ~bit(PROTOCOL_FEATURE.RARP);
     if (setMtu === undefined) offered &= ~bit(PROTOCOL_FEATURE.MTU);
     if (setDeviceStateFd === undefined) offered &= ~bit(PROTOCOL_FEATURE.DEVICE_STATE);
+    if (info.doorbells === true) offered |= bit(PROTOCOL_FEATURE.HOST_NOTIFIER) | bit(PROTOCOL_FEATURE.BACKEND_SEND_FD);
     return offered;
   }
 
@@ -118,8 +120,10 @@ export class BackendServer implements Disposable {
   async run(): Promise<Error | undefined> {
     const before = this.#backend.onConfigChange;
     this.#backend.onConfigChange = () => this.#tellConfigChange();
+    if (this.#backend.info.doorbells === true) this.#backend.onDoorbell = (index, doorbell) => this.#tellDoorbell(index, doorbell);
     const error = await this.#serve();
     this.#backend.onConfigChange = before;
+    this.#backend.onDoorbell = undefined;
     this.close();
     this.#channel?.close();
     this.#memory[Symbol.dispose]();
@@ -431,6 +435,24 @@ export class BackendServer implements Disposable {
     channel.command(BACKEND_REQUEST.CONFIG_CHANGE_MSG).catch((error) => {
       if (!["CLOSED", "VHOST_USER_DISCONNECTED"].includes(error.code)) this.#options.onError?.(error);
     });
+  }
+
+  // Without REPLY_ACK nobody would know when the front-end has stopped using one: then it gets none.
+  async #tellDoorbell(index: number, doorbell: Doorbell | undefined): Promise<boolean> {
+    const channel = this.#channel;
+    const { HOST_NOTIFIER, BACKEND_SEND_FD, REPLY_ACK } = PROTOCOL_FEATURE;
+    const able = [HOST_NOTIFIER, BACKEND_SEND_FD, REPLY_ACK].every((feature) => this.#negotiated(feature));
+    if (!able || channel === undefined || channel.failure !== undefined) return false;
+    const { fd, size, offset } = doorbell ?? { fd: -1, size: 0, offset: 0 };
+    const hasFd = doorbell !== undefined;
+    try {
+      const area = encodeVringArea({ index, hasFd, size, offset });
+      await channel.command(BACKEND_REQUEST.VRING_HOST_NOTIFIER_MSG, area, { fds: hasFd ? [fd] : [], what: `ring ${index}` });
+      return true;
+    } catch (error) {
+      if (error instanceof SvqError && error.code === "DEVICE_REFUSED") return false;
+      throw error;
+    }
   }
 
   /** Ends the connection; {@linkcode run} then releases everything and resolves. */

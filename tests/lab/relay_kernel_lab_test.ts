@@ -4,9 +4,12 @@
 import assert from "node:assert/strict";
 import { openDevice } from "../../src/devices/open.ts";
 import { EmbeddedDriver } from "../../src/drivers/embedded_driver.ts";
+import { mapFd, type Mapping, PROT, unixPair } from "../../src/ffi/mod.ts";
 import { COUNTER } from "../../src/relay/counters.ts";
 import { DEFAULT_RELAY_CONFIG, Relay, type RelayConfig, type RelayMode } from "../../src/relay/relay.ts";
-import type { VhostBackend } from "../../src/vhost/backend.ts";
+import type { Doorbell, VhostBackend } from "../../src/vhost/backend.ts";
+import { VhostUserFrontEnd } from "../../src/vhost_user/front_end.ts";
+import { BackendServer } from "../../src/vhost_user/server.ts";
 import { Gate } from "../support/gate.ts";
 import { HandMemory, HandRing } from "../support/hand_ring.ts";
 import { vmTest, type VmTestOptions } from "../support/lab_vm.ts";
@@ -140,6 +143,77 @@ vmTest(
   behindIommu,
   () => atRest("vpblk"),
 );
+
+/** Asks the disk for its name: one chain. */
+async function askForId(ring: HandRing, kick: () => void): Promise<void> {
+  const { memory } = ring;
+  const at = 0x40000;
+  memory.bytes.fill(0, at, at + 64);
+  memory.view.setUint32(at, 8, true);
+  memory.bytes[at + 60] = 0xff;
+  ring.offer([at, 16, false], [at + 32, 20, true], [at + 60, 1, true]);
+  kick();
+  await ring.taken("the disk's name");
+  assert.equal(memory.bytes[at + 60], 0, "status OK");
+}
+
+vmTest("in passthrough a VMM kicks vp_vdpa by its doorbell, and gives it back before the relay takes the kicks", behindIommu, async () => {
+  await using device = await openDevice("vdpa:vpblk");
+  const { relay, config, errors } = relayOver(device, "passthrough");
+  await using _ = { [Symbol.asyncDispose]: () => relay.close() };
+  assert.equal(relay.canLog, false, "a guest on this device's own rings cannot be migrated");
+  const [a, b] = unixPair();
+  const ended = new BackendServer(a, relay, { offerLog: relay.canLog }).run();
+  let page: Mapping | undefined;
+  let returnedIn: string | undefined;
+  const onDoorbell = (_index: number, doorbell: Doorbell | undefined) => {
+    page?.close();
+    page = undefined;
+    if (doorbell === undefined) returnedIn = relay.queues[0]!.mode;
+    else page = mapFd(doorbell.fd, { offset: doorbell.offset, length: doorbell.size, prot: PROT.WRITE });
+    return true;
+  };
+  await using front = await VhostUserFrontEnd.fromStream(b, { timeoutMs: PATIENCE_MS, onDoorbell });
+  using memory = new HandMemory();
+  using ring = new HandRing(memory, 0, 0x10000);
+  await front.setFeatures(1n << 32n);
+  await front.setMemTable([memory.region]);
+  const start = ring.start();
+  await front.setVringNum(0, start.num);
+  await front.setVringBase(0, 0);
+  await front.setVringAddresses(0, start.addresses);
+  await front.setVringCall(0, start.call);
+  await front.setVringKick(0, start.kick!);
+  await front.setVringEnable(0, true);
+  const kicks = () => relay.counters.of(0)[COUNTER.kicks]!;
+  for (let round = 0; round < 2; round++) {
+    await waitUntil("the doorbell", () => page !== undefined, PATIENCE_MS);
+    assert.deepEqual(relay.doorbells, [0]);
+    // Nobody signals an eventfd: the store alone reaches the device.
+    ring.silent = true;
+    const before = kicks();
+    for (let i = 0; i < 20; i++) await askForId(ring, () => new Uint16Array(page!.buffer(0, 2))[0] = 0);
+    assert.equal(kicks(), before, "past the relay");
+    ring.silent = false;
+    returnedIn = undefined;
+    config.mode = "notify";
+    await relay.applyMode();
+    assert.equal(returnedIn, "passthrough", "given back while the kicks were still the device's");
+    assert.equal(page, undefined);
+    assert.deepEqual(relay.doorbells, []);
+    for (let i = 0; i < 20; i++) await askForId(ring, () => {});
+    assert.ok(kicks() > before, "through the relay");
+    config.mode = "passthrough";
+    await relay.applyMode();
+  }
+  config.mode = "shadow";
+  await assert.rejects(relay.applyMode(), { code: "CANNOT_LEAVE_MODE" });
+  assert.equal(await front.getVringBase(0), 80, "at rest the ring can be stopped");
+  await waitUntil("the doorbell to be given back", () => page === undefined, PATIENCE_MS);
+  await front.close();
+  assert.equal(await ended, undefined);
+  assert.deepEqual(errors, []);
+});
 
 const net: VmTestOptions = { file: import.meta.url, modules: ["tun", "vhost_net"], timeoutMs: 300_000 };
 

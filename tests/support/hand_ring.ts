@@ -37,6 +37,8 @@ export class HandMemory implements Disposable {
 export class HandRing implements Disposable {
   readonly kick = createEventfd();
   readonly call = createEventfd();
+  /** Offers are not signalled: they are kicked by another way. */
+  silent = false;
   availIdx = 0;
   usedSeen = 0;
 
@@ -78,7 +80,7 @@ export class HandRing implements Disposable {
     view.setUint16(this.at + RING_BYTES + 4 + 2 * (this.availIdx % NUM), 0, true);
     this.availIdx = (this.availIdx + 1) & 0xffff;
     view.setUint16(this.at + RING_BYTES + 2, this.availIdx, true);
-    signalEventfd(this.kick.fd);
+    if (!this.silent) signalEventfd(this.kick.fd);
   }
 
   /** Waits for the chain to come back. @returns bytes that the device says it wrote */

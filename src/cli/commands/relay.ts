@@ -3,6 +3,7 @@ import { buildCommand, buildRouteMap } from "@stricli/core";
 import { EXIT, SvqError } from "../../errors.ts";
 import { DeviceSource } from "../../devices/open.ts";
 import { ControlClient } from "../../relay/control.ts";
+import type { CoreChoice } from "../../relay/core.ts";
 import { DEFAULT_RELAY_CONFIG, type IndirectChoice, type InOrderChoice, type RelayMode, type RingChoice } from "../../relay/relay.ts";
 import { controlPath, relayNames } from "../../relay/runtime_dir.ts";
 import { type FrontAddress, RelayService } from "../../relay/service.ts";
@@ -33,6 +34,7 @@ interface RunFlags {
   readonly drainTimeout?: number;
   readonly switchTimeout: number;
   readonly workers: number;
+  readonly core: CoreChoice;
   readonly guestRing: RingChoice;
   readonly deviceRing: RingChoice;
   readonly deviceRingSize?: number;
@@ -73,6 +75,12 @@ const runFlags = {
   }),
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
   workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
+  core: {
+    kind: "enum",
+    values: ["auto", "wasm", "js"],
+    brief: "What runs the data path; auto is wasm where it can run",
+    default: DEFAULT_RELAY_CONFIG.core,
+  },
   guestRing: { kind: "enum", values: RINGS, brief: "Ring format offered to the guest; auto is the device's", default: "auto" },
   deviceRing: { kind: "enum", values: RINGS, brief: "Ring format used with the device; auto is the guest's", default: "auto" },
   deviceRingSize: integerFlag(
@@ -150,6 +158,7 @@ const run = buildCommand({
         forceShadow: flags.forceShadow || flags.resilient,
         switchTimeoutMs: flags.switchTimeout / 1e6,
         workers: flags.workers,
+        core: flags.core,
         guestRing: flags.guestRing,
         deviceRing: flags.deviceRing,
         ...(flags.deviceRingSize === undefined ? {} : { deviceRingSize: flags.deviceRingSize }),
@@ -193,7 +202,7 @@ const start = buildCommand({
     const words = [
       ...["relay", "run", "--name", name, "--device", device, "--mode", flags.mode],
       ...["--front", `${front.kind === "connect" ? "connect" : "unix"}:${front.path}`],
-      ...["--switch-timeout", `${flags.switchTimeout}ns`, "--workers", String(flags.workers)],
+      ...["--switch-timeout", `${flags.switchTimeout}ns`, "--workers", String(flags.workers), "--core", flags.core],
       ...["--guest-ring", flags.guestRing, "--device-ring", flags.deviceRing],
       ...["--indirect", flags.indirect, "--in-order", flags.inOrder],
       ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),
@@ -303,6 +312,7 @@ function queueRow(queue: QueueStatus): unknown[] {
   return [
     queue.index,
     queue.mode,
+    queue.core ?? "-",
     queue.num,
     queue.avail_idx,
     queue.used_idx,
@@ -324,12 +334,13 @@ function printStatus(context: CliContext, status: RelayStatus): void {
       `  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`,
     );
     output.line(`  memory  ${status.maps.guest} guest regions, ${status.maps.shadow} of shadow rings`);
-    if (status.masked_features.length > 0) output.line(`  masked  ${status.masked_features.join(", ")}`);
+    const masked = [...status.masked_features, ...status.masked_protocol_features];
+    if (masked.length > 0) output.line(`  masked  ${masked.join(", ")}`);
     if (status.error !== null) output.line(`  error   ${status.error.message}`);
     if (status.queues.length === 0) return;
     output.line();
     output.table(
-      ["queue", "mode", "num", "avail", "used", "inflight", "chains", "dirty", "errors", "switches"],
+      ["queue", "mode", "core", "num", "avail", "used", "inflight", "chains", "dirty", "errors", "switches"],
       status.queues.map(queueRow),
     );
     for (const queue of status.queues) if (queue.error !== null) output.line(`queue ${queue.index} failed: ${queue.error.message}`);

@@ -38,6 +38,9 @@ const device = object({
     shadow: verdict("Relay mode shadow"),
   }))),
   migratable: optional(nullable(verdict("Can be migrated through a relay"))),
+  masked: optional(nullable(list(
+    object({ kind: choice(["feature", "protocol"], "Virtio or vhost-user"), name: text(), bit: count(), text: text("Why") }),
+  ))),
   error: optional(nullable(object({ code: text(), message: text(), hint: optional(text()) }))),
 });
 

@@ -17,10 +17,21 @@ let controller: AbortController | undefined;
 export function untilSignal(): AbortSignal {
   if (controller !== undefined) return controller.signal;
   controller = new AbortController();
-  ignoreDebuggerSignal();
+  keepDebuggerShut();
   listen("SIGINT", controller, EXIT.interrupted);
   listen("SIGTERM", controller, EXIT.terminated);
   return controller.signal;
+}
+
+// The runtime installs its handler some time after the program has begun, and nothing tells when.
+function keepDebuggerShut(): void {
+  let left = 150;
+  const timer = setInterval(() => {
+    ignoreDebuggerSignal();
+    if (--left === 0) clearInterval(timer);
+  }, 20);
+  Deno.unrefTimer(timer);
+  ignoreDebuggerSignal();
 }
 
 function listen(name: "SIGINT" | "SIGTERM", controller: AbortController, exitCode: typeof EXIT.interrupted | typeof EXIT.terminated) {

@@ -35,6 +35,12 @@ export interface RelayServiceOptions {
   openDevice: (options: { onMessage?: MessageHook }) => Promise<VhostBackend>;
   /** The device connects to us: the relay is ready before it is there. */
   deviceConnects?: boolean;
+  /** Refuse guest memory and dirty logs that the VMM could shorten under the relay. */
+  requireSealed?: boolean;
+  /** How long a relay that is stopped waits for the device to give back what it has, ms; then it ends as if it were killed. Default: for ever. */
+  drainTimeoutMs?: number;
+  /** The time is over: the process is to end at once, without closing what the device may still use. */
+  onDrainTimeout?: () => void;
   /** Modes and time-outs; changed by the control socket. */
   config: RelayConfig;
   /** Where log lines go. */
@@ -172,18 +178,34 @@ export class RelayService implements AsyncDisposable {
     log("info", "the front-end connected");
     const server = new BackendServer(stream, relay, {
       offerLog: relay.canLog,
+      requireSealed: this.#options.requireSealed === true,
       onError: (error) => log("error", error.message),
       onMessage: this.#messages.hook("front"),
     });
     const stop = this.#stopped.promise.then(async () => {
       if (relay.deviceLost) relay.giveUp("The relay was stopped while its device was away");
-      await relay.suspend().catch((error) => log("error", toErrorRecord(error).message));
+      await this.#drained(relay);
       stream.shutdown();
     });
     const error = await server.run();
     if (error !== undefined) log("error", `front-end: ${toErrorRecord(error).message}`);
     if (this.#stopping) await stop;
     log("info", "the front-end left");
+  }
+
+  async #drained(relay: Relay): Promise<void> {
+    const { log, drainTimeoutMs } = this.#options;
+    const drained = relay.suspend().catch((error) => log("error", toErrorRecord(error).message));
+    if (drainTimeoutMs === undefined) return await drained;
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const late = new Promise<true>((resolve) => timer = setTimeout(() => resolve(true), drainTimeoutMs));
+    const failed = await Promise.race([drained, late]);
+    clearTimeout(timer);
+    if (failed !== true) return;
+    // What is in flight stays in the VMM's record, as after a kill: whatever is still done here would only wait as well.
+    const held = relay.hasInflight ? "the VMM's record of it goes to the next relay" : "the VMM keeps no record of it";
+    log("error", `the device has not given back what it has within ${drainTimeoutMs} ms; ${held}`);
+    this.#options.onDrainTimeout?.();
   }
 
   async #nextFront(): Promise<UnixStream | undefined> {

@@ -65,6 +65,8 @@ export interface ServerOptions {
   protocolFeatures?: bigint;
   /** Offer LOG_ALL (bit 26), whatever the backend says (default false: not offered). */
   offerLog?: boolean;
+  /** Refuse memory and logs whose files could be shortened by their owner later (default false). */
+  requireSealed?: boolean;
   /** Sees every message. */
   onMessage?: MessageHook | undefined;
   /** A request that was not carried out. The connection may go on. */
@@ -104,7 +106,7 @@ export class BackendServer implements Disposable {
     this.#connection = new VhostUserConnection(stream, { expect: "requests", onMessage: options.onMessage });
     this.#backend = backend;
     this.#options = options;
-    this.#memory = new ServerMemory(backend);
+    this.#memory = new ServerMemory(backend, options.requireSealed === true);
   }
 
   /** The protocol features that the front-end is offered. */
@@ -295,7 +297,7 @@ export class BackendServer implements Disposable {
   async #setInflight({ payload, fds }: Message): Promise<undefined> {
     if (!this.#negotiated(PROTOCOL_FEATURE.INFLIGHT_SHMFD)) throw this.#refusal(REQUEST.SET_INFLIGHT_FD);
     const wire = decodeInflight(payload);
-    requireFileRange(fds[0]!.fd, wire.offset, wire.size, "In-flight region");
+    requireFileRange(fds[0]!.fd, wire.offset, wire.size, "In-flight region", true);
     await this.#backend.setInflight!({ fd: fds[0]!.fd, ...wire });
   }
 
@@ -354,7 +356,7 @@ export class BackendServer implements Disposable {
     }
     if (fds.length !== 1) throw protocolError("SET_LOG_BASE without a file descriptor");
     const log = decodeLog(payload);
-    requireFileRange(fds[0]!.fd, log.offset, log.size, "Dirty log");
+    requireFileRange(fds[0]!.fd, log.offset, log.size, "Dirty log", this.#options.requireSealed === true);
     await this.#backend.setLogBase({ fd: fds[0]!.fd, offset: log.offset, size: log.size });
     return encodeLog(log);
   }

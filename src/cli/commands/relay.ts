@@ -1,6 +1,6 @@
 /** `svq relay`: run, start, stop, list, status, set. @module */
 import { buildCommand, buildRouteMap } from "@stricli/core";
-import { SvqError } from "../../errors.ts";
+import { EXIT, SvqError } from "../../errors.ts";
 import { DeviceSource } from "../../devices/open.ts";
 import { ControlClient } from "../../relay/control.ts";
 import type { CoreChoice } from "../../relay/core.ts";
@@ -31,6 +31,8 @@ interface RunFlags {
   readonly mode: RelayMode;
   readonly forceShadow: boolean;
   readonly resilient: boolean;
+  readonly requireSealed: boolean;
+  readonly drainTimeout?: number;
   readonly switchTimeout: number;
   readonly workers: number;
   readonly core: CoreChoice;
@@ -65,6 +67,14 @@ const runFlags = {
     brief: "Stay in shadow mode, so that a relay that is killed and started again loses no request and repeats no answer",
     default: false,
   },
+  requireSealed: {
+    kind: "boolean",
+    brief: "Refuse guest memory that the VMM could shorten (QEMU: memory-backend-memfd,seal=on)",
+    default: false,
+  },
+  drainTimeout: durationFlag("When stopped: how long the device may take to give back what it has (default: as long as it takes)", {
+    optional: true,
+  }),
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
   workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
   core: {
@@ -147,6 +157,9 @@ const run = buildCommand({
       device: formatDeviceAddress(address),
       openDevice: (options) => source.open(options),
       deviceConnects: source.listens,
+      requireSealed: flags.requireSealed,
+      ...(flags.drainTimeout === undefined ? {} : { drainTimeoutMs: flags.drainTimeout / 1e6 }),
+      onDrainTimeout: () => Deno.exit(EXIT.timeout),
       config: {
         mode: flags.mode,
         forceShadow: flags.forceShadow || flags.resilient,
@@ -204,6 +217,8 @@ const start = buildCommand({
       ...(flags.guestIommu ? ["--guest-iommu"] : []),
       ...(flags.forceShadow ? ["--force-shadow"] : []),
       ...(flags.resilient ? ["--resilient"] : []),
+      ...(flags.requireSealed ? ["--require-sealed"] : []),
+      ...(flags.drainTimeout === undefined ? [] : ["--drain-timeout", `${flags.drainTimeout / 1e6}ms`]),
     ];
     const child = spawnDetached(words, log);
     const failed = child.status.then(() => true);

@@ -11,16 +11,18 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   vring: ["uapi", "memory"],
   iova: ["uapi", "memory"],
   dirty: ["uapi", "memory"],
+  net: ["uapi"],
   vhost: ["uapi", "memory", "vring", "iova", "dirty", "ffi", "vhost_user"],
   vhost_user: ["uapi", "memory", "vring", "iova", "dirty", "ffi", "vhost"],
   wasm: [],
-  relay: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "ffi", "wasm"],
-  devices: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "ffi"],
-  drivers: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "ffi"],
-  migration: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "relay", "devices", "drivers", "ffi", "wasm"],
-  bench: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "relay", "devices", "drivers", "ffi", "wasm"],
+  relay: ["uapi", "net", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "ffi", "wasm"],
+  devices: ["uapi", "net", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "ffi"],
+  drivers: ["uapi", "net", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "ffi"],
+  migration: ["uapi", "net", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "relay", "devices", "drivers", "ffi", "wasm"],
+  bench: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "relay", "devices", "drivers", "migration", "ffi", "wasm"],
   cli: [
     "uapi",
+    "net",
     "memory",
     "vring",
     "iova",
@@ -38,7 +40,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
 };
 
 /** Rooms that must reach ffi through nothing: their tests run without privileges. */
-const PURE = ["uapi", "vring", "iova", "dirty"];
+const PURE = ["uapi", "vring", "iova", "dirty", "net"];
 /** Files of memory that pure rooms may import: records and tables, no maps. */
 const PURE_MEMORY = ["memory/region.ts", "memory/range_table.ts"];
 /** Packages, and the room that may import each. */

@@ -119,11 +119,12 @@ export async function qemuProgram(version: QemuVersion, program: string): Promis
 export async function testpmdProgram(runtimeFolder: string): Promise<Program> {
   const folder = await root("dpdk");
   const { command, args } = programInRoot(folder, "bin/dpdk-testpmd");
-  const drivers = ["bus_vdev", "mempool_ring", "net_vhost", "net_virtio"]
+  const drivers = ["bus_vdev", "mempool_ring", "net_pcap", "net_vhost", "net_virtio"]
     .flatMap((name) => ["-d", `${folder}/usr/lib/x86_64-linux-gnu/librte_${name}.so.25`]);
   return {
     command,
-    args: [...args, "-l", "0,1", "--no-huge", "-m", "128", "--no-pci", ...drivers],
+    // Its polling thread may run on either processor: two testpmd that both had the second one to themselves would share it.
+    args: [...args, "--lcores=0@(0-1),1@(0-1)", "--no-huge", "-m", "128", "--no-pci", ...drivers],
     env: { RUNTIME_DIRECTORY: runtimeFolder },
   };
 }

@@ -103,7 +103,7 @@ export class RingRig implements Disposable {
     } else {
       const ranges = [{ gpa: 0, size: RAM, uaddr: 0, address }];
       const path: DataPath = { memory: new RangeTable(ranges), translation: undefined, dirty: this.#dirty };
-      const maker = cleanup.use(new CoreMaker(ring.core, path));
+      const maker = new CoreMaker(ring.core, path);
       maker.setMemory(ranges);
       maker.setLog(ring.log ? log.address : 0, ring.log ? log.length : 0);
       const core = maker.make(start, new Counters(1).of(0));

@@ -50,6 +50,8 @@ const symbols = {
   mmap: { parameters: ["pointer", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int munmap(void *addr, size_t length)
   munmap: { parameters: ["pointer", "usize"], result: "i32" },
+  // void *mremap(void *old, size_t old_size, size_t new_size, int flags, void *new_address)
+  mremap: { parameters: ["pointer", "usize", "usize", "i32", "pointer"], result: "pointer" },
   // void *memcpy(void *dest, const void *src, size_t n)
   memcpy: { parameters: ["pointer", "pointer", "usize"], result: "void" },
   // int memcmp(const void *a, const void *b, size_t n)

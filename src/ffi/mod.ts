@@ -19,3 +19,4 @@ export * from "./tcp_socket.ts";
 export * from "./thread.ts";
 export * from "./worker_link.ts";
 export * from "./reference.ts";
+export * from "./window.ts";

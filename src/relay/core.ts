@@ -9,6 +9,9 @@ import type { Translation } from "../iova/translation.ts";
 import type { RangeTable } from "../memory/range_table.ts";
 import type { QueueProgress, QueueStart } from "./messages.ts";
 
+/** What is asked for; `auto` is WebAssembly where it runs. */
+export type CoreChoice = "auto" | "wasm" | "js";
+
 /** What all queues of a Worker share; replaced while they run. */
 export interface DataPath {
   /** Guest memory. */

@@ -30,10 +30,15 @@ export const COUNTER = {
   deviceCalls: 10,
   /** Times that the device's ring was full. */
   full: 11,
+  /** Which core runs it: 0 none, 1 js, 2 wasm. */
+  core: 12,
 } as const;
 
 /** Name of a counter. */
 export type CounterName = keyof typeof COUNTER;
+
+/** Cores by the number in {@linkcode COUNTER}. */
+export const CORES = [null, "js", "wasm"] as const;
 
 /** Slots reserved per queue. */
 const SLOTS = 16;

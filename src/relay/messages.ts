@@ -4,6 +4,7 @@
  * @module
  */
 import type { ErrorRecord } from "../errors.ts";
+import type { CoreChoice } from "./core.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
 import type { InflightChains } from "../vring/inflight.ts";
@@ -103,6 +104,12 @@ export interface QueueFailure {
   error: ErrorRecord;
 }
 
+/** Sent unasked: a queue runs on another core than it was meant to. */
+export interface CoreFallback {
+  fellBack: number;
+  reason: string;
+}
+
 /** First message to a Worker. */
 export interface WorkerInit {
   /** eventfd that announces a command. */
@@ -110,4 +117,6 @@ export interface WorkerInit {
   /** Int32: commands posted so far. */
   posted: SharedArrayBuffer;
   counters: SharedArrayBuffer;
+  /** What runs the data path. */
+  core: CoreChoice;
 }

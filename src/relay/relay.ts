@@ -35,6 +35,7 @@ import { LogSwitch } from "./log_switch.ts";
 import { isBound, ModeSwitch } from "./mode_switch.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
+import type { CoreChoice } from "./core.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
 import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
@@ -119,7 +120,7 @@ export class Relay implements VhostBackend {
     const doorbells = (this.#group === undefined || this.#bound) && hasDoorbells(device);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1), doorbells };
     this.#inflight = new InflightRegion(this.#maxQueues);
-    for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker());
+    for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker(config.core));
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
@@ -176,9 +177,11 @@ export class Relay implements VhostBackend {
     return this.#slot.device;
   }
 
-  #newWorker(): RelayWorker {
+  #newWorker(core: CoreChoice): RelayWorker {
     return new RelayWorker(
       this.counters.shared,
+      core,
+      (index, reason) => this.#events.log(`queue ${index} runs on the slower JavaScript core: ${reason}`),
       (index, error) => this.#queueFailed(index, error),
       (error) => this.#deviceFailed(error),
     );

@@ -4,6 +4,7 @@
  * @module
  */
 import type { ErrorRecord } from "../errors.ts";
+import type { CoreChoice } from "./core.ts";
 import type { RunningMode } from "./queue_steps.ts";
 
 /** Modes that can be asked for: `auto` is passthrough until the VMM turns the dirty log on. */
@@ -37,6 +38,8 @@ export interface RelayConfig {
   switchTimeoutMs: number;
   /** Worker threads. */
   workers: number;
+  /** What runs the data path: WebAssembly where it can be (`auto`, `wasm`), or JavaScript. */
+  core: CoreChoice;
   /** Ring format that the guest is offered: the device's, or one of them whatever the device has. */
   guestRing: RingChoice;
   /** Ring format of the device: the guest's, or one of them whatever the guest has. */
@@ -55,6 +58,7 @@ export const DEFAULT_RELAY_CONFIG: RelayConfig = {
   forceShadow: false,
   switchTimeoutMs: 500,
   workers: 1,
+  core: "auto",
   guestRing: "auto",
   deviceRing: "auto",
   indirect: "copy",

@@ -8,9 +8,11 @@ import { LOG_PAGE_BYTES } from "../dirty/bitmap.ts";
 import { SvqError } from "../errors.ts";
 import { NO_ROOM, type Translation } from "../iova/translation.ts";
 import type { InflightLog } from "../vring/inflight.ts";
+import { PackedDriver } from "../vring/packed.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
+import { loggedRanges } from "./logged_ring.ts";
 import type { DataPath } from "./core.ts";
 
 /** Private copies of the segments of chains at the device: linked lists in three arrays, one list per chain. */
@@ -94,7 +96,7 @@ export class ShadowCore {
   /** Chains that came back; the device's ring started at 0. */
   #returned = 0;
   /** Address and length of what is logged when the guest's ring is written. */
-  readonly #logged: number[] = [];
+  #logged: readonly number[] = [];
   readonly #inflight: InflightLog | undefined;
 
   /**
@@ -129,9 +131,7 @@ export class ShadowCore {
 
   /** Where writes to the guest's used ring are logged; -1: nowhere. A packed ring is logged by its own addresses. */
   setLogUsed(gpa: number, ring: RingPlace): void {
-    this.#logged.length = 0;
-    if (gpa >= 0 && ring.packed) this.#logged.push(ring.desc, 16 * ring.num, ring.used, 4);
-    else if (gpa >= 0) this.#logged.push(gpa, 6 + 8 * ring.num);
+    this.#logged = loggedRanges(gpa, ring);
   }
 
   /** Offers what the guest has made available to the device. @returns chains moved */
@@ -290,8 +290,8 @@ export class ShadowCore {
   }
 
   #deviceBase(): number {
-    if (this.#device.layout === "split") return this.#returned & 0xffff;
-    const { used } = this.#device.save();
+    if (!(this.#device instanceof PackedDriver)) return this.#returned & 0xffff;
+    const used = this.#device.usedPosition;
     return (used | used << 16) >>> 0;
   }
 

@@ -4,7 +4,7 @@
  * @module
  */
 import type { ErrorRecord } from "../errors.ts";
-import { COUNTER } from "./counters.ts";
+import { CORES, COUNTER } from "./counters.ts";
 import type { Relay, RelayMode } from "./relay.ts";
 import { isRelayed } from "./queue_steps.ts";
 import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
@@ -16,7 +16,7 @@ export interface QueueStatus {
   /** What it does. */
   mode: QueueState | "switching";
   /** Which relay core runs it; null in passthrough, where none does. */
-  core: "js" | null;
+  core: "wasm" | "js" | null;
   /** Format of the guest's ring. */
   guest_ring: "split" | "packed";
   /** Format of the device's ring. */
@@ -74,6 +74,8 @@ export interface RelayStatus {
   mode: RelayMode;
   /** Stays in shadow mode. */
   force_shadow: boolean;
+  /** The VMM keeps a region in which the relay records what it has taken: with shadow rings it may be killed and started again. */
+  inflight_region: boolean;
   /** Where the front-end connects. */
   front: string;
   /** The device's address. */
@@ -141,7 +143,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
   return {
     index: queue.index,
     mode: queue.shownState,
-    core: queue.mode !== undefined && isRelayed(queue.mode) ? "js" : null,
+    core: queue.mode !== undefined && isRelayed(queue.mode) ? CORES[of("core")] ?? null : null,
     guest_ring: format,
     device_ring: relay.devicePacked ? "packed" : "split",
     num: queue.num,

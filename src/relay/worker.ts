@@ -9,10 +9,10 @@ import { bufferAt, EPOLL, Epoll } from "../ffi/mod.ts";
 import { Translation } from "../iova/translation.ts";
 import { RangeTable } from "../memory/range_table.ts";
 import { DirtyBitmap } from "../dirty/bitmap.ts";
-import { Counters } from "./counters.ts";
+import { CORES, COUNTER, Counters } from "./counters.ts";
 import type { DataPath } from "./core.ts";
-import { JsCore } from "./js_core.ts";
-import type { WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
+import { CoreMaker } from "./core_maker.ts";
+import type { QueueStart, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
 import { NotifyRunner } from "./notify_runner.ts";
 import { QueueRunner, type Runner } from "./queue_runner.ts";
 
@@ -56,6 +56,7 @@ class RelayLoop {
   readonly #path: DataPath = { memory: new RangeTable([]), translation: undefined, dirty: undefined };
   /** Queues with work to do that they were not told of by an event. */
   readonly #busy = new Set<Runner>();
+  readonly #maker: CoreMaker;
   /** Queues whose driver never kicks: the front-end has set a kick without a descriptor. */
   readonly #polled = new Set<Runner>();
   #handled = 0;
@@ -64,6 +65,7 @@ class RelayLoop {
   constructor(init: WorkerInit) {
     this.#posted = new Int32Array(init.posted);
     this.#counters = new Counters(init.counters);
+    this.#maker = new CoreMaker(init.core, this.#path);
     this.#epoll.add(init.controlFd, EPOLL.IN | EPOLL.ET, tokenOf(0, CONTROL));
   }
 
@@ -121,6 +123,14 @@ class RelayLoop {
     }
   }
 
+  #newRunner(queue: QueueStart, counters: Float64Array): QueueRunner {
+    const core = this.#maker.make(queue, counters);
+    counters[COUNTER.core] = CORES.indexOf(core.kind);
+    const { reason } = this.#maker;
+    if (reason !== undefined) scope.postMessage({ fellBack: queue.index, reason });
+    return new QueueRunner(queue, core, counters);
+  }
+
   #runner(index: number): Runner {
     const runner = this.#runners.get(index);
     if (runner === undefined) throw new Error(`queue ${index} does not run here`);
@@ -138,16 +148,16 @@ class RelayLoop {
       case "memory":
         this.#path.memory = new RangeTable(command.ranges);
         this.#path.translation = command.moved === undefined ? undefined : new Translation(command.moved);
+        this.#maker.setMemory(command.ranges, command.moved);
         return {};
       case "log":
         this.#path.dirty = command.size === 0 ? undefined : new DirtyBitmap(bufferAt(command.address, command.size));
+        this.#maker.setLog(command.address, command.size);
         return {};
       case "start": {
         const { queue } = command;
         const counters = this.#counters.of(queue.index);
-        const runner = queue.mode === "notify"
-          ? new NotifyRunner(queue, counters)
-          : new QueueRunner(queue, new JsCore(queue, this.#path, counters), counters);
+        const runner = queue.mode === "notify" ? new NotifyRunner(queue, counters) : this.#newRunner(queue, counters);
         this.#runners.set(queue.index, runner);
         if (queue.kickFd < 0) this.#polled.add(runner);
         this.#watch(queue.kickFd, tokenOf(queue.index, KICK));

@@ -5,7 +5,8 @@
  */
 import { type ErrorRecord, fromErrorRecord, SvqError } from "../errors.ts";
 import { createEventfd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
-import type { QueueFailure, QueueProgress, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
+import type { CoreChoice } from "./core.ts";
+import type { CoreFallback, QueueFailure, QueueProgress, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
 
 interface Pending {
   resolve: (reply: WorkerReply) => void;
@@ -23,17 +24,22 @@ export class RelayWorker {
 
   /**
    * @param counters shared memory of all queues
+   * @param core what runs the data path
+   * @param onFallback a queue runs on another core than it was meant to
    * @param onQueueFailure a queue of this Worker stopped itself
    * @param onDeath the Worker ended with an error: its queues are lost
    */
   constructor(
     counters: SharedArrayBuffer,
+    core: CoreChoice,
+    onFallback: (index: number, reason: string) => void,
     onQueueFailure: (index: number, error: ErrorRecord) => void,
     onDeath: (error: Error) => void,
   ) {
     this.#worker = new Worker(new URL("./worker.ts", import.meta.url).href, { type: "module", name: "relay" });
-    this.#worker.onmessage = (event: MessageEvent<WorkerReply | QueueFailure>) => {
+    this.#worker.onmessage = (event: MessageEvent<WorkerReply | QueueFailure | CoreFallback>) => {
       if ("failed" in event.data) onQueueFailure(event.data.failed, event.data.error);
+      else if ("fellBack" in event.data) onFallback(event.data.fellBack, event.data.reason);
       else this.#settle(event.data);
     };
     this.#worker.onerror = (event) => {
@@ -43,7 +49,7 @@ export class RelayWorker {
       this.#pending.clear();
       onDeath(this.#dead);
     };
-    const init: WorkerInit = { controlFd: this.#control.fd, posted: this.#posted, counters };
+    const init: WorkerInit = { controlFd: this.#control.fd, posted: this.#posted, counters, core };
     this.#worker.postMessage(init);
   }
 

@@ -147,6 +147,11 @@ export class PackedDriver implements DriverQueue {
     return this.#added - this.#taken;
   }
 
+  /** Where the next used descriptor is expected: `slot | wrap << 15`. */
+  get usedPosition(): number {
+    return packedPosition(this.#usedSlot, this.#usedWrap);
+  }
+
   /** Adds a chain of segments; see {@linkcode DriverQueue.add}. */
   add(readable: readonly Segment[], writable: readonly Segment[]): number {
     const chain = this.#scratch;

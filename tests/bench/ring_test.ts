@@ -6,7 +6,7 @@ import { buildReference } from "../../scripts/bench_ring.ts";
 import { TempDir } from "../support/temp.ts";
 
 const QUICK: RingBenchOptions = {
-  cores: ["js"],
+  cores: ["wasm", "js"],
   modes: ["shadow", "used"],
   rings: [["split", "split"], ["packed", "split"]],
   workloads: ["tx1", "2desc", "rx1"],
@@ -24,8 +24,8 @@ Deno.test("the median of an even number of values lies between the middle two", 
 
 Deno.test("bench ring measures every arrangement that exists, and each result has its bounds", async () => {
   const results = await benchRing(QUICK);
-  // Mode used exists for split rings only.
-  assert.equal(results.length, 3 * 3 * 2);
+  // Shadow with both pairs, used with split rings only; two cores, three workloads, two batches.
+  assert.equal(results.length, 3 * 2 * 3 * 2);
   for (const { median, min, max } of results) assert.ok(min <= median && median <= max && median > 0);
   assert.equal(ringCsv(results).trimEnd().split("\n").length, 1 + results.length);
   const page = ringPage(results, { cpu: "<one>" }, "1.2.3");

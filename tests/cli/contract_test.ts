@@ -61,8 +61,6 @@ const CONTRACTS: Record<string, Contract> = {
   "drive": { good: ["sim:blk,size=1MiB", "--requests", "50"], prints: "svq.drive/1", bad: [["unix:/nonexistent/socket"], 3] },
   "bench ring": {
     good: [
-      "--core",
-      "js",
       "--mode",
       "shadow",
       "--guest-ring",
@@ -80,6 +78,11 @@ const CONTRACTS: Record<string, Contract> = {
     ],
     prints: "svq.bench.ring/1",
     bad: [["--batch", "200"], 2],
+  },
+  "bench migrate": {
+    good: ["--mem", "1MiB", "--runs", "1", "--migrations", "1", "--guest-mem", "8MiB"],
+    prints: "svq.bench.migrate/1",
+    bad: [["--runs", "0"], 2],
   },
   "device run": { good: ["blk", "--print-capabilities"], prints: "any", bad: [["blk", "--socket-path", "/nonexistent/a/b"], 3] },
   "version": { good: [], prints: "svq.version/1", bad: [["surplus"], 2] },

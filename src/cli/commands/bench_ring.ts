@@ -43,7 +43,7 @@ export const ring = buildCommand({
   },
   parameters: {
     flags: {
-      core: { kind: "enum", values: ["both", "wasm", "js"], brief: "Which relay cores", default: "js" },
+      core: { kind: "enum", values: ["both", "wasm", "js"], brief: "Which relay cores", default: "both" },
       mode: { kind: "enum", values: ["all", "used", "shadow"], brief: "Which relay modes", default: "all" },
       guestRing: { kind: "enum", values: ["all", ...FORMATS], brief: "Format of the guest's ring", default: "all" },
       deviceRing: { kind: "enum", values: ["all", ...FORMATS], brief: "Format of the device's ring", default: "all" },

@@ -3,6 +3,7 @@ import { buildCommand, buildRouteMap } from "@stricli/core";
 import { SvqError } from "../../errors.ts";
 import { DeviceSource } from "../../devices/open.ts";
 import { ControlClient } from "../../relay/control.ts";
+import type { CoreChoice } from "../../relay/core.ts";
 import { DEFAULT_RELAY_CONFIG, type IndirectChoice, type InOrderChoice, type RelayMode, type RingChoice } from "../../relay/relay.ts";
 import { controlPath, relayNames } from "../../relay/runtime_dir.ts";
 import { type FrontAddress, RelayService } from "../../relay/service.ts";
@@ -28,8 +29,10 @@ interface RunFlags {
   readonly device?: DeviceAddress;
   readonly mode: RelayMode;
   readonly forceShadow: boolean;
+  readonly resilient: boolean;
   readonly switchTimeout: number;
   readonly workers: number;
+  readonly core: CoreChoice;
   readonly guestRing: RingChoice;
   readonly deviceRing: RingChoice;
   readonly deviceRingSize?: number;
@@ -55,8 +58,19 @@ const runFlags = {
     default: DEFAULT_RELAY_CONFIG.mode,
   },
   forceShadow: { kind: "boolean", brief: "Stay in shadow mode, whatever the VMM does", default: false },
+  resilient: {
+    kind: "boolean",
+    brief: "Stay in shadow mode, so that a relay that is killed and started again loses no request and repeats no answer",
+    default: false,
+  },
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
   workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
+  core: {
+    kind: "enum",
+    values: ["auto", "wasm", "js"],
+    brief: "What runs the data path; auto is wasm where it can run",
+    default: DEFAULT_RELAY_CONFIG.core,
+  },
   guestRing: { kind: "enum", values: RINGS, brief: "Ring format offered to the guest; auto is the device's", default: "auto" },
   deviceRing: { kind: "enum", values: RINGS, brief: "Ring format used with the device; auto is the guest's", default: "auto" },
   deviceRingSize: integerFlag(
@@ -128,9 +142,10 @@ const run = buildCommand({
       deviceConnects: source.listens,
       config: {
         mode: flags.mode,
-        forceShadow: flags.forceShadow,
+        forceShadow: flags.forceShadow || flags.resilient,
         switchTimeoutMs: flags.switchTimeout / 1e6,
         workers: flags.workers,
+        core: flags.core,
         guestRing: flags.guestRing,
         deviceRing: flags.deviceRing,
         ...(flags.deviceRingSize === undefined ? {} : { deviceRingSize: flags.deviceRingSize }),
@@ -174,11 +189,12 @@ const start = buildCommand({
     const words = [
       ...["relay", "run", "--name", name, "--device", device, "--mode", flags.mode],
       ...["--front", `${front.kind === "connect" ? "connect" : "unix"}:${front.path}`],
-      ...["--switch-timeout", `${flags.switchTimeout}ns`, "--workers", String(flags.workers)],
+      ...["--switch-timeout", `${flags.switchTimeout}ns`, "--workers", String(flags.workers), "--core", flags.core],
       ...["--guest-ring", flags.guestRing, "--device-ring", flags.deviceRing],
       ...["--indirect", flags.indirect, "--in-order", flags.inOrder],
       ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),
       ...(flags.forceShadow ? ["--force-shadow"] : []),
+      ...(flags.resilient ? ["--resilient"] : []),
     ];
     const child = spawnDetached(words, log);
     const failed = child.status.then(() => true);
@@ -281,6 +297,7 @@ function queueRow(queue: QueueStatus): unknown[] {
   return [
     queue.index,
     queue.mode,
+    queue.core ?? "-",
     queue.num,
     queue.avail_idx,
     queue.used_idx,
@@ -308,7 +325,7 @@ function printStatus(context: CliContext, status: RelayStatus): void {
     if (status.queues.length === 0) return;
     output.line();
     output.table(
-      ["queue", "mode", "num", "avail", "used", "inflight", "chains", "dirty", "errors", "switches"],
+      ["queue", "mode", "core", "num", "avail", "used", "inflight", "chains", "dirty", "errors", "switches"],
       status.queues.map(queueRow),
     );
     for (const queue of status.queues) if (queue.error !== null) output.line(`queue ${queue.index} failed: ${queue.error.message}`);

@@ -1,0 +1,134 @@
+/**
+ * A WebAssembly memory, pages of which can be exchanged for shared memory of this process: what one side writes the other
+ * reads, without copies and without calls.
+ *
+ * @module
+ */
+import { SvqError } from "../errors.ts";
+import { bufferAt, libc, pointer } from "./libc.ts";
+import { MAP, PAGE_SIZE, PROT } from "./mapping.ts";
+
+const WASM_PAGE = 65536;
+const MAX_PAGES = 65536;
+const HUGE = 2 ** 21;
+const MREMAP_MAYMOVE = 1;
+const MREMAP_FIXED = 2;
+
+/** A range of the memory, bytes. */
+interface Extent {
+  start: number;
+  size: number;
+}
+
+function alignUp(value: number, align: number): number {
+  return Math.ceil(value / align) * align;
+}
+
+/** The memory of one thread's WebAssembly instance, with an allocator of whole WebAssembly pages. */
+export class WindowMemory {
+  /** What the instance imports. */
+  readonly memory: WebAssembly.Memory;
+  readonly #base: number;
+  #free: Extent[] = [];
+
+  /** @throws RangeError when there is no address space for it */
+  constructor() {
+    this.memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES, shared: true });
+    // Growing never moves a shared memory: the address space of its maximum is reserved.
+    this.#base = Number(Deno.UnsafePointer.value(Deno.UnsafePointer.of(new Uint8Array(this.memory.buffer))));
+  }
+
+  /** Bytes of the memory now. */
+  get size(): number {
+    return this.memory.buffer.byteLength;
+  }
+
+  /** Takes `size` bytes, zeroed, at an offset that is a multiple of 65536. @throws SvqError WASM_MEMORY_FULL */
+  alloc(size: number): number {
+    const start = this.#take(alignUp(size, WASM_PAGE), (candidate) => candidate);
+    if (start < 0) throw new SvqError("WASM_MEMORY_FULL", `The WebAssembly memory has no room for ${size} bytes`);
+    return start;
+  }
+
+  // First fit; otherwise the memory grows.
+  #take(size: number, place: (start: number) => number): number {
+    for (const [index, extent] of this.#free.entries()) {
+      const start = place(extent.start);
+      if (start + size > extent.start + extent.size) continue;
+      const rest = { start: start + size, size: extent.start + extent.size - start - size };
+      this.#free.splice(
+        index,
+        1,
+        ...[{ start: extent.start, size: start - extent.start }, rest].filter((part) => part.size > 0),
+      );
+      return start;
+    }
+    const end = this.size;
+    const start = place(end);
+    const grow = start + size - end;
+    if (end + grow > MAX_PAGES * WASM_PAGE) return -1;
+    try {
+      this.memory.grow(grow / WASM_PAGE);
+    } catch {
+      return -1;
+    }
+    if (start > end) this.#free.push({ start: end, size: start - end });
+    return start;
+  }
+
+  /** Gives back what `alloc` or `map` gave: the pages are the memory's own again, and zero. */
+  release(start: number, size: number): void {
+    const extent = { start: Math.floor(start / WASM_PAGE) * WASM_PAGE, size: 0 };
+    extent.size = alignUp(start + size, WASM_PAGE) - extent.start;
+    this.#own(extent);
+    this.#free.push(extent);
+    this.#free.sort((a, b) => a.start - b.start);
+    for (let i = 1; i < this.#free.length;) {
+      const [low, high] = [this.#free[i - 1]!, this.#free[i]!];
+      if (low.start + low.size !== high.start) {
+        i++;
+        continue;
+      }
+      low.size += high.size;
+      this.#free.splice(i, 1);
+    }
+  }
+
+  #own({ start, size }: Extent): void {
+    const flags = MAP.PRIVATE | MAP.ANONYMOUS | MAP.NORESERVE | MAP.FIXED;
+    const result = libc().mmap(pointer(this.#base + start), BigInt(size), PROT.READ | PROT.WRITE, flags, -1, 0n);
+    if (Deno.UnsafePointer.value(result) !== BigInt(this.#base + start)) {
+      throw new SvqError("WASM_MEMORY_FULL", "A window could not be closed");
+    }
+  }
+
+  /**
+   * Opens a window on `[address, address + length)` of this process, which must be mapped shared: the pages appear in the
+   * memory as well. They stay, even when the first mapping goes, until `release` is called with the same arguments as the
+   * result and the length.
+   *
+   * @returns the offset of the first byte; undefined where the kernel or the address space says no
+   */
+  map(address: number, length: number): number | undefined {
+    const slack = address % PAGE_SIZE;
+    const from = address - slack;
+    const size = alignUp(slack + length, PAGE_SIZE);
+    // Huge pages of hugetlbfs can be mapped at places alike modulo their size only.
+    const huge = size >= HUGE && from % HUGE === 0 && size % HUGE === 0;
+    const place = (start: number) => huge ? alignUp(this.#base + start, HUGE) - this.#base : start;
+    const start = this.#base % WASM_PAGE === 0 || !huge ? this.#take(alignUp(size, WASM_PAGE), place) : -1;
+    if (start < 0) return undefined;
+    // An old size of 0 leaves the first mapping where it is, and makes a second one of the same pages.
+    const result = libc().mremap(pointer(from), 0n, BigInt(size), MREMAP_MAYMOVE | MREMAP_FIXED, pointer(this.#base + start));
+    if (Deno.UnsafePointer.value(result) !== BigInt(this.#base + start)) {
+      this.release(start, size);
+      return undefined;
+    }
+    return start + slack;
+  }
+
+  /** The address in this process of an offset of the memory, for the self-test. */
+  bytes(start: number, length: number): Uint8Array<ArrayBuffer> {
+    return new Uint8Array(bufferAt(this.#base + start, length));
+  }
+}

@@ -1,0 +1,451 @@
+/**
+ * The relay core in WebAssembly: the hot loops of src/wasm/assembly, over windows into guest memory, shadow rings and dirty
+ * log. What happens rarely is done here, on the same plain state.
+ *
+ * @module
+ */
+import { SvqError } from "../errors.ts";
+import { completePackedBase, packedBase, packedPosition } from "../vring/packed.ts";
+import { checkPackedNum, checkSplitNum, packedLayout, splitLayout } from "../vring/layout.ts";
+import { VringError } from "../vring/rules.ts";
+import { type DataPath, maxChainOf, type RelayCore } from "./core.ts";
+import { COUNTER } from "./counters.ts";
+import { loggedRanges } from "./logged_ring.ts";
+import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
+import { errorOf } from "./wasm_errors.ts";
+import type { WasmHost } from "./wasm_host.ts";
+import { LINK, PLACE, QUEUE, QUEUE_BYTES, QUEUE_ORDER, type QueueField, RECORD_BYTES, RESULT, SEGMENT_BYTES } from "./wasm_layout.ts";
+
+const KINDS = { split: 0, packed: 1, heads: 2 } as const;
+
+interface Held {
+  guestId: number;
+  order: number;
+  segments: { address: number; length: number; writable: boolean }[];
+}
+
+function alignUp(value: number): number {
+  return Math.ceil(value / 8) * 8;
+}
+
+/** Implements {@linkcode RelayCore} in WebAssembly. */
+export class WasmCore implements RelayCore {
+  /** Which implementation. */
+  readonly kind = "wasm";
+  /** See {@linkcode RelayCore.callWanted}. */
+  callWanted = false;
+  /** See {@linkcode RelayCore.kickWanted}. */
+  kickWanted = false;
+  /** See {@linkcode RelayCore.full}. */
+  full = false;
+
+  readonly #host: WasmHost;
+  readonly #path: DataPath;
+  readonly #counters: Float64Array;
+  readonly #stack = new DisposableStack();
+  readonly #guest: RingPlace;
+  readonly #queue: number;
+  readonly #words: Int32Array;
+  readonly #floats: Float64Array;
+  readonly #records: Int32Array;
+  readonly #orders: Float64Array;
+  readonly #taken: Uint16Array;
+  #segments!: { at: number; capacity: number; words: Int32Array; wide: BigUint64Array };
+  #releaseDevice: () => void = () => {};
+  #logged: readonly number[] = [];
+
+  /**
+   * Opens windows on both rings.
+   *
+   * @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used; SvqError WASM_UNUSABLE when the ring can
+   * be used, but not by this core
+   */
+  constructor(start: QueueStart, host: WasmHost, path: DataPath, counters: Float64Array) {
+    this.#host = host;
+    this.#path = path;
+    this.#counters = counters;
+    this.#guest = start.guest;
+    const { guest, device } = start;
+    if (guest.packed) checkPackedNum(guest.num);
+    else checkSplitNum(guest.num);
+    const takenAt = QUEUE_BYTES;
+    const recordsAt = alignUp(takenAt + guest.num * 2);
+    const bytes = recordsAt + device.num * RECORD_BYTES;
+    using cleanup = new DisposableStack();
+    const { windows } = host;
+    this.#queue = windows.alloc(bytes);
+    cleanup.defer(() => windows.release(this.#queue, bytes));
+    const { buffer } = windows.memory;
+    this.#words = new Int32Array(buffer, this.#queue, QUEUE_BYTES / 4);
+    this.#floats = new Float64Array(buffer, this.#queue, QUEUE_BYTES / 8);
+    this.#taken = new Uint16Array(buffer, this.#queue + takenAt, guest.num);
+    this.#records = new Int32Array(buffer, this.#queue + recordsAt, device.num * RECORD_BYTES / 4);
+    this.#orders = new Float64Array(buffer, this.#queue + recordsAt, device.num * RECORD_BYTES / 8);
+    this.#set("env", host.env);
+    this.#set("taken", this.#queue + takenAt);
+    this.#set("records", this.#queue + recordsAt);
+    cleanup.defer(() => this.#releaseDevice());
+    cleanup.defer(() => this.#releaseSegments());
+    this.#openGuest(start, cleanup);
+    this.#openDevice(start);
+    this.setLogUsed(start.logUsedGpa);
+    this.#stack = cleanup.move();
+  }
+
+  #set(field: QueueField, value: number): void {
+    this.#words[QUEUE[field]] = value;
+  }
+
+  #get(field: QueueField): number {
+    return this.#words[QUEUE[field]]! >>> 0;
+  }
+
+  // The window of a whole region where there is one, else one of the ring's part alone.
+  #guestPart(gpa: number, size: number, cleanup: DisposableStack): number {
+    const { windows } = this.#host;
+    const address = this.#path.memory.addressOf(gpa, size);
+    const shown = this.#host.find(gpa, size);
+    if (shown !== undefined) return shown;
+    const offset = windows.map(address, size);
+    if (offset === undefined) throw new SvqError("WASM_UNUSABLE", "no window opens on the guest's ring");
+    cleanup.defer(() => windows.release(offset, size));
+    return offset;
+  }
+
+  #openGuest({ guest, guestBase }: QueueStart, cleanup: DisposableStack): void {
+    const layout = guest.packed ? packedLayout(guest.num) : splitLayout(guest.num);
+    this.#set("guestPacked", guest.packed ? 1 : 0);
+    this.#set("guestNum", guest.num);
+    this.#set("guestEventIdx", guest.eventIdx ? 1 : 0);
+    this.#set("guestIndirect", guest.indirect ? 1 : 0);
+    const parts = { guestDesc: "desc", guestAvail: "avail", guestUsed: "used" } as const;
+    for (const [field, part] of Object.entries(parts) as [QueueField, "desc" | "avail" | "used"][]) {
+      const align = part === "desc" ? 4 : part === "avail" && !guest.packed ? 2 : 4;
+      if (guest[part] % align !== 0) {
+        throw new VringError("RING_ALIGNMENT", -1, `The guest's ${part} part at 0x${guest[part].toString(16)} is not aligned to ${align}`);
+      }
+      const offset = this.#guestPart(guest[part], layout[part].size, cleanup);
+      // Guest memory may begin anywhere in its file.
+      if (offset % align !== 0) throw new SvqError("WASM_UNUSABLE", "the guest's ring lies at an odd place of its file");
+      this.#set(field, offset);
+    }
+    if (guest.packed) {
+      const base = completePackedBase(guestBase, guest.num);
+      this.#set("guestNext", base & 0x7fff);
+      this.#set("guestSeen", base >>> 15 & 1);
+      this.#set("guestUsedNext", base >>> 16 & 0x7fff);
+      this.#set("guestUsedSeen", base >>> 31);
+      return;
+    }
+    const base = guestBase & 0xffff;
+    const used = this.#host.exports.peek(this.#get("guestUsed")) >>> 16;
+    if (((base - used) & 0xffff) > guest.num) {
+      throw new VringError("BASE_INVALID", -1, `The ring base is ${base} and the used index ${used}, with a queue of ${guest.num}`);
+    }
+    this.#set("guestNext", base);
+    this.#set("guestSeen", base);
+    this.#set("guestUsedNext", used);
+    this.#set("guestUsedSeen", used);
+  }
+
+  #openDevice(start: QueueStart): void {
+    const { windows } = this.#host;
+    const { device } = start;
+    const { num, packed, tables } = device;
+    if (packed) checkPackedNum(num);
+    else checkSplitNum(num);
+    const heads = start.mode === "used";
+    const layout = packed ? packedLayout(num) : splitLayout(num);
+    const entries = !heads && device.indirect && tables !== undefined && tables.entries > 1 ? tables.entries : 0;
+    // Mode used has no descriptor table of its own.
+    const parts: [number, number][] = [[device.avail, layout.avail.size], [device.used, layout.used.size]];
+    if (!heads) parts.push([device.desc, layout.desc.size]);
+    if (entries > 0) parts.push([tables!.address, num * entries * 16]);
+    const first = Math.min(...parts.map(([address]) => address));
+    const size = Math.max(...parts.map(([address, length]) => address + length)) - first;
+    const offset = windows.map(first, size);
+    if (offset === undefined) throw new SvqError("WASM_UNUSABLE", "no window opens on the shadow ring");
+    this.#releaseDevice();
+    this.#releaseDevice = () => windows.release(offset, size);
+    this.#set("deviceKind", heads ? KINDS.heads : packed ? KINDS.packed : KINDS.split);
+    this.#set("deviceNum", num);
+    this.#set("deviceDesc", heads ? 0 : offset + (device.desc - first));
+    this.#set("deviceAvail", offset + (device.avail - first));
+    this.#set("deviceUsed", offset + (device.used - first));
+    this.#set("deviceEventIdx", device.eventIdx ? 1 : 0);
+    this.#set("tables", entries > 0 ? offset + (tables!.address - first) : 0);
+    this.#set("tableEntries", entries);
+    this.#set("tablesIovaLow", entries > 0 ? tables!.iova % 2 ** 32 : 0);
+    this.#set("tablesIovaHigh", entries > 0 ? Math.floor(tables!.iova / 2 ** 32) : 0);
+    this.#set("maxChain", maxChainOf(start));
+    this.#resetDevice(num, packed, heads);
+  }
+
+  // A fresh ring: nothing is at the device.
+  #resetDevice(num: number, packed: boolean, heads: boolean): void {
+    const start = packed ? 1 : 0;
+    for (const field of ["deviceNext", "deviceUsedNext", "freeHead", "inflight", "returned", "batchSlots"] as const) this.#set(field, 0);
+    this.#set("devicePublished", start);
+    this.#set("deviceUsedSeen", start);
+    this.#set("batchSlot", -1);
+    this.#set("numFree", num);
+    this.#records.fill(0);
+    for (let id = 0; id < num; id++) {
+      this.#records[id * 8 + 4] = -1;
+      if (packed) this.#records[id * 8 + 7] = id + 1;
+    }
+    const own = packed || heads ? 0 : num;
+    this.#releaseSegments();
+    this.#makeSegments(own === 0 ? num * 2 : num);
+    // Those of the ring's own descriptors are linked in a circle, as its free list is.
+    for (let i = 0; i < own; i++) this.#segments.words[i * 4 + 3] = (i + 1) % num;
+    this.#set("poolBase", own);
+    this.#set("poolHead", 0);
+    this.#set("poolFree", 0);
+    this.#link(own, this.#segments.capacity);
+  }
+
+  #makeSegments(capacity: number): void {
+    const { windows } = this.#host;
+    const at = windows.alloc(capacity * SEGMENT_BYTES);
+    const { buffer } = windows.memory;
+    const words = new Int32Array(buffer, at, capacity * 4);
+    this.#segments = { at, capacity, words, wide: new BigUint64Array(buffer, at, capacity * 2) };
+    this.#set("segments", at);
+  }
+
+  #releaseSegments(): void {
+    if (this.#segments !== undefined) this.#host.windows.release(this.#segments.at, this.#segments.capacity * SEGMENT_BYTES);
+  }
+
+  /** Puts segments `[from, to)` at the head of the pool. */
+  #link(from: number, to: number): void {
+    for (let i = from; i < to; i++) this.#segments.words[i * 4 + 3] = i + 1 < to ? i + 1 : this.#get("poolHead");
+    if (to > from) this.#set("poolHead", from);
+    this.#set("poolFree", this.#get("poolFree") + to - from);
+  }
+
+  #grow(): void {
+    const old = this.#segments;
+    this.#makeSegments(Math.max(old.capacity * 2, old.capacity + this.#get("maxChain")));
+    this.#segments.words.set(old.words);
+    this.#host.windows.release(old.at, old.capacity * SEGMENT_BYTES);
+    this.#link(old.capacity, this.#segments.capacity);
+  }
+
+  #fail(result: number): never {
+    throw errorOf(result, {
+      index: this.#words[QUEUE.errorIndex]!,
+      value: this.#get("errorValue"),
+      num: this.#guest.num,
+      deviceNum: this.#get("deviceNum"),
+      limit: this.#get("maxChain"),
+      published: this.#get("devicePublished"),
+    });
+  }
+
+  #countDirty(): void {
+    const pages = this.#get("dirtyPages");
+    if (pages === 0) return;
+    this.#counters[COUNTER.dirtyPages]! += pages;
+    this.#set("dirtyPages", 0);
+  }
+
+  /** See {@linkcode RelayCore.forward}. */
+  forward(): number {
+    this.kickWanted = false;
+    this.full = false;
+    let moved = 0;
+    for (;;) {
+      const result = this.#host.exports.forward(this.#queue);
+      if (result < 0) this.#fail(result);
+      moved += result & RESULT.count;
+      if ((result & RESULT.notify) !== 0) this.kickWanted = true;
+      if ((result & RESULT.full) !== 0) {
+        this.full = true;
+        this.#counters[COUNTER.full]!++;
+      }
+      if ((result & RESULT.grow) === 0) return moved;
+      this.#grow();
+    }
+  }
+
+  /** See {@linkcode RelayCore.returnUsed}. */
+  returnUsed(): number {
+    this.callWanted = false;
+    const result = this.#host.exports.returnUsed(this.#queue);
+    if (result < 0) this.#fail(result);
+    if (result === 0) return 0;
+    const moved = result & RESULT.count;
+    this.callWanted = (result & RESULT.notify) !== 0;
+    this.#counters[COUNTER.chains]! += moved;
+    this.#counters[COUNTER.bytes]! += this.#floats[QUEUE_ORDER + 1]!;
+    this.#floats[QUEUE_ORDER + 1] = 0;
+    this.#countDirty();
+    // The used ring's own pages are marked after it was written: the reader clears a bit first and copies then.
+    if (this.#logged.length > 0) this.logRing();
+    return moved;
+  }
+
+  /** See {@linkcode RelayCore.disableCalls}. */
+  disableCalls(): void {
+    this.#host.exports.disableCalls(this.#queue);
+  }
+
+  /** See {@linkcode RelayCore.enableCalls}. */
+  enableCalls(): boolean {
+    const result = this.#host.exports.enableCalls(this.#queue);
+    if (result < 0) this.#fail(result);
+    return result !== 0;
+  }
+
+  /** See {@linkcode RelayCore.disableKicks}. */
+  disableKicks(): void {
+    this.#host.exports.disableKicks(this.#queue);
+  }
+
+  /** See {@linkcode RelayCore.enableKicks}. */
+  enableKicks(): boolean {
+    const result = this.#host.exports.enableKicks(this.#queue);
+    if (result < 0) this.#fail(result);
+    return result !== 0;
+  }
+
+  /** See {@linkcode RelayCore.setLogUsed}. */
+  setLogUsed(gpa: number): void {
+    this.#logged = loggedRanges(gpa, this.#guest);
+  }
+
+  /** See {@linkcode RelayCore.logRing}. */
+  logRing(): void {
+    const { dirty } = this.#path;
+    if (dirty === undefined) return;
+    for (let i = 0; i < this.#logged.length; i += 2) dirty.markRange(this.#logged[i]!, this.#logged[i + 1]!);
+  }
+
+  /** See {@linkcode RelayCore.inflight}. */
+  get inflight(): number {
+    return this.#get("inflight");
+  }
+
+  /** See {@linkcode RelayCore.guestBase}. */
+  get guestBase(): number {
+    if (!this.#guest.packed) return this.#get("guestNext");
+    const used = packedPosition(this.#get("guestUsedNext"), this.#get("guestUsedSeen"));
+    return packedBase(packedPosition(this.#get("guestNext"), this.#get("guestSeen")), used);
+  }
+
+  /** See {@linkcode RelayCore.guestUsed}. */
+  get guestUsed(): number {
+    return this.#guest.packed ? this.guestBase >>> 16 : (this.guestBase - this.#get("open")) & 0xffff;
+  }
+
+  #deviceBase(): number {
+    if (this.#get("deviceKind") !== KINDS.packed) return this.#get("returned") & 0xffff;
+    const used = packedPosition(this.#get("deviceUsedNext"), this.#get("deviceUsedSeen"));
+    return packedBase(used, used);
+  }
+
+  /** See {@linkcode RelayCore.progress}. */
+  progress(): QueueProgress {
+    return { deviceBase: this.#deviceBase(), inflight: this.inflight, guestBase: this.guestBase };
+  }
+
+  /** What the device holds, in the order in which it was taken. */
+  #held(): Held[] {
+    const held: Held[] = [];
+    const { words, wide } = this.#segments;
+    for (let id = 0; id < this.#get("deviceNum"); id++) {
+      const guestId = this.#records[id * 8 + 4]!;
+      if (guestId < 0) continue;
+      const segments: Held["segments"] = [];
+      for (let index = this.#records[id * 8 + 5]!;;) {
+        const link = words[index * 4 + 3]!;
+        segments.push({ address: Number(wide[index * 2]!), length: words[index * 4 + 2]! >>> 0, writable: (link & LINK.write) !== 0 });
+        if ((link & LINK.more) === 0) break;
+        index = link & LINK.index;
+      }
+      held.push({ guestId, order: this.#orders[id * 4]!, segments });
+    }
+    return held.sort((a, b) => a.order - b.order);
+  }
+
+  /** See {@linkcode RelayCore.uses}. */
+  uses(gpa: number, size: number): number {
+    const touches = ({ address, length }: { address: number; length: number }) => address < gpa + size && address + length > gpa;
+    return this.#held().filter(({ segments }) => segments.some(touches)).length;
+  }
+
+  // Makes all chains in flight available again, where they are exactly those that were taken last.
+  #rewind(): boolean {
+    const open = this.#get("open");
+    const { packed, num } = this.#guest;
+    if (packed) {
+      const lap = this.#get("guestSeen") === this.#get("guestUsedSeen") ? 0 : num;
+      const distance = (this.#get("guestNext") - this.#get("guestUsedNext") + lap + 2 * num) % (2 * num);
+      if (distance !== this.#get("openSlots")) return false;
+    } else if (((this.#get("guestNext") - open) & 0xffff) !== this.#get("guestUsedSeen")) return false;
+    const order = this.#floats[QUEUE_ORDER]!;
+    if (this.#held().some((chain) => chain.order < order - open)) return false;
+    this.#taken.fill(0);
+    this.#set("open", 0);
+    this.#set("openSlots", 0);
+    this.#set("guestNext", this.#get("guestUsedNext"));
+    this.#set("guestSeen", packed ? this.#get("guestUsedSeen") : this.#get("guestUsedNext"));
+    return true;
+  }
+
+  /** See {@linkcode RelayCore.finish}. */
+  finish(): QueueProgress {
+    const { inflight } = this;
+    this.#markHeld();
+    if (inflight > 0 && !this.#rewind()) {
+      throw new SvqError("RING_GAP", `The device gave its ring back with ${inflight} chains missing out of order`);
+    }
+    // A driver whose kicks were suppressed must not stay silent towards whoever comes next.
+    this.enableKicks();
+    this.logRing();
+    return { deviceBase: this.#deviceBase(), inflight, guestBase: this.guestBase };
+  }
+
+  #markHeld(): void {
+    const result = this.#host.exports.markHeld(this.#queue);
+    this.#countDirty();
+    if (result < 0) this.#fail(result);
+  }
+
+  /** See {@linkcode RelayCore.renew}. */
+  renew(start: QueueStart): void {
+    this.#markHeld();
+    const held = this.#held();
+    this.#openDevice(start);
+    const { exports } = this.#host;
+    const taken = this.#floats[QUEUE_ORDER]!;
+    for (const { guestId, order, segments } of held) {
+      for (;;) {
+        exports.begin();
+        for (const { address, length, writable } of segments) exports.segment(this.#queue, address, length, writable ? 1 : 0);
+        const id = exports.add(this.#queue, guestId);
+        // Its place in the order in which the guest's chains were taken stays what it was.
+        if (id >= 0) this.#orders[id * 4] = order;
+        if (id >= 0) break;
+        if (id === PLACE.full) throw new SvqError("INTERNAL", "A fresh ring has no room for what the one before it held");
+        if (id !== PLACE.grow) this.#fail(id);
+        this.#grow();
+      }
+    }
+    this.#floats[QUEUE_ORDER] = taken;
+    exports.publishAdded(this.#queue);
+  }
+
+  /** See {@linkcode RelayCore.abandon}. */
+  abandon(): QueueProgress {
+    this.#markHeld();
+    return this.progress();
+  }
+
+  /** Closes the windows. */
+  close(): void {
+    this.#stack.dispose();
+  }
+}

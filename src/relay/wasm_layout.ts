@@ -1,0 +1,91 @@
+/**
+ * What src/wasm/assembly/state.ts lays down, for the host: places of fields in 32-bit words, sizes in bytes, rules by number.
+ *
+ * @module
+ */
+/** Fields of an environment. */
+export const ENV = {
+  regions: 0,
+  regionCount: 1,
+  spans: 2,
+  spanCount: 3,
+  identity: 4,
+  log: 5,
+  logMode: 6,
+  scratch: 7,
+  moved: 8,
+  table: 9,
+  lastFirst: 10,
+  lastEnd: 12,
+  logPages: 14,
+} as const;
+/** Bytes of an environment. */
+export const ENV_BYTES = 64;
+
+/** Fields of a queue, in the order of their declaration. */
+const FIELDS = [
+  ...["env", "guestPacked", "guestNum", "guestDesc", "guestAvail", "guestUsed", "guestEventIdx", "guestIndirect"],
+  ...["deviceKind", "deviceNum", "deviceDesc", "deviceAvail", "deviceUsed", "deviceEventIdx", "tables", "tableEntries"],
+  ...["tablesIovaLow", "tablesIovaHigh", "maxChain", "taken", "records", "segments", "poolBase", "poolFree", "poolHead"],
+  ...["guestNext", "guestSeen", "guestUsedNext", "guestUsedSeen", "open", "openSlots", "deviceNext", "devicePublished"],
+  ...["deviceUsedNext", "deviceUsedSeen", "freeHead", "numFree", "inflight", "returned", "errorIndex", "errorValue"],
+  ...["dirtyPages", "batchSlot", "batchFlags", "batchSlots"],
+] as const;
+
+/** A field of a queue. */
+export type QueueField = typeof FIELDS[number];
+
+/** Place of each field, in 32-bit words. */
+export const QUEUE: Readonly<Record<QueueField, number>> = Object.fromEntries(FIELDS.map((name, index) => [name, index])) as Record<
+  QueueField,
+  number
+>;
+/** Place of the two 64-bit floats behind the fields, in 64-bit words: order, bytes. */
+export const QUEUE_ORDER: number = Math.ceil(FIELDS.length / 2);
+/** Bytes of a queue. */
+export const QUEUE_BYTES: number = (QUEUE_ORDER + 2) * 8;
+
+/** Bytes of a region, a span, or a segment of a scratch chain. */
+export const ENTRY_BYTES = 24;
+/** Bytes of the record of a chain at the device. */
+export const RECORD_BYTES = 32;
+/** Bytes of the private copy of a segment. */
+export const SEGMENT_BYTES = 16;
+/** Bits of a segment's link. */
+export const LINK = { write: 0x8000_0000, more: 0x4000_0000, index: 0x3fff_ffff } as const;
+/** Flags of a result, and instead of an id: the pool of segments must grow. */
+export const RESULT = { notify: 1 << 30, full: 1 << 29, grow: 1 << 28, count: 0xffff } as const;
+/** Instead of an id: the device's ring is full, or the pool must grow. */
+export const PLACE = { full: -100, grow: -101 } as const;
+
+/** What the module exports. Queues and environments are offsets in its memory. */
+export interface RelayExports {
+  /** Offers the guest's chains to the device. */
+  forward(queue: number): number;
+  /** Gives used chains back. */
+  returnUsed(queue: number): number;
+  /** Begins a chain of {@linkcode RelayExports.segment}s. */
+  begin(): void;
+  /** Appends a segment. */
+  segment(queue: number, address: number, length: number, writable: number): void;
+  /** Adds the chain. */
+  add(queue: number, guestId: number): number;
+  /** Publishes what was added. */
+  publishAdded(queue: number): number;
+  /** Marks what the device holds. */
+  markHeld(queue: number): number;
+  /** Calls are not needed. */
+  disableCalls(queue: number): void;
+  /** Calls are wanted. */
+  enableCalls(queue: number): number;
+  /** Kicks are not needed. */
+  disableKicks(queue: number): void;
+  /** Kicks are wanted. */
+  enableKicks(queue: number): number;
+  /** Writes a word. */
+  poke(address: number, value: number): void;
+  /** Reads a word. */
+  peek(address: number): number;
+  /** Marks a range. */
+  markRange(env: number, address: number, length: number): number;
+}

@@ -1,0 +1,206 @@
+/** Writing chains into the device's ring, and the record of what it holds. */
+import * as S from "./state";
+import { Env, fail, Queue } from "./state";
+import { spanOf } from "./memory";
+import * as walk from "./walk";
+
+/*
+ * A record, 32 bytes by id in the device's ring: order f64, bytes f64, the guest's id i32 (-1: not at the device), first
+ * segment i32, writable bytes u32 (at most 2^32 - 1), ring descriptors u32 (of a free id of a packed ring: the next free one).
+ */
+
+/** Notes a chain at the device. */
+// @ts-ignore: decorator
+@inline
+export function record(q: Queue, id: u32, guestId: u32, first: u32, bytes: u64, writable: u64, slots: u32): void {
+  const at = q.records + (id << 5);
+  store<f64>(at, q.order);
+  store<f64>(at, <f64>bytes, 8);
+  store<u32>(at, guestId, 16);
+  store<u32>(at, first, 20);
+  store<u32>(at, writable > 0xffffffff ? 0xffffffff : <u32>writable, 24);
+  store<u32>(at, slots, 28);
+  q.order += 1;
+  q.inflight++;
+}
+
+/** Translates the scratch chain. @returns 0 or an error */
+function translate(q: Queue, e: Env): i32 {
+  let pieces: u32 = 0;
+  let readablePieces: u32 = 0;
+  for (let i: u32 = 0; i < walk.count; i++) {
+    const from = e.scratch + i * 24;
+    let address = load<u64>(from);
+    let left = load<u32>(from, 16);
+    while (left > 0) {
+      const span = spanOf(e, address);
+      if (span == 0) return fail(q, S.NO_PLACE, i);
+      if (pieces >= q.maxChain) return fail(q, S.TOO_MANY_PIECES, q.maxChain);
+      const room = load<u64>(span, 8) - address;
+      const part = <u64>left < room ? left : <u32>room;
+      const to = e.moved + pieces * 24;
+      store<u64>(to, address + load<u64>(span, 16));
+      store<u64>(to, address, 8);
+      store<u32>(to, part, 16);
+      pieces++;
+      address += part;
+      left -= part;
+    }
+    if (i < walk.readable) readablePieces = pieces;
+  }
+  movedCount = pieces;
+  movedReadable = readablePieces;
+  return 0;
+}
+
+let movedCount: u32 = 0;
+let movedReadable: u32 = 0;
+
+/** Copies the segments of a chain into the pool, which has room. @returns the first one's index */
+function pool(q: Queue, from: u32, count: u32, readable: u32): u32 {
+  const first = q.poolHead;
+  let index = first;
+  for (let i: u32 = 0; i < count; i++) {
+    const segment = q.segments + (index << 4);
+    const next = load<u32>(segment, 12) & S.LINK_INDEX;
+    store<u64>(segment, load<u64>(from + i * 24, 8));
+    store<u32>(segment, load<u32>(from + i * 24, 16), 8);
+    store<u32>(segment, next | (i >= readable ? S.LINK_WRITE : 0) | (i + 1 < count ? S.LINK_MORE : 0), 12);
+    index = next;
+  }
+  q.poolHead = index;
+  q.poolFree -= count;
+  return first;
+}
+
+/** Adds the scratch chain to the device's ring. @returns its id there, FULL, GROW, or an error */
+export function place(q: Queue, e: Env, guestId: u32): i32 {
+  let from = e.scratch;
+  let count = walk.count;
+  let readable = walk.readable;
+  // In mode used the device reads the guest's own descriptors: nothing is translated.
+  if (!e.identity && q.deviceKind != 2) {
+    const error = translate(q, e);
+    if (error < 0) return error;
+    from = e.moved;
+    count = movedCount;
+    readable = movedReadable;
+  }
+  if (q.deviceKind == 0) return placeSplit(q, guestId, from, count, readable);
+  if (q.deviceKind == 1) return placePacked(q, guestId, from, count, readable);
+  if (q.inflight == q.deviceNum) return S.FULL;
+  if (q.poolFree < count) return S.GROW;
+  return placeHead(q, guestId, pool(q, from, count, readable), walk.readableBytes + walk.writableBytes, walk.writableBytes);
+}
+
+/** Offers a guest's head by its own number (mode used). */
+// @ts-ignore: decorator
+@inline
+export function placeHead(q: Queue, head: u32, first: u32, bytes: u64, writable: u64): i32 {
+  record(q, head, head, first, bytes, writable, 1);
+  store<u16>(q.deviceAvail + 4 + ((q.deviceNext & (q.deviceNum - 1)) << 1), <u16>head);
+  q.deviceNext = (q.deviceNext + 1) & 0xffff;
+  return <i32>head;
+}
+
+function placeSplit(q: Queue, guestId: u32, from: u32, count: u32, readable: u32): i32 {
+  const indirect = q.tables != 0 && count > 1 && count <= q.tableEntries;
+  const slots: u32 = indirect ? 1 : count;
+  if (slots > q.deviceNum) return fail(q, S.CHAIN_TOO_LONG, count);
+  if (slots > q.numFree) return S.FULL;
+  if (indirect && q.poolFree < count) return S.GROW;
+  const head = q.freeHead;
+  let first = head;
+  let next: u32 = 0;
+  if (indirect) {
+    next = load<u32>(q.segments + (head << 4), 12) & S.LINK_INDEX;
+    const offset = head * q.tableEntries << 4;
+    fillTable(q, q.tables + offset, from, count, readable, false, 0);
+    const iova = (<u64>q.tablesIovaHigh << 32 | q.tablesIovaLow) + offset;
+    const to = q.deviceDesc + (head << 4);
+    store<u64>(to, iova);
+    store<u64>(to, <u64>(count << 4) | <u64>S.F_INDIRECT << 32, 8);
+    first = pool(q, from, count, readable);
+  } else {
+    let index = head;
+    for (let i: u32 = 0; i < count; i++) {
+      const segment = q.segments + (index << 4);
+      next = load<u32>(segment, 12) & S.LINK_INDEX;
+      const more = i + 1 < count;
+      const write = i >= readable;
+      const length = load<u32>(from + i * 24, 16);
+      const to = q.deviceDesc + (index << 4);
+      store<u64>(to, load<u64>(from + i * 24));
+      store<u64>(to, length | <u64>((write ? S.F_WRITE : 0) | (more ? S.F_NEXT | next << 16 : 0)) << 32, 8);
+      store<u64>(segment, load<u64>(from + i * 24, 8));
+      store<u32>(segment, length, 8);
+      store<u32>(segment, next | (write ? S.LINK_WRITE : 0) | (more ? S.LINK_MORE : 0), 12);
+      index = next;
+    }
+  }
+  q.freeHead = next;
+  q.numFree -= slots;
+  record(q, head, guestId, first, walk.readableBytes + walk.writableBytes, walk.writableBytes, slots);
+  store<u16>(q.deviceAvail + 4 + ((q.deviceNext & (q.deviceNum - 1)) << 1), <u16>head);
+  q.deviceNext = (q.deviceNext + 1) & 0xffff;
+  return <i32>head;
+}
+
+function fillTable(q: Queue, table: u32, from: u32, count: u32, readable: u32, packed: bool, id: u32): void {
+  for (let i: u32 = 0; i < count; i++) {
+    const write = i >= readable ? S.F_WRITE : 0;
+    const more = i + 1 < count ? S.F_NEXT | (i + 1) << 16 : 0;
+    const word: u32 = packed ? id | write << 16 : write | more;
+    const to = table + (i << 4);
+    store<u64>(to, load<u64>(from + i * 24));
+    store<u64>(to, load<u32>(from + i * 24, 16) | <u64>word << 32, 8);
+  }
+}
+
+// @ts-ignore: decorator
+@inline
+function putPacked(q: Queue, id: u32, address: u64, length: u32, flags: u32): void {
+  const slot = q.deviceNext;
+  const all = flags | (q.devicePublished == 1 ? S.PACKED_AVAIL : S.PACKED_USED);
+  const to = q.deviceDesc + (slot << 4);
+  store<u64>(to, address);
+  store<u32>(to, length, 8);
+  store<u16>(to, <u16>id, 12);
+  if (q.batchSlot < 0) {
+    q.batchSlot = <i32>slot;
+    q.batchFlags = all;
+  } else {
+    // The device looks at this slot only after it has seen the first one of the batch.
+    store<u16>(to, <u16>all, 14);
+  }
+  if (slot + 1 == q.deviceNum) {
+    q.deviceNext = 0;
+    q.devicePublished ^= 1;
+  } else {
+    q.deviceNext = slot + 1;
+  }
+}
+
+function placePacked(q: Queue, guestId: u32, from: u32, count: u32, readable: u32): i32 {
+  const indirect = q.tables != 0 && count > 1 && count <= q.tableEntries;
+  const slots: u32 = indirect ? 1 : count;
+  if (slots > q.deviceNum) return fail(q, S.CHAIN_TOO_LONG, count);
+  if (slots > q.numFree) return S.FULL;
+  if (q.poolFree < count) return S.GROW;
+  const id = q.freeHead;
+  q.freeHead = load<u32>(q.records + (id << 5), 28);
+  if (indirect) {
+    const offset = id * q.tableEntries << 4;
+    fillTable(q, q.tables + offset, from, count, readable, true, id);
+    putPacked(q, id, (<u64>q.tablesIovaHigh << 32 | q.tablesIovaLow) + offset, count << 4, S.F_INDIRECT);
+  } else {
+    for (let i: u32 = 0; i < count; i++) {
+      const flags = (i >= readable ? S.F_WRITE : 0) | (i + 1 < count ? S.F_NEXT : 0);
+      putPacked(q, id, load<u64>(from + i * 24), load<u32>(from + i * 24, 16), flags);
+    }
+  }
+  q.numFree -= slots;
+  q.batchSlots += slots;
+  record(q, id, guestId, pool(q, from, count, readable), walk.readableBytes + walk.writableBytes, walk.writableBytes, slots);
+  return <i32>id;
+}

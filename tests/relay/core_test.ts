@@ -1,0 +1,367 @@
+import assert from "node:assert/strict";
+import fc from "fast-check";
+import { DirtyBitmap, logBytes } from "../../src/dirty/bitmap.ts";
+import { SvqError } from "../../src/errors.ts";
+import { createMemfd, mapAnonymous, mapFd, type Mapping } from "../../src/ffi/mod.ts";
+import { Translation } from "../../src/iova/translation.ts";
+import { RangeTable } from "../../src/memory/range_table.ts";
+import type { MappedRange } from "../../src/memory/region.ts";
+import { Arena, slotSize } from "../../src/relay/arena.ts";
+import type { CoreChoice, DataPath, RelayCore } from "../../src/relay/core.ts";
+import { CoreMaker } from "../../src/relay/core_maker.ts";
+import { COUNTER, Counters } from "../../src/relay/counters.ts";
+import type { QueueStart } from "../../src/relay/messages.ts";
+import { packedLayout, splitLayout } from "../../src/vring/layout.ts";
+import { PACKED_BASE_START, PackedDevice, PackedDriver } from "../../src/vring/packed.ts";
+import { Chain, type DeviceQueue, type DriverQueue, type RingMemory } from "../../src/vring/queue.ts";
+import { VringError } from "../../src/vring/rules.ts";
+import { SplitDevice, SplitDriver } from "../../src/vring/split.ts";
+
+// The conformance suite of the relay cores. The same schedule runs on each of them, over memory of its own: what the device
+// sees, what the guest gets back, guest memory, dirty log, counters and errors must be the same. The JavaScript core is the
+// reference; what it does is held against the model of src/vring elsewhere.
+
+interface Shape {
+  mode: "used" | "shadow";
+  guestPacked: boolean;
+  devicePacked: boolean;
+  num: number;
+  deviceNum: number;
+  eventIdx: boolean;
+  guestIndirect: boolean;
+  deviceIndirect: boolean;
+  moved: boolean;
+  log: boolean;
+  base: number;
+}
+
+type Step =
+  | { op: "offer"; readable: number; writable: number; at: number; length: number }
+  | { op: "publish" }
+  | { op: "forward" }
+  | { op: "serve"; pick: number; written: number }
+  | { op: "flush" }
+  | { op: "return" }
+  | { op: "collect" }
+  | { op: "suppress"; who: "guest" | "device" | "core"; on: boolean }
+  | { op: "log"; on: boolean }
+  | { op: "renew" }
+  | { op: "break"; word: number; value: number };
+
+const REGION = 2 ** 18;
+/** Two regions that touch, and one apart, above 4 GiB: buffers may cross the seam. */
+const GPAS = [0, REGION, 2 ** 33];
+const IOVAS = [2 ** 30, 2 ** 31, 2 ** 34];
+const RINGS_AT = 0;
+const DATA_AT = REGION / 2;
+const TABLES_AT = REGION / 4;
+const LOG_END = 2 ** 33 + REGION;
+
+const RULES_BROKEN = "broken";
+
+/** One core with memory, guest and device of its own. */
+class World implements Disposable {
+  readonly #stack = new DisposableStack();
+  readonly memory: Mapping[] = [];
+  readonly log: Mapping;
+  readonly counters = new Counters(1).of(0);
+  readonly core: RelayCore;
+  readonly driver: DriverQueue;
+  device: DeviceQueue;
+  readonly #path: DataPath;
+  readonly #maker: CoreMaker;
+  readonly #arena: Arena;
+  readonly #start: QueueStart;
+  readonly #chain = new Chain(600);
+  readonly #held: number[] = [];
+  readonly seen: string[] = [];
+  failed = false;
+
+  constructor(choice: CoreChoice, readonly shape: Shape) {
+    const { num, deviceNum, mode, guestPacked, devicePacked, eventIdx } = shape;
+    const make = (name: string, size: number) => {
+      using fd = createMemfd(name, size);
+      return this.#stack.use(mapFd(fd.fd, { length: size }));
+    };
+    for (const gpa of GPAS) this.memory.push(make(`region-${gpa}`, REGION));
+    this.log = make("log", logBytes(LOG_END));
+    const ranges: MappedRange[] = GPAS.map((gpa, i) => ({ gpa, size: REGION, uaddr: gpa, address: this.memory[i]!.address }));
+    const moved = shape.moved ? GPAS.map((gpa, i) => ({ gpa, iova: IOVAS[i]!, size: REGION })) : undefined;
+    this.#path = {
+      memory: new RangeTable(ranges),
+      translation: moved === undefined ? undefined : new Translation(moved),
+      dirty: undefined,
+    };
+    this.#maker = new CoreMaker(choice, this.#path);
+    this.#maker.setMemory(ranges, moved);
+    this.#arena = this.#stack.use(new Arena(1, 2 ** 45, slotSize(deviceNum)));
+    this.#arena.place(0, deviceNum);
+    const layout = guestPacked ? packedLayout(num) : splitLayout(num);
+    const at = (offset: number) => RINGS_AT + offset;
+    this.#start = {
+      ...{ index: 0, mode, kickFd: -1, callFd: -1, deviceKickFd: -1, deviceCallFd: -1, paused: false },
+      guest: {
+        ...{ num, packed: guestPacked, eventIdx, indirect: shape.guestIndirect, inOrder: false },
+        ...{ desc: at(layout.desc.offset), avail: at(layout.avail.offset), used: at(layout.used.offset) },
+      },
+      device: {
+        num: deviceNum,
+        packed: devicePacked,
+        eventIdx,
+        indirect: shape.deviceIndirect,
+        inOrder: false,
+        ...this.#arena.local(0, deviceNum),
+      },
+      guestBase: guestPacked ? PACKED_BASE_START : shape.base,
+      logUsedGpa: shape.log ? at(layout.used.offset) : -1,
+    };
+    const buffer = this.memory[0]!.buffer();
+    const part = (offset: number) => ({ buffer, byteOffset: offset });
+    const parts = { num, desc: part(layout.desc.offset), avail: part(layout.avail.offset), used: part(layout.used.offset), eventIdx };
+    const indirect = shape.guestIndirect
+      ? { indirect: { buffer, byteOffset: TABLES_AT, address: TABLES_AT, entries: Math.min(12, Math.floor(REGION / 4 / num / 16)) } }
+      : {};
+    if (!guestPacked) {
+      for (const offset of [layout.avail.offset, layout.used.offset]) new Uint16Array(buffer, offset)[1] = shape.base;
+    }
+    this.driver = guestPacked ? new PackedDriver({ ...parts, ...indirect }) : new SplitDriver({ ...parts, ...indirect, base: shape.base });
+    this.core = this.#maker.make(this.#start, this.counters);
+    this.setLog(shape.log);
+    assert.equal(this.core.kind, choice, this.#maker.reason);
+    this.device = this.#newDevice();
+  }
+
+  #newDevice(): DeviceQueue {
+    const { deviceNum, devicePacked, mode, eventIdx } = this.shape;
+    const local = this.#arena.local(0, deviceNum);
+    const slot = this.#arena.slot(0);
+    const part = (address: number) => ({ buffer: slot, byteOffset: address - local.desc });
+    const desc = mode === "used" ? { buffer: this.memory[0]!.buffer() } : part(local.desc);
+    // The device finds tables of the relay's in the arena, those of the guest (mode used) in guest memory.
+    const memory: RingMemory = {
+      contains: () => true,
+      buffer: (address, length) =>
+        mode === "used"
+          ? new Uint8Array(this.memory[0]!.buffer(address, length)).slice().buffer
+          : slot.slice(address - this.#arena.iova, address - this.#arena.iova + length),
+    };
+    const indirect = mode === "used" ? this.shape.guestIndirect : this.shape.deviceIndirect;
+    const options = { num: deviceNum, desc, avail: part(local.avail), used: part(local.used), eventIdx, indirect, memory };
+    return devicePacked ? new PackedDevice(options) : new SplitDevice(options);
+  }
+
+  setLog(on: boolean): void {
+    this.#path.dirty = on ? new DirtyBitmap(this.log.buffer()) : undefined;
+    this.#maker.setLog(on ? this.log.address : 0, on ? this.log.length : 0);
+  }
+
+  /** Runs a step. @returns what is to be compared */
+  run(step: Step): unknown {
+    if (this.failed) return undefined;
+    try {
+      return this.#run(step);
+    } catch (error) {
+      if (!(error instanceof SvqError) || error.code === "INTERNAL") throw error;
+      this.failed = true;
+      return [RULES_BROKEN, error.code, error instanceof VringError ? error.index : 0];
+    }
+  }
+
+  #run(step: Step): unknown {
+    const { core, driver } = this;
+    switch (step.op) {
+      case "offer": {
+        const chain = this.#chain;
+        chain.clear();
+        for (let i = 0; i < step.readable + step.writable; i++) {
+          const slot = step.at + i * 37;
+          const address = slot % 3 === 2 ? GPAS[2]! + DATA_AT + slot % 500 : DATA_AT + slot * 997 % (REGION + DATA_AT - 10000);
+          if (i < step.readable) chain.addReadable(address, step.length);
+          else chain.addWritable(address, step.length);
+        }
+        if (chain.count > this.shape.num) return "too long";
+        return driver.addChain(chain);
+      }
+      case "publish":
+        return driver.publish();
+      case "forward": {
+        const moved = core.forward();
+        return [moved, core.kickWanted, core.full, core.inflight, core.progress()];
+      }
+      case "serve": {
+        const chain = this.#chain;
+        while (this.device.pop(chain)) {
+          const segments = Array.from({ length: chain.count }, (_, i) => `${chain.addresses[i]}+${chain.lengths[i]}`);
+          this.seen.push(`${chain.readableCount}:${segments.join(" ")}`);
+          this.#held.push(chain.id);
+        }
+        if (this.#held.length === 0) return this.seen.length;
+        const [id] = this.#held.splice(step.pick % this.#held.length, 1);
+        this.device.push(id!, step.written);
+        return this.seen.at(-1);
+      }
+      case "flush":
+        return this.device.flush();
+      case "return": {
+        const moved = core.returnUsed();
+        return [moved, core.callWanted, core.progress(), core.guestUsed];
+      }
+      case "collect": {
+        const back: number[] = [];
+        for (let id = driver.take(); id >= 0; id = driver.take()) back.push(id, driver.usedLength);
+        return back;
+      }
+      case "suppress":
+        return this.#suppress(step.who, step.on);
+      case "log":
+        return this.setLog(step.on);
+      case "renew":
+        return this.#renew();
+      case "break":
+        // Anything in the rings' first words, from outside: as a hostile guest would.
+        new Uint16Array(this.memory[0]!.buffer())[step.word % (this.shape.num * 13)] = step.value;
+        return undefined;
+    }
+  }
+
+  #suppress(who: "guest" | "device" | "core", on: boolean): unknown {
+    if (who === "guest") return on ? this.driver.disableCalls() : this.driver.enableCalls();
+    if (who === "device") return on ? this.device.disableKicks() : this.device.enableKicks();
+    if (!on) return [this.core.enableCalls(), this.core.enableKicks()];
+    this.core.disableCalls();
+    this.core.disableKicks();
+    return undefined;
+  }
+
+  #renew(): unknown {
+    const { deviceNum } = this.shape;
+    // What the lost device had done in secret is done again.
+    this.core.returnUsed();
+    this.#arena.place(0, deviceNum);
+    this.#held.length = 0;
+    this.core.renew({ ...this.#start, device: { ...this.#start.device, ...this.#arena.local(0, deviceNum) } });
+    this.device = this.#newDevice();
+    return this.core.progress();
+  }
+
+  /** Everything that the guest and its VMM can see. */
+  state(): unknown {
+    const bytes = this.memory.map((mapping) => new Uint8Array(mapping.buffer()));
+    const dirty = new DirtyBitmap(this.log.buffer());
+    const counters = [COUNTER.chains, COUNTER.bytes, COUNTER.dirtyPages, COUNTER.full].map((slot) => this.counters[slot]);
+    return { rings: bytes[0]!.slice(0, TABLES_AT), dirty: [...dirty.runs()], counters, seen: this.seen };
+  }
+
+  uses(): number[] {
+    return [0, DATA_AT, REGION, GPAS[2]!].map((gpa) => this.core.uses(gpa, 4096));
+  }
+
+  finish(): unknown {
+    try {
+      return this.failed ? this.core.abandon(false).inflight : this.core.finish();
+    } catch (error) {
+      return (error as SvqError).code;
+    }
+  }
+
+  [Symbol.dispose](): void {
+    this.core.close();
+    this.#stack.dispose();
+  }
+}
+
+const size = fc.constantFrom(2, 4, 16, 64);
+const shapes: fc.Arbitrary<Shape> = fc.record({
+  mode: fc.constantFrom("used" as const, "shadow" as const, "shadow" as const),
+  guestPacked: fc.boolean(),
+  devicePacked: fc.boolean(),
+  num: size,
+  deviceNum: size,
+  eventIdx: fc.boolean(),
+  guestIndirect: fc.boolean(),
+  deviceIndirect: fc.boolean(),
+  moved: fc.boolean(),
+  log: fc.boolean(),
+  base: fc.constantFrom(0, 0x7fff, 0xfff0),
+}).map((shape) =>
+  shape.mode === "used" ? { ...shape, guestPacked: false, devicePacked: false, moved: false, deviceNum: shape.num } : shape
+);
+
+const honest: fc.Arbitrary<Step>[] = [
+  fc.record({
+    op: fc.constant("offer" as const),
+    readable: fc.integer({ min: 0, max: 5 }),
+    writable: fc.integer({ min: 0, max: 5 }),
+    at: fc.nat({ max: 400 }),
+    length: fc.constantFrom(1, 16, 512, 1536, 9000),
+  }).map((step) => step.readable + step.writable === 0 ? { ...step, writable: 1 } : step),
+  fc.constant({ op: "publish" as const }),
+  fc.constant({ op: "forward" as const }),
+  fc.record({ op: fc.constant("serve" as const), pick: fc.nat({ max: 63 }), written: fc.nat({ max: 20000 }) }),
+  fc.constant({ op: "flush" as const }),
+  fc.constant({ op: "return" as const }),
+  fc.constant({ op: "collect" as const }),
+];
+const rare: fc.Arbitrary<Step>[] = [
+  fc.record({
+    op: fc.constant("suppress" as const),
+    who: fc.constantFrom("guest" as const, "device" as const, "core" as const),
+    on: fc.boolean(),
+  }),
+  fc.record({ op: fc.constant("log" as const), on: fc.boolean() }),
+  fc.constant({ op: "renew" as const }),
+];
+const hostile = fc.record({ op: fc.constant("break" as const), word: fc.nat({ max: 2000 }), value: fc.nat({ max: 0xffff }) });
+
+function schedule(...extra: { weight: number; arbitrary: fc.Arbitrary<Step> }[]): fc.Arbitrary<Step[]> {
+  const steps = [...honest.map((arbitrary) => ({ weight: 4, arbitrary })), ...rare.map((arbitrary) => ({ weight: 1, arbitrary }))];
+  return fc.array(fc.oneof(...steps, ...extra), { minLength: 30, maxLength: 200, size: "max" });
+}
+
+function compare(shape: Shape, steps: readonly Step[]): void {
+  using js = new World("js", shape);
+  using wasm = new World("wasm", shape);
+  for (const [index, step] of steps.entries()) assert.deepEqual(wasm.run(step), js.run(step), `step ${index}: ${JSON.stringify(step)}`);
+  assert.deepEqual(wasm.uses(), js.uses());
+  assert.deepEqual(wasm.finish(), js.finish());
+  assert.deepEqual(wasm.state(), js.state());
+}
+
+const RUNS = Deno.env.get("SVQ_SOAK") === "1" ? 5000 : 150;
+
+Deno.test("both cores do the same with every ring format and mode, whatever guest and device do in which order", () => {
+  fc.assert(fc.property(shapes, schedule(), compare), { numRuns: RUNS, seed: 7 });
+});
+
+Deno.test("both cores stop at the same broken rule, and mark the same pages, when a guest writes anything into its rings", () => {
+  fc.assert(fc.property(shapes, schedule({ weight: 3, arbitrary: hostile }), compare), { numRuns: RUNS, seed: 7 });
+});
+
+Deno.test("memory that no window can show leaves its queue to the JavaScript core, and says why", () => {
+  using ram = mapAnonymous(REGION);
+  const ranges = [{ gpa: 0, size: REGION, uaddr: 0, address: ram.address }];
+  const path: DataPath = { memory: new RangeTable(ranges), translation: undefined, dirty: undefined };
+  const maker = new CoreMaker("auto", path);
+  maker.setMemory(ranges);
+  using arena = new Arena(1, 2 ** 40, slotSize(undefined));
+  arena.place(0, 16);
+  const start: QueueStart = {
+    ...{
+      index: 0,
+      mode: "shadow",
+      kickFd: -1,
+      callFd: -1,
+      deviceKickFd: -1,
+      deviceCallFd: -1,
+      paused: false,
+      logUsedGpa: -1,
+      guestBase: 0,
+    },
+    guest: { num: 16, packed: false, eventIdx: false, indirect: false, inOrder: false, desc: 0, avail: 4096, used: 8192 },
+    device: { num: 16, packed: false, eventIdx: false, indirect: false, inOrder: false, ...arena.local(0, 16) },
+  };
+  const core = maker.make(start, new Counters(1).of(0));
+  assert.equal(core.kind, "js");
+  assert.match(maker.reason!, /window/);
+  assert.equal(core.forward(), 0);
+});

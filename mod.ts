@@ -86,7 +86,6 @@ export type { VringState } from "./src/uapi/vhost.ts";
 export type { IndirectTables } from "./src/relay/messages.ts";
 export type { Lane } from "./src/relay/lane.ts";
 export type { RingPlace } from "./src/relay/messages.ts";
-export type { NetWorkloadOptions } from "./src/drivers/net_workload.ts";
 export type { BlkWorkloadOptions } from "./src/drivers/blk_workload.ts";
 export type { LoopbackWorkloadOptions } from "./src/drivers/loopback_workload.ts";
 export type { WorkloadState } from "./src/drivers/workload.ts";

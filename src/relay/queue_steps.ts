@@ -105,6 +105,9 @@ export function inflightUnknown(index: number, why: string): SvqError {
   );
 }
 
+/** A device that holds requests for so long when its ring is taken away is spoken of in the log, again and again, ms. */
+const HELD_NOTICE_MS = 10_000;
+
 /** Resolves after `ms` milliseconds. */
 export function pause(ms: number): Promise<void> {
   return new Promise((resolve) => setTimeout(resolve, ms));
@@ -300,8 +303,18 @@ export class QueueSteps {
   }
 
   /** Takes the ring away from the device. @returns where a successor goes on */
-  leave(mode: RunningMode, ring: GuestRing): Promise<number> {
-    return isRelayed(mode) ? this.#leaveOwn(mode, ring) : this.#leaveGuest(mode, ring);
+  async leave(mode: RunningMode, ring: GuestRing): Promise<number> {
+    const begun = performance.now();
+    // Whoever waits for this (a VMM that stops the guest) waits as long: say why.
+    const timer = setInterval(() => {
+      const seconds = Math.round((performance.now() - begun) / 1000);
+      this.#context.log(`queue ${this.#index}: the device still holds requests ${seconds} s after it was to give up its ring`);
+    }, HELD_NOTICE_MS);
+    try {
+      return isRelayed(mode) ? await this.#leaveOwn(mode, ring) : await this.#leaveGuest(mode, ring);
+    } finally {
+      clearInterval(timer);
+    }
   }
 
   /** Takes a ring away from its Worker and its device whatever is in flight. @returns where the guest's ring stands */

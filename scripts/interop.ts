@@ -2,12 +2,16 @@
  * The interoperability matrix: front-ends and devices with a relay between them, doing I/O, switching modes under load, and
  * migrating. Runs real programs and writes docs/interop.md.
  *
- *     deno run -A scripts/interop.ts [WORD]...      only pairs whose name contains all words; prints, writes nothing
+ *     deno run -A scripts/interop.ts                     all pairs
+ *     deno run -A scripts/interop.ts [--write] WORD...   only pairs whose name contains all words (`a,b`: one of them); writes only
+ *     with --write
  *
  * @module
  */
 import { qemuProgram, type QemuVersion } from "./lab/host.ts";
-import { startPasst, startVirtiofsd } from "../tests/support/daemons.ts";
+import { KERNEL_PAIRS } from "./_interop_kernel.ts";
+import { type Row, writeDocument } from "./_interop_document.ts";
+import { echoOn, startPasst, startVirtiofsd, startVsock } from "../tests/support/daemons.ts";
 import { MAIN } from "../tests/support/cli.ts";
 import { Process } from "../tests/support/process.ts";
 import { RelayProcess } from "../tests/support/relay_process.ts";
@@ -310,7 +314,39 @@ async function virtioUser(
   });
 }
 
-const KERNEL = "not run by this script: it needs the lab VM";
+// ---- vsock
+
+async function withVsock(folder: TempDir, body: (relay: RelayProcess, talk: () => Promise<void>) => Promise<string>): Promise<string> {
+  const [socket, uds] = [folder.join("vsock.device"), folder.join("vsock")];
+  using _echo = echoOn(`${uds}_7777`);
+  await using _daemon = await startVsock(socket, uds, 7);
+  await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}` });
+  await using vm = await startVm({
+    ...{ qemu: "10", folder: folder.path, run: "shell", modules: ["vsock"] },
+    extraArgs: ["-chardev", `socket,id=vsock0,path=${relay.front}`, "-device", "vhost-user-vsock-pci,chardev=vsock0"],
+  });
+  await vm.shell("mkfifo /tmp/ctl; exec 3<>/tmp/ctl; { vsock_talk 7777 </tmp/ctl & }");
+  return await body(relay, async () => {
+    const since = vm.serial.lines.length;
+    await vm.send("echo >&3\n");
+    const [line] = await vm.waitSerial(/^VSOCK .*$/, { since });
+    if (!line.startsWith("VSOCK ok")) throw new Error(line);
+  });
+}
+
+const VSOCK: Pair["tasks"] = {
+  "I/O": (folder) =>
+    withVsock(folder, async (_relay, talk) => {
+      await talk();
+      return "256 KiB echoed by the host";
+    }),
+  "switch under load": (folder) =>
+    withVsock(folder, async (relay, talk) => {
+      await talk();
+      return `${await switchModes(relay, talk)}; one connection, 256 KiB echoed after each switch, none during it (see below)`;
+    }),
+  migrate: "impossible: the device has no DEVICE_STATE, and QEMU does not migrate it",
+};
 
 const PAIRS: Pair[] = [
   ...(["7.2", "10"] as const).flatMap((qemu): Pair[] => [
@@ -320,14 +356,12 @@ const PAIRS: Pair[] = [
     { front: `QEMU ${qemu}`, device: "virtiofsd", tasks: virtiofsTasks(qemu) },
   ]),
   { front: "QEMU 10", device: "passt", tasks: PASST },
+  { front: "QEMU 10", device: "vhost-device-vsock", tasks: VSOCK },
   { front: "DPDK virtio-user", device: "testpmd", tasks: VIRTIO_USER },
   { front: "embedded driver", device: "storage daemon", tasks: embeddedTasks("qsd") },
   { front: "embedded driver", device: "sim:blk", tasks: embeddedTasks("sim:blk") },
   { front: "embedded driver", device: "sim:loopback", tasks: embeddedTasks("sim:loopback") },
-  ...["vhost-net", "vdpa_sim", "VDUSE"].map((device): Pair => ({
-    ...{ front: "embedded driver", device },
-    tasks: { "I/O": KERNEL, "switch under load": KERNEL, migrate: KERNEL },
-  })),
+  ...KERNEL_PAIRS,
 ];
 
 async function run(pair: Pair, task: Task): Promise<string> {
@@ -348,41 +382,27 @@ async function versionOf(version: QemuVersion): Promise<string> {
   return /version (\S+)/.exec(new TextDecoder().decode(stdout))?.[1] ?? version;
 }
 
+const nameOf = (pair: Pair) => `${pair.front} × ${pair.device}`;
+
 if (import.meta.main) {
-  const words = Deno.args;
-  const rows: string[] = [];
+  const words = Deno.args.filter((word) => word !== "--write");
+  const write = words.length === 0 || words.length < Deno.args.length;
+  const rows: Row[] = [];
   let failed = false;
-  for (const pair of PAIRS) {
-    const name = `${pair.front} × ${pair.device}`;
-    if (!words.every((word) => name.includes(word))) continue;
+  for (const pair of PAIRS.filter((pair) => words.every((word) => word.split(",").some((part) => nameOf(pair).includes(part))))) {
     const cells: string[] = [];
     for (const task of TASKS) {
       const cell = await run(pair, task);
-      console.log(`${name}, ${task}: ${cell}`);
+      console.log(`${nameOf(pair)}, ${task}: ${cell}`);
       failed ||= cell.startsWith("**");
-      cells.push(cell.replaceAll("|", "/"));
+      cells.push(cell);
     }
-    rows.push(`| ${pair.front} | ${pair.device} | ${cells.join(" | ")} |`);
+    rows.push({ front: pair.front, device: pair.device, cells });
   }
-  if (words.length === 0) {
-    const text = [
-      "# Interoperability",
-      "",
-      `Written by \`deno run -A scripts/interop.ts\` on ${
-        new Date().toISOString().slice(0, 10)
-      }: svq ${VERSION}, Deno ${Deno.version.deno}, ` +
-      `QEMU ${await versionOf("7.2")} and ${await versionOf("10")}; DPDK, passt and virtiofsd as in Debian trixie. QEMU runs under TCG.`,
-      "",
-      "A relay stands between front-end and device. *switch under load* goes through the modes shadow, passthrough, used, notify and " +
-      "passthrough while work goes on. What works was checked: disks by checksums of every block and a comparison with the image, " +
-      "files by comparison, networks by answers. – means that nothing was run, and why.",
-      "",
-      `| front-end | device | ${TASKS.join(" | ")} |`,
-      `|---|---|${TASKS.map(() => "---|").join("")}`,
-      ...rows,
-      "",
-    ].join("\n");
-    await Deno.writeTextFile(new URL("../docs/interop.md", import.meta.url), text);
+  if (write) {
+    const versions = `svq ${VERSION}, Deno ${Deno.version.deno}, QEMU ${await versionOf("7.2")} and ${await versionOf("10")}; ` +
+      "DPDK, passt and virtiofsd as in Debian trixie, vhost-device-vsock as in sid";
+    await writeDocument(PAIRS.map(nameOf), rows, TASKS, versions);
   }
   Deno.exit(failed ? 1 : 0);
 }

@@ -17,7 +17,11 @@ const MODULES: Record<string, string[]> = {
   net: ["virtio_net"],
   fs: ["virtiofs"],
   console: ["virtio_console"],
+  vsock: ["vmw_vsock_virtio_transport"],
 };
+
+/** Our own programs in the guest: the checked workload, and one end of a vsock connection. */
+const PROGRAMS = ["svq_guest", "vsock_talk"];
 
 /** Paths of what a guest boots. */
 export interface GuestImage {
@@ -67,12 +71,12 @@ async function kernelAndBusybox(): Promise<string> {
   });
 }
 
-/** The checked workload as a static program. */
-async function compileWorkload(target: string): Promise<void> {
+/** A program of the guest, static. */
+async function compile(source: string, target: string): Promise<void> {
   if (!await hasStaticCompiler()) {
     await runTool("apt-get", ["-qq", "-y", "--no-install-recommends", "install", "gcc", "libc6-dev"]);
   }
-  await runTool("gcc", ["-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", target, new URL("svq_guest.c", SOURCES).pathname]);
+  await runTool("gcc", ["-static", "-O2", "-Wall", "-Wextra", "-Werror", "-o", target, new URL(source, SOURCES).pathname]);
 }
 
 async function hasStaticCompiler(): Promise<boolean> {
@@ -87,13 +91,13 @@ async function hasStaticCompiler(): Promise<boolean> {
 /** Builds or finds the guest. @throws LabUnavailable */
 export async function guestImage(): Promise<GuestImage> {
   const init = await Deno.readTextFile(new URL("init.sh", SOURCES));
-  const source = await Deno.readTextFile(new URL("svq_guest.c", SOURCES));
-  const hash = await recipeHash("guest 1", init, source, JSON.stringify(MODULES));
+  const sources = await Promise.all(PROGRAMS.map((program) => Deno.readTextFile(new URL(`${program}.c`, SOURCES))));
+  const hash = await recipeHash("guest 1", init, ...sources, JSON.stringify(MODULES));
   const folder = await ensureBuilt("guest", hash, async (folder) => {
     const base = await kernelAndBusybox();
     const kernel = Array.from(Deno.readDirSync(`${base}/boot`)).find((entry) => entry.name.startsWith("vmlinuz-"))!;
     await Deno.copyFile(`${base}/boot/${kernel.name}`, `${folder}/vmlinuz`);
-    await compileWorkload(`${folder}/svq_guest`);
+    for (const program of PROGRAMS) await compile(`${program}.c`, `${folder}/${program}`);
     const files = walk(`${base}/usr/lib/modules`);
     const image = new CpioWriter();
     for (const name of ["bin", "dev", "proc", "sys", "lib", "mnt", "tmp", "etc"]) image.directory(name);
@@ -101,7 +105,7 @@ export async function guestImage(): Promise<GuestImage> {
     image.device("dev/null", 1, 3);
     const busybox = ["usr/bin/busybox", "usr/sbin/busybox"].map((path) => `${base}/${path}`).find(exists)!;
     image.file("bin/busybox", await Deno.readFile(busybox), 0o755);
-    image.file("bin/svq_guest", await Deno.readFile(`${folder}/svq_guest`), 0o755);
+    for (const program of PROGRAMS) image.file(`bin/${program}`, await Deno.readFile(`${folder}/${program}`), 0o755);
     image.file("init", new TextEncoder().encode(init), 0o755);
     const packed = new Set<string>();
     for (const [list, names] of Object.entries(MODULES)) {

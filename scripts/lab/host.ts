@@ -30,6 +30,7 @@ const ROOTS = {
   // What users type svq into and read its manual with.
   shells: { suite: "bookworm", packages: ["fish", "zsh", "mandoc"] },
   virtiofsd: { suite: "trixie", packages: ["virtiofsd"] },
+  "vhost-device": { suite: "sid", packages: ["vhost-device-vsock"] },
 } as const satisfies Record<string, { suite: Suite; packages: readonly string[] }>;
 
 /** A part that is a folder of unpacked packages. */
@@ -118,11 +119,12 @@ export async function qemuProgram(version: QemuVersion, program: string): Promis
 export async function testpmdProgram(runtimeFolder: string): Promise<Program> {
   const folder = await root("dpdk");
   const { command, args } = programInRoot(folder, "bin/dpdk-testpmd");
-  const drivers = ["bus_vdev", "mempool_ring", "net_vhost", "net_virtio"]
+  const drivers = ["bus_vdev", "mempool_ring", "net_pcap", "net_vhost", "net_virtio"]
     .flatMap((name) => ["-d", `${folder}/usr/lib/x86_64-linux-gnu/librte_${name}.so.25`]);
   return {
     command,
-    args: [...args, "-l", "0,1", "--no-huge", "-m", "128", "--no-pci", ...drivers],
+    // Its polling thread may run on either processor: two testpmd that both had the second one to themselves would share it.
+    args: [...args, "--lcores=0@(0-1),1@(0-1)", "--no-huge", "-m", "128", "--no-pci", ...drivers],
     env: { RUNTIME_DIRECTORY: runtimeFolder },
   };
 }
@@ -135,6 +137,11 @@ export async function passtProgram(): Promise<Program> {
 /** virtiofsd. @throws LabUnavailable */
 export async function virtiofsdProgram(): Promise<Program> {
   return { ...programInRoot(await root("virtiofsd"), "libexec/virtiofsd"), env: {} };
+}
+
+/** vhost-device-vsock. @throws LabUnavailable */
+export async function vsockProgram(): Promise<Program> {
+  return { ...programInRoot(await root("vhost-device"), "bin/vhost-device-vsock"), env: {} };
 }
 
 if (import.meta.main) {

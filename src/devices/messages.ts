@@ -6,17 +6,24 @@
  * StartCommand; `stop` queue index, answered with the base when the queue is drained; `enable` EnableCommand; `fds`
  * FdsCommand; `iotlb` the descriptor of a VDUSE device, whose memory is used from then on; `iotlb-changed` (answered when what
  * went from it is not used any more); `position` queue index, answered with the base of a ring that goes on; `reset` (answered when nothing is touched any more); `counters` answered with SimCounters[]; `close`.
+ * Of a network device: `net-link` (boolean), `net-mtu` (bytes), `net-announce` (the MAC, answered with a boolean), `net-state`
+ * answered with NetStateDocument, `net-counters` answered with NetCounters[].
+ * Of a network device: `net-link` (boolean), `net-mtu` (bytes), `net-announce` (the MAC, answered with a boolean), `net-state`
+ * answered with NetStateDocument, `net-counters` answered with NetCounters[].
  *
  * @module
  */
 import type { ErrorRecord } from "../errors.ts";
 import type { VringAddresses } from "../vhost/backend.ts";
 import type { BlkBacking } from "./blk.ts";
+import type { NetBacking } from "./net.ts";
 
 /** The first command: which device it is. */
 export interface OpenCommand {
-  /** The disk, or nothing for a loopback device. */
+  /** The disk, where it is one. */
   blk: BlkBacking | undefined;
+  /** The port, where it is a network device. Neither: a loopback device. */
+  net: NetBacking | undefined;
   /** Queues. */
   queues: number;
   /** Microseconds per request. */

@@ -15,11 +15,16 @@ export interface DeviceModel {
   /**
    * Does what a chain asks for, completely, and writes the answer into its writable segments.
    *
-   * @returns bytes written, from the first writable one on
+   * @param queue whose it is
+   * @param mayWait whether {@linkcode WAIT} may be answered
+   * @returns bytes written, from the first writable one on; {@linkcode WAIT} when it cannot be done now
    * @throws SvqError when the chain is no request at all: the queue stops
    */
-  execute(chain: Chain, memory: RangeTable): number;
+  execute(chain: Chain, memory: RangeTable, queue: number, mayWait: boolean): number;
 }
+
+/** The chain stays in the ring until the model says that it can go on. */
+export const WAIT = -1;
 
 /** A chain that is not even a request: the driver broke the device's rules, and the queue stops. */
 export function malformed(message: string): SvqError {

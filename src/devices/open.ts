@@ -3,7 +3,6 @@
  *
  * @module
  */
-import { EXIT, SvqError } from "../errors.ts";
 import { dupFd, listenUnix, type UnixListener } from "../ffi/mod.ts";
 import { type DeviceAddress, formatDeviceAddress, parseDeviceAddress, type SimAddress } from "../vhost/address.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
@@ -13,10 +12,9 @@ import { VhostUserFrontEnd } from "../vhost_user/front_end.ts";
 import type { SimOptions } from "./options.ts";
 import { SimDevice } from "./sim_device.ts";
 
-/** The options of an embedded device's address. @throws SvqError UNSUPPORTED_DEVICE for kinds that are not embedded here */
+/** The options of an embedded device's address. */
 export function simOptions(address: SimAddress): SimOptions {
   const { queues, num, latency, jitter, packed } = address;
-  if (address.device === "net") throw unsupported(address, "There is no embedded net device in this build");
   const options: SimOptions = {
     kind: address.device,
     ...(queues === undefined ? {} : { queues }),
@@ -25,6 +23,16 @@ export function simOptions(address: SimAddress): SimOptions {
     ...(jitter === undefined ? {} : { jitterUs: jitter / 1000 }),
     ...(packed === undefined ? {} : { packed }),
   };
+  if (address.device === "net") {
+    const { tap, cable, mac, mtu } = address;
+    return {
+      ...options,
+      ...(tap === undefined ? {} : { tap }),
+      ...(cable === undefined ? {} : { cable }),
+      ...(mac === undefined ? {} : { mac }),
+      ...(mtu === undefined ? {} : { mtu }),
+    };
+  }
   if (address.device !== "blk") return options;
   const { file, size, ro, id } = address;
   return {
@@ -36,11 +44,7 @@ export function simOptions(address: SimAddress): SimOptions {
   };
 }
 
-function unsupported(address: DeviceAddress, message: string): SvqError {
-  return new SvqError("UNSUPPORTED_DEVICE", `${formatDeviceAddress(address)}: ${message}`, { exitCode: EXIT.usage });
-}
-
-/** Opens an embedded device. @throws SvqError BAD_DEVICE_OPTION, UNSUPPORTED_DEVICE, and of the disk's file */
+/** Opens an embedded device. @throws SvqError BAD_DEVICE_OPTION, CABLE_IN_USE, and of the disk's file */
 export async function openSim(address: SimAddress): Promise<SimDevice> {
   return await SimDevice.open(simOptions(address), formatDeviceAddress(address));
 }
@@ -100,7 +104,7 @@ export class DeviceSource implements Disposable {
  * Opens a device: an embedded one, one of the kernel, or a vhost-user device behind a socket (`listen:` waits until one connects).
  *
  * @param address parsed, or as typed
- * @throws SvqError USAGE for a bad address, UNSUPPORTED_DEVICE, and of connecting
+ * @throws SvqError USAGE for a bad address, and of connecting
  */
 export async function openDevice(address: DeviceAddress | string, options: OpenOptions = {}): Promise<VhostBackend> {
   const parsed = typeof address === "string" ? parseDeviceAddress(address) : address;

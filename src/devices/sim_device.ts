@@ -1,5 +1,5 @@
 /**
- * Embedded devices in this process: `sim:blk` and `sim:loopback`.
+ * Embedded devices in this process: `sim:blk`, `sim:net` and `sim:loopback`.
  *
  * The main thread keeps the device's face (features, configuration, status, memory maps, descriptors); a worker has the
  * rings and does the work. A ring starts when it has a size, addresses, a kick and is enabled, as in vhost-user: after
@@ -14,13 +14,31 @@ import type { MemoryRegion } from "../memory/region.ts";
 import { bitsOf } from "../uapi/bits.ts";
 import { VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
 import { VIRTIO_BLK_SECTOR_BYTES } from "../uapi/virtio_blk.ts";
+import type { NetStateDocument } from "../net/state.ts";
+import { VIRTIO_NET_HDR_BYTES } from "../uapi/virtio_net.ts";
+import { Tap } from "../vhost/tap.ts";
 import type { BackendInfo, LogRegion, VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import type { BlkBacking } from "./blk.ts";
 import type { BrokenEvent, OpenCommand, QueueFds, SimCounters, StartCommand } from "./messages.ts";
-import { checkSimOptions, configSpace, DEFAULT_NUM, DEFAULT_SIZE, offeredFeatures, type SimOptions } from "./options.ts";
+import { CableEnd } from "./cable.ts";
+import type { NetBacking, NetCounters } from "./net.ts";
+import {
+  checkSimOptions,
+  configSpace,
+  DEFAULT_MAC,
+  DEFAULT_MTU,
+  DEFAULT_NUM,
+  DEFAULT_SIZE,
+  netConfig,
+  offeredFeatures,
+  queueCount,
+  type SimOptions,
+} from "./options.ts";
 
 // What holds of an embedded device, in vhost-user's words: MQ, REPLY_ACK, CONFIG, RESET_DEVICE, CONFIGURE_MEM_SLOTS, STATUS.
 const PROTOCOL_FEATURES = bitsOf([0, 3, 9, 13, 15, 16]);
+// A network device also has RARP and MTU.
+const NET_PROTOCOL_FEATURES = bitsOf([2, 4]);
 const MAX_MEM_SLOTS = 509;
 
 class QueueState {
@@ -60,6 +78,11 @@ export class SimDevice implements VhostBackend {
   readonly #backing: OwnedFd | undefined;
   readonly #offered: bigint;
   readonly #config: Uint8Array<ArrayBuffer>;
+  /** Announces a guest at this device's port; network devices only. */
+  readonly sendRarp?: (mac: Uint8Array<ArrayBuffer>) => Promise<void>;
+  /** Sets the MTU that was agreed on; network devices only. */
+  readonly setMtu?: (mtu: number) => Promise<void>;
+  readonly #port: NetPort | undefined;
   readonly #queues: QueueState[];
   /** Largest ring, descriptors. */
   readonly numMax: number;
@@ -67,12 +90,14 @@ export class SimDevice implements VhostBackend {
   #status = 0;
   #closing: Promise<void> | undefined;
 
-  private constructor(options: SimOptions, address: string, link: WorkerLink, backing: OwnedFd | undefined, capacity: number) {
-    const queues = options.queues ?? 1;
+  private constructor(options: SimOptions, address: string, link: WorkerLink, parts: Parts) {
+    const { backing, port, blk } = parts;
+    const queues = queueCount(options);
+    this.#port = port;
     this.#link = link;
     this.#backing = backing;
     this.#offered = offeredFeatures(options);
-    this.#config = configSpace(options, capacity);
+    this.#config = configSpace(options, blk?.capacity ?? 0);
     this.#queues = Array.from({ length: queues }, () => new QueueState());
     this.numMax = options.num ?? DEFAULT_NUM;
     this.info = {
@@ -80,13 +105,26 @@ export class SimDevice implements VhostBackend {
       address,
       queueNum: queues,
       maxMemSlots: MAX_MEM_SLOTS,
-      protocolFeatures: PROTOCOL_FEATURES,
+      protocolFeatures: port === undefined ? PROTOCOL_FEATURES : PROTOCOL_FEATURES | NET_PROTOCOL_FEATURES,
       canSuspend: false,
       hasConfig: this.#config.length > 0,
-      ...(options.kind === "blk" ? { deviceId: VIRTIO_ID.blk } : {}),
+      ...(options.kind === "loopback" ? {} : { deviceId: VIRTIO_ID[options.kind] }),
     };
     link.onEvent = (event) => this.#onBroken(event as BrokenEvent);
     link.onFailure = (error) => this.onFailure?.(error);
+    if (port === undefined) return;
+    this.#config.set(netConfig(options, port.up));
+    port.onLink = (up) => this.#onLink(options, up);
+    this.sendRarp = async (mac) => void await link.call("net-announce", mac);
+    this.setMtu = (mtu) => link.call("net-mtu", mtu);
+    // Somebody may have come while the worker started.
+    this.#onLink(options, port.up);
+  }
+
+  #onLink(options: SimOptions, up: boolean): void {
+    this.#config.set(netConfig(options, up));
+    this.#link.call("net-link", up).catch(() => {});
+    this.onConfigChange?.();
   }
 
   /**
@@ -98,21 +136,24 @@ export class SimDevice implements VhostBackend {
   static async open(options: SimOptions, address: string = `sim:${options.kind}`): Promise<SimDevice> {
     checkSimOptions(options);
     const backing = options.kind === "blk" ? openBacking(options) : undefined;
+    const port = options.kind === "net" ? new NetPort(options) : undefined;
     let link: WorkerLink | undefined;
     try {
       const blk = backing === undefined ? undefined : describeBacking(backing, options);
       link = new WorkerLink(new Worker(new URL("./worker.ts", import.meta.url), { type: "module", name: address }));
       const command: OpenCommand = {
         blk,
-        queues: options.queues ?? 1,
+        net: port === undefined ? undefined : describePort(port, options),
+        queues: queueCount(options),
         latencyUs: options.latencyUs ?? 0,
         jitterUs: options.jitterUs ?? 0,
       };
       await link.call("open", command);
-      return new SimDevice(options, address, link, backing, blk?.capacity ?? 0);
+      return new SimDevice(options, address, link, { backing, port, blk });
     } catch (error) {
       await link?.close();
       backing?.close();
+      port?.close();
       throw error;
     }
   }
@@ -351,6 +392,16 @@ export class SimDevice implements VhostBackend {
     return this.#link.call<SimCounters[]>("counters");
   }
 
+  /** Network device: what the driver has set through the control queue. */
+  netState(): Promise<NetStateDocument> {
+    return this.#link.call<NetStateDocument>("net-state");
+  }
+
+  /** Network device: frames of each queue. */
+  netCounters(): Promise<NetCounters[]> {
+    return this.#link.call<NetCounters[]>("net-counters");
+  }
+
   /** Stops at once and lets go of everything. */
   close(): Promise<void> {
     this.#closing ??= this.#close();
@@ -362,12 +413,75 @@ export class SimDevice implements VhostBackend {
     for (const queue of this.#queues) queue.close();
     this.#memory.clear();
     this.#backing?.close();
+    this.#port?.close();
   }
 
   /** The same as {@linkcode close}. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
+}
+
+interface Parts {
+  backing: OwnedFd | undefined;
+  port: NetPort | undefined;
+  blk: BlkBacking | undefined;
+}
+
+// Where frames go: a tap, a cable, or a cable of its own that nobody plugs into.
+class NetPort implements Disposable {
+  onLink: ((up: boolean) => void) | undefined;
+  readonly #tap: Tap | undefined;
+  readonly #end: CableEnd | undefined;
+
+  constructor(options: SimOptions) {
+    const { tap, cable } = options;
+    if (tap === undefined) {
+      this.#end = CableEnd.plug(cable ?? `unplugged ${crypto.randomUUID()}`, (up) => this.onLink?.(up));
+      return;
+    }
+    this.#tap = new Tap(tap);
+    this.#tap.setHeaderSize(VIRTIO_NET_HDR_BYTES);
+  }
+
+  get tap(): boolean {
+    return this.#tap !== undefined;
+  }
+
+  get fd(): number {
+    return this.#tap?.fd ?? this.#end!.fd;
+  }
+
+  get out(): number {
+    return this.#tap?.fd ?? this.#end!.out;
+  }
+
+  get up(): boolean {
+    return this.#end?.up ?? true;
+  }
+
+  close(): void {
+    this.#tap?.close();
+    this.#end?.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}
+
+function describePort(port: NetPort, options: SimOptions): NetBacking {
+  const queues = queueCount(options);
+  return {
+    fd: port.fd,
+    out: port.out,
+    tap: port.tap,
+    mac: options.mac ?? DEFAULT_MAC,
+    mtu: options.mtu ?? DEFAULT_MTU,
+    pairs: queues >> 1,
+    control: queues % 2 === 1,
+    link: port.up,
+  };
 }
 
 function openBacking(options: SimOptions): OwnedFd {

@@ -8,12 +8,15 @@ import { toErrorRecord } from "../errors.ts";
 import { signalEventfd } from "../ffi/mod.ts";
 import type { DeviceQueue } from "../vring/queue.ts";
 import type { BrokenEvent, QueueFds, SimCounters, StartCommand } from "./messages.ts";
-import type { DeviceModel } from "./model.ts";
+import { type DeviceModel, WAIT } from "./model.ts";
+import type { NetModel } from "./net.ts";
 import { type PendingHeap, PendingRequest } from "./pending.ts";
 import { type CurrentMemory, locateRing, openRing, type RingPlace } from "./ring.ts";
 
 // Chains taken before the others get their turn.
 const BATCH = 64;
+// Frames received before the others get their turn.
+const RECEIVE_BATCH = 256;
 
 /** Longest chain that is taken, in segments. */
 export const MAX_CHAIN = 1024;
@@ -22,6 +25,8 @@ export const MAX_CHAIN = 1024;
 export interface SimShared {
   /** What requests mean. */
   model: DeviceModel;
+  /** The same, where it is a network device, which offers things of its own accord. */
+  net: NetModel | undefined;
   /** Guest memory. */
   memory: CurrentMemory;
   /** Requests that wait for their time. */
@@ -51,6 +56,8 @@ export class SimQueue {
   #located: number[] = [];
   #free: PendingRequest[] = [];
   #waiting = 0;
+  // Buffers of the frame that is being received.
+  readonly #taken: PendingRequest[] = [];
   #dirty = false;
   #whenDrained: (() => void)[] = [];
   #broken = false;
@@ -88,6 +95,7 @@ export class SimQueue {
     this.fds = command.fds;
     this.enabled = true;
     this.kicked = true;
+    this.shared.net?.setRunning(this.index, true);
   }
 
   /** Takes no more chains and calls back when none is left in flight. */
@@ -126,6 +134,7 @@ export class SimQueue {
     this.#place = undefined;
     this.enabled = false;
     this.kicked = false;
+    this.shared.net?.setRunning(this.index, false);
   }
 
   /** The ring's memory as the new table has it. @returns whether it lies elsewhere now, or is gone */
@@ -158,44 +167,118 @@ export class SimQueue {
     const ring = this.#ring;
     this.kicked = false;
     if (ring === undefined || !this.#takes) return;
+    const { net } = this.shared;
+    if (net !== undefined && net.receives(this.index)) {
+      this.#receive(ring, net);
+      return;
+    }
     try {
       ring.disableKicks();
       let taken = 0;
+      let waits = false;
       while (taken < BATCH) {
         const request = this.#free.pop() ?? new PendingRequest(this.index, MAX_CHAIN);
         if (!ring.pop(request.chain)) {
           this.#free.push(request);
           break;
         }
+        if (!this.#accept(request)) {
+          ring.unpop();
+          waits = true;
+          break;
+        }
         taken++;
-        this.#accept(request);
       }
       this.counters.taken += taken;
       this.flush();
-      this.kicked = taken === BATCH || ring.enableKicks();
+      // A queue that waits is looked at when the model can go on: kicks would not help it.
+      this.kicked = !waits && (taken === BATCH || ring.enableKicks());
     } catch (error) {
       this.break(error);
     }
   }
 
-  #accept(request: PendingRequest): void {
+  // Whether it was taken: a model that has to wait leaves it in the ring.
+  #accept(request: PendingRequest): boolean {
     const { latencyUs, jitterUs, pending } = this.shared;
-    if (latencyUs === 0 && jitterUs === 0) {
-      this.#execute(request);
-      return;
-    }
+    if (latencyUs === 0 && jitterUs === 0) return this.#execute(request, true);
     request.due = performance.now() + (latencyUs + Math.random() * jitterUs) / 1000;
     this.#waiting++;
     pending.push(request);
+    return true;
   }
 
-  #execute(request: PendingRequest): void {
+  #execute(request: PendingRequest, mayWait: boolean): boolean {
     const { model, memory } = this.shared;
-    const written = model.execute(request.chain, memory.table);
+    const written = model.execute(request.chain, memory.table, this.index, mayWait);
+    if (written === WAIT) {
+      this.#free.push(request);
+      return false;
+    }
     this.#ring!.push(request.chain.id, written);
     this.counters.used++;
     this.#dirty = true;
     this.#free.push(request);
+    return true;
+  }
+
+  // Takes buffers only for frames that are there; what is taken is given back at once, in order.
+  #receive(ring: DeviceQueue, net: NetModel): void {
+    try {
+      ring.disableKicks();
+      for (let count = 0; net.next(performance.now()) === this.index;) {
+        if (!this.#gather(ring, net)) {
+          // Buffers may have come between the last look and now; the driver kicks for those that come later.
+          if (ring.enableKicks()) continue;
+          return;
+        }
+        this.#deliver(ring, net);
+        if (++count === RECEIVE_BATCH) {
+          this.kicked = true;
+          break;
+        }
+      }
+      this.flush();
+    } catch (error) {
+      this.#release();
+      this.break(error);
+    }
+  }
+
+  // Buffers for the frame that is held; false when the ring has too few, which all stay there then.
+  #gather(ring: DeviceQueue, net: NetModel): boolean {
+    let room = 0;
+    do {
+      const request = this.#free.pop() ?? new PendingRequest(this.index, MAX_CHAIN);
+      if (!ring.pop(request.chain)) {
+        this.#free.push(request);
+        // Only what was flushed is not in flight any more.
+        this.flush();
+        if (this.#taken.length > 0) ring.rewind();
+        this.#release();
+        return false;
+      }
+      this.#taken.push(request);
+      room += request.chain.writableBytes;
+    } while (room < net.heldBytes && net.mergeable);
+    if (room >= net.heldBytes) return true;
+    ring.unpop();
+    this.#release();
+    net.dropHeld();
+    return true;
+  }
+
+  #deliver(ring: DeviceQueue, net: NetModel): void {
+    if (this.#taken.length === 0) return;
+    net.deliver(this.#taken.map(({ chain }) => chain), this.shared.memory.table, (id, written) => ring.push(id, written));
+    this.counters.taken += this.#taken.length;
+    this.counters.used += this.#taken.length;
+    this.#dirty = true;
+    this.#release();
+  }
+
+  #release(): void {
+    this.#free.push(...this.#taken.splice(0));
   }
 
   /** Does a request whose time has come; `flush` publishes it. */
@@ -205,7 +288,7 @@ export class SimQueue {
       this.#free.push(request);
     } else {
       try {
-        this.#execute(request);
+        this.#execute(request, false);
       } catch (error) {
         this.break(error);
       }

@@ -8,6 +8,7 @@ import { RangeTable } from "../memory/range_table.ts";
 import type { MappedRange } from "../memory/region.ts";
 import { BlkModel } from "./blk.ts";
 import { LoopbackModel } from "./loopback.ts";
+import { NetModel } from "./net.ts";
 import type { EnableCommand, FdsCommand, OpenCommand, QueueFds, StartCommand } from "./messages.ts";
 import { PendingHeap } from "./pending.ts";
 import { CurrentMemory } from "./ring.ts";
@@ -15,6 +16,7 @@ import { SimQueue, type SimShared } from "./sim_queue.ts";
 import { injectInterrupt, VduseIotlb } from "./vduse_iotlb.ts";
 
 const CONTROL = 0x7fff_ffff;
+const PORT = 0x7fff_fffe;
 // How often a queue without a kick is looked at.
 const POLL_MS = 1;
 // How often a driver is called again that could not be called yet.
@@ -28,6 +30,8 @@ class SimWorker {
   #iotlb: VduseIotlb | undefined;
   #queues: SimQueue[] = [];
   #shared: SimShared | undefined;
+  // The last frame whose queue was told of it.
+  #passedOn = 0;
   #closed = false;
 
   constructor(port: WorkerPort) {
@@ -45,17 +49,46 @@ class SimWorker {
           commanded = true;
           continue;
         }
+        if (token === PORT) {
+          this.#portReady(this.#epoll.events(i));
+          continue;
+        }
         const queue = this.#queues[token]!;
         queue.kicked = true;
         queue.counters.kicks++;
       }
       if (commanded) { for (const command of await this.#port.commands()) this.#obey(command); }
+      // Once the main thread has its answer, memory goes away.
+      if (this.#closed) break;
       this.#completeDue();
       for (const queue of this.#queues) queue.retryCall();
       for (const queue of this.#queues) if (queue.kicked || queue.polled) queue.serve();
+      this.#passOn();
     }
     this.#epoll.close();
     this.#iotlb?.clear();
+    this.#shared?.net?.close();
+  }
+
+  #portReady(events: number): void {
+    const net = this.#shared!.net!;
+    const unblocked = net.portReady((events & ~EPOLL.OUT) !== 0, (events & ~EPOLL.IN) !== 0);
+    this.#lookAgain(net, unblocked);
+  }
+
+  // Who receives looks what has come; who waits to send goes on where that is possible.
+  #lookAgain(net: NetModel, sending: boolean): void {
+    for (const queue of this.#queues) if (sending || net.receives(queue.index)) queue.kicked = true;
+  }
+
+  // The queue that a frame waits for may have looked before that frame was read.
+  #passOn(): void {
+    const net = this.#shared?.net;
+    if (net === undefined) return;
+    const queue = net.next(performance.now());
+    if (queue < 0 || net.frameNumber === this.#passedOn) return;
+    this.#passedOn = net.frameNumber;
+    this.#queues[queue]!.kicked = true;
   }
 
   #timeout(): number {
@@ -65,7 +98,7 @@ class SimWorker {
       if (queue.polled) timeout = POLL_MS;
       else if (queue.owesCall && timeout < 0) timeout = RETRY_MS;
     }
-    const due = this.#pending.nextDue;
+    const due = Math.min(this.#pending.nextDue, this.#shared?.net?.holdsUntil ?? Infinity);
     if (due === Infinity) return timeout;
     const rest = due - performance.now();
     // epoll_wait counts milliseconds: what is due within one is waited for by looking again and again.
@@ -145,6 +178,7 @@ class SimWorker {
           queue.abandon();
           this.#unwatch(queue);
         }
+        this.#shared?.net?.reset();
         if (this.#iotlb !== undefined) {
           this.#memory.table = new RangeTable([]);
           this.#iotlb.clear();
@@ -154,6 +188,19 @@ class SimWorker {
         return this.#queues[command.data as number]!.position;
       case "counters":
         return this.#queues.map((queue) => queue.counters);
+      case "net-link":
+        this.#net.setLink(command.data as boolean);
+        this.#lookAgain(this.#net, true);
+        return undefined;
+      case "net-mtu":
+        this.#net.setMtu(command.data as number);
+        return undefined;
+      case "net-announce":
+        return this.#net.announce(command.data as Uint8Array);
+      case "net-state":
+        return this.#net.saveState();
+      case "net-counters":
+        return this.#net.counters;
       case "close":
         this.#closed = true;
         return undefined;
@@ -164,10 +211,16 @@ class SimWorker {
 
   #open(command: OpenCommand): void {
     const { blk, latencyUs, jitterUs } = command;
-    const model = blk === undefined ? new LoopbackModel() : new BlkModel(blk);
+    const net = command.net === undefined ? undefined : new NetModel(command.net);
+    const model = net ?? (blk === undefined ? new LoopbackModel() : new BlkModel(blk));
     const emit = this.#port.emit.bind(this.#port);
-    this.#shared = { model, memory: this.#memory, pending: this.#pending, latencyUs, jitterUs, emit };
+    this.#shared = { model, net, memory: this.#memory, pending: this.#pending, latencyUs, jitterUs, emit };
     this.#queues = Array.from({ length: command.queues }, (_, index) => new SimQueue(index, this.#shared!));
+    for (const fd of net?.ports ?? []) this.#epoll.add(fd, EPOLL.IN | EPOLL.OUT | EPOLL.ET, PORT);
+  }
+
+  get #net(): NetModel {
+    return this.#shared!.net!;
   }
 
   #useIotlb(fd: number): void {

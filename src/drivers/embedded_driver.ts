@@ -13,7 +13,10 @@ import type { MemoryRegion } from "../memory/region.ts";
 import { bitsOf, hasBit } from "../uapi/bits.ts";
 import { featureNames, VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../uapi/virtio.ts";
 import { decodeBlkConfig, VIRTIO_BLK_FEATURE_BITS } from "../uapi/virtio_blk.ts";
-import type { LogRegion, VhostBackend } from "../vhost/backend.ts";
+import { encodeNetCommand, formatMac, type NetCommand } from "../net/command.ts";
+import { decodeNetConfig, netControlQueueIndex, VIRTIO_NET_CONFIG_BYTES, VIRTIO_NET_FEATURE_BITS } from "../uapi/virtio_net.ts";
+import { NET_FRAME_RANGE, type NetWorkloadOptions } from "./net_workload.ts";
+import type { BackendInfo, InflightPlace, LogRegion, VhostBackend } from "../vhost/backend.ts";
 import { PACKED_BASE_START } from "../vring/packed.ts";
 import { RamLayout, type RamOptions } from "./layout.ts";
 import type { FinishedEvent, OpenCommand, RunCommand, WorkerState, WorkloadOptions } from "./messages.ts";
@@ -23,8 +26,8 @@ import { checkDriverState, type DriverState } from "./state.ts";
 /** How a driver is made. */
 export interface DriverOptions {
   /** Default: blk where the device says so or has a configuration space, else loopback. */
-  workload?: "blk" | "loopback";
-  /** Queues to use; default 1. */
+  workload?: "blk" | "net" | "loopback";
+  /** Queues to use; default 1. net: queue pairs. */
   queues?: number;
   /** Ring size in descriptors; default 256. */
   num?: number;
@@ -46,6 +49,14 @@ export interface DriverOptions {
   inOrder?: boolean;
   /** Take INDIRECT_DESC where it is offered; default yes. */
   indirect?: boolean;
+  /** Keep an in-flight region for the device, where it has one: what {@linkcode EmbeddedDriver.reattach} needs; default no. */
+  inflight?: boolean;
+  /** net: bytes of a frame; default 512. */
+  frameSize?: number;
+  /** net: frames per second; default as fast as they are taken. */
+  rate?: number;
+  /** net: the frames come back (default); otherwise the other end is another driver, of another seed. */
+  echo?: boolean;
 }
 
 /** When a run ends. Without a limit it goes on until `stop`. */
@@ -86,7 +97,8 @@ export class EmbeddedDriver implements AsyncDisposable {
   readonly ram: OwnedFd;
   /** Where things lie in it. */
   readonly layout: RamLayout;
-  readonly #backend: VhostBackend;
+  #backend: VhostBackend;
+  #inflight: { file: OwnedFd; place: InflightPlace } | undefined;
   readonly #shape: DriverShape;
   readonly #mapping: Mapping;
   readonly #fds: QueueFds[];
@@ -116,7 +128,7 @@ export class EmbeddedDriver implements AsyncDisposable {
   static async open(backend: VhostBackend, options: DriverOptions = {}): Promise<EmbeddedDriver> {
     const shape = await negotiate(backend, options);
     const ram = createMemfd("guest-ram", shape.ram.ramSize);
-    return EmbeddedDriver.#start(backend, shape, ram);
+    return EmbeddedDriver.#start(backend, shape, ram, options.inflight === true);
   }
 
   /**
@@ -194,19 +206,32 @@ export class EmbeddedDriver implements AsyncDisposable {
     await this.#backend.setStatus(STATUS_UP | VIRTIO_STATUS.FEATURES_OK | VIRTIO_STATUS.DRIVER_OK);
   }
 
-  static async #start(backend: VhostBackend, shape: DriverShape, ram: OwnedFd): Promise<EmbeddedDriver> {
+  static async #start(backend: VhostBackend, shape: DriverShape, ram: OwnedFd, inflight: boolean): Promise<EmbeddedDriver> {
     const driver = new EmbeddedDriver(backend, shape, ram);
     try {
       await driver.#open(undefined);
       await driver.#introduce();
+      if (inflight) {
+        driver.#inflight = await backend.createInflight?.(shape.ram.queues, shape.ram.num);
+        if (driver.#inflight !== undefined) await backend.setInflight!(driver.#inflight.place);
+      }
       await driver.#setRings(driver.#fds.map(() => driver.#firstBase));
       await driver.startRings();
       await driver.#link.call("kick");
+      await driver.#setPairs();
       return driver;
     } catch (error) {
       await driver.close();
       throw error;
     }
+  }
+
+  async #setPairs(): Promise<void> {
+    const { workload } = this.#shape;
+    if (workload.kind !== "net" || !workload.options.control || workload.options.pairs === 1) return;
+    const { pairs } = workload.options;
+    if (await this.control({ name: "VQ_PAIRS_SET", pairs })) return;
+    throw new SvqError("DEVICE_REFUSED", `${this.#backend.info.address} refused to use ${pairs} queue pairs`);
   }
 
   async #open(state: WorkerState | undefined): Promise<void> {
@@ -227,27 +252,59 @@ export class EmbeddedDriver implements AsyncDisposable {
     await backend.setMemTable(this.regions);
   }
 
+  // A network device's control queue is its last one, however many pairs are used.
+  #deviceIndex(queue: number): number {
+    const { workload } = this.#shape;
+    return workload.kind === "net" && queue === workload.options.pairs * 2 ? workload.options.controlIndex : queue;
+  }
+
   get #firstBase(): number {
     return this.#shape.ram.packed ? PACKED_BASE_START : 0;
   }
 
   async #setRings(bases: readonly number[]): Promise<void> {
     const backend = this.#backend;
-    for (const [index, { call, err }] of this.#fds.entries()) {
+    for (const [queue, { call, err }] of this.#fds.entries()) {
+      const index = this.#deviceIndex(queue);
       await backend.setVringNum(index, this.#shape.ram.num);
-      await backend.setVringBase(index, bases[index]!);
-      await backend.setVringAddresses(index, this.layout.addresses(index));
+      await backend.setVringBase(index, bases[queue]!);
+      await backend.setVringAddresses(index, this.layout.addresses(queue));
       await backend.setVringCall(index, call.fd);
       await backend.setVringErr(index, err.fd);
     }
   }
 
   async #enableRings(): Promise<void> {
-    for (const [index, { kick }] of this.#fds.entries()) {
+    for (const [queue, { kick }] of this.#fds.entries()) {
+      const index = this.#deviceIndex(queue);
       await this.#backend.setVringKick(index, kick.fd);
       await this.#backend.setVringEnable(index, true);
     }
     this.#bases = undefined;
+  }
+
+  /**
+   * The device died and has a successor: hands it features, memory, the in-flight region and the rings, as a VMM does. The
+   * guest's processor runs on meanwhile.
+   *
+   * @throws SvqError MISSING_FEATURE (exit code 5), and what the successor fails with; then another one may be tried
+   */
+  async reattach(backend: VhostBackend): Promise<void> {
+    const missing = this.#shape.features & ~await backend.getFeatures();
+    if (missing !== 0n) throw missingFeature(backend, missing);
+    this.#backend = backend;
+    await this.#introduce();
+    if (this.#inflight !== undefined) await backend.setInflight?.(this.#inflight.place);
+    await this.#setRings(this.#fds.map((_, index) => this.#usedBase(index)));
+    await this.startRings();
+    await this.#link.call("kick");
+  }
+
+  // All that a VMM knows of a ring whose device died. Of a packed ring it is nothing.
+  #usedBase(index: number): number {
+    if (this.#shape.ram.packed) return PACKED_BASE_START;
+    const used = this.layout.ringOffset(index) + this.layout.ring.used.offset;
+    return Atomics.load(new Uint16Array(this.#mapping.buffer(used, 4)), 1);
   }
 
   /** The memory table, as the device has it. */
@@ -268,6 +325,17 @@ export class EmbeddedDriver implements AsyncDisposable {
   /** Where the RAM lies in this process, bytes: valid until `close`. */
   get address(): number {
     return this.#mapping.address;
+  }
+
+  /**
+   * net: has the device do a control command.
+   *
+   * @returns whether it took it
+   * @throws SvqError NO_CONTROL_QUEUE
+   */
+  async control(command: NetCommand): Promise<boolean> {
+    await this.unpause();
+    return await this.#link.call<boolean>("control", encodeNetCommand(command));
   }
 
   /** Starts the workload, or goes on with it. @returns how it went, when it ended by its limits or by `stop` */
@@ -352,7 +420,7 @@ export class EmbeddedDriver implements AsyncDisposable {
   async stopRings(): Promise<number[]> {
     if (this.#bases !== undefined) return this.#bases;
     const bases: number[] = [];
-    for (const index of this.#fds.keys()) bases.push(await this.#backend.getVringBase(index));
+    for (const index of this.#fds.keys()) bases.push(await this.#backend.getVringBase(this.#deviceIndex(index)));
     return this.#bases = bases;
   }
 
@@ -390,6 +458,7 @@ export class EmbeddedDriver implements AsyncDisposable {
       for (const fd of [kick, call, err]) fd.close();
     }
     this.#log?.close();
+    this.#inflight?.file.close();
     this.#mapping.close();
     this.ram.close();
   }
@@ -422,8 +491,7 @@ async function negotiate(backend: VhostBackend, options: DriverOptions): Promise
   const { VERSION_1, ACCESS_PLATFORM, RING_PACKED, EVENT_IDX, INDIRECT_DESC, IN_ORDER } = VIRTIO_FEATURE_BITS;
   if (!hasBit(offered, VERSION_1)) throw missingFeature(backend, bitsOf([VERSION_1]));
   if (options.packed === true && !hasBit(offered, RING_PACKED)) throw missingFeature(backend, bitsOf([RING_PACKED]));
-  const kind = options.workload ??
-    (info.deviceId === VIRTIO_ID.blk || (info.deviceId === undefined && info.hasConfig) ? "blk" : "loopback");
+  const kind = options.workload ?? kindOf(info);
   const wanted: number[] = [VERSION_1, ACCESS_PLATFORM];
   if (options.packed === true) wanted.push(RING_PACKED);
   if (options.eventIdx !== false) wanted.push(EVENT_IDX);
@@ -433,9 +501,13 @@ async function negotiate(backend: VhostBackend, options: DriverOptions): Promise
     const { SEG_MAX, RO, BLK_SIZE, FLUSH, MQ, WRITE_ZEROES } = VIRTIO_BLK_FEATURE_BITS;
     wanted.push(SEG_MAX, RO, BLK_SIZE, FLUSH, MQ, WRITE_ZEROES);
   }
+  const pairs = options.queues ?? 1;
+  if (kind === "net") wanted.push(...netFeatures(info, pairs));
   const features = offered & bitsOf(wanted);
-  const queues = options.queues ?? 1;
-  if (queues > info.queueNum) {
+  const net = kind === "net" ? await netOptions(backend, features, options, pairs) : undefined;
+  const queues = net === undefined ? pairs : pairs * 2 + (net.control ? 1 : 0);
+  // Some vhost-user network devices count pairs.
+  if ((net !== undefined && info.kind === "vhost-user" ? pairs : queues) > info.queueNum) {
     throw new SvqError("TOO_FEW_QUEUES", `${info.address} has ${info.queueNum} queues: ${queues} cannot be driven`, {
       exitCode: EXIT.missingFeature,
     });
@@ -448,10 +520,45 @@ async function negotiate(backend: VhostBackend, options: DriverOptions): Promise
     packed: hasBit(features, RING_PACKED),
   };
   const seed = options.seed ?? 1;
-  const workload: WorkloadOptions = kind === "blk"
+  const workload: WorkloadOptions = net !== undefined
+    ? { kind: "net", options: net }
+    : kind === "blk"
     ? { kind, options: await blkOptions(backend, features, options, seed) }
-    : { kind, options: { seed } };
+    : { kind: "loopback", options: { seed } };
   return { ram, features, workload };
+}
+
+function kindOf(info: BackendInfo): "blk" | "net" | "loopback" {
+  if (info.deviceId === VIRTIO_ID.net) return "net";
+  return info.deviceId === VIRTIO_ID.blk || (info.deviceId === undefined && info.hasConfig) ? "blk" : "loopback";
+}
+
+// A vhost-user device that counts pairs, or an even number of queues, has no control queue.
+function netFeatures(info: BackendInfo, pairs: number): number[] {
+  const F = VIRTIO_NET_FEATURE_BITS;
+  const wanted: number[] = [F.MAC, F.MTU, F.STATUS, F.MRG_RXBUF];
+  if (pairs > 1) wanted.push(F.MQ);
+  if (info.queueNum < 3 || info.queueNum % 2 === 0) return wanted;
+  return [...wanted, F.CTRL_VQ, F.CTRL_RX, F.CTRL_RX_EXTRA, F.CTRL_VLAN, F.CTRL_MAC_ADDR];
+}
+
+async function netOptions(backend: VhostBackend, features: bigint, options: DriverOptions, pairs: number): Promise<NetWorkloadOptions> {
+  const size = options.frameSize ?? 512;
+  const [least, most] = NET_FRAME_RANGE;
+  if (!(Number.isInteger(size) && size >= least && size <= most)) {
+    throw new SvqError("BAD_FRAME_SIZE", `Frames have ${least} to ${most} bytes, not ${size}`, { exitCode: EXIT.usage });
+  }
+  const config = backend.info.hasConfig ? decodeNetConfig(await backend.getConfig(0, VIRTIO_NET_CONFIG_BYTES)) : undefined;
+  return {
+    stream: options.seed ?? 1,
+    size,
+    rate: options.rate ?? 0,
+    echo: options.echo ?? true,
+    pairs,
+    control: hasBit(features, VIRTIO_NET_FEATURE_BITS.CTRL_VQ),
+    controlIndex: netControlQueueIndex(features, config?.maxVirtqueuePairs ?? pairs),
+    mac: config === undefined ? "52:54:00:53:56:51" : formatMac(config.mac),
+  };
 }
 
 async function blkOptions(backend: VhostBackend, features: bigint, options: DriverOptions, seed: number) {

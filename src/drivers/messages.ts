@@ -2,9 +2,9 @@
  * What the main thread and the worker of an embedded driver tell each other. Plain data.
  *
  * Commands: `open` OpenCommand; `run` RunCommand; `pause` (answered when the worker touches nothing any more); `unpause`;
- * `throttle` a
- * share of time in percent; `kick` (kicks every queue and looks at it once); `drain` answered with the report when all is back or the deadline has
- * passed; `report`; `latencies` answered as Histogram saves them; `log` LogCommand; `save` answered with WorkerState, while paused; `close`.
+ * `throttle` a share of time in percent; `kick` (kicks every queue and looks at it once); `drain` answered with the report when all
+ * is back or the deadline has passed; `report`; `latencies` answered as Histogram saves them; `log` LogCommand; `save` answered with
+ * WorkerState, while paused; `control` (bytes of a command, answered with whether the device took it); `close`.
  *
  * @module
  */
@@ -12,11 +12,15 @@ import type { DriverQueueState } from "../vring/queue.ts";
 import type { BlkWorkloadOptions } from "./blk_workload.ts";
 import type { RamOptions } from "./layout.ts";
 import type { LoopbackWorkloadOptions } from "./loopback_workload.ts";
+import type { NetWorkloadOptions } from "./net_workload.ts";
 import type { DriverCounters, DriverReport } from "./report.ts";
 import type { WorkloadState } from "./workload.ts";
 
 /** What a workload is made from. */
-export type WorkloadOptions = { kind: "blk"; options: BlkWorkloadOptions } | { kind: "loopback"; options: LoopbackWorkloadOptions };
+export type WorkloadOptions =
+  | { kind: "blk"; options: BlkWorkloadOptions }
+  | { kind: "net"; options: NetWorkloadOptions }
+  | { kind: "loopback"; options: LoopbackWorkloadOptions };
 
 /** The first command. */
 export interface OpenCommand {

@@ -16,6 +16,18 @@ export interface LatencyReport {
   max: number;
 }
 
+/** How a network workload went. */
+export interface NetReport {
+  /** Frames sent. */
+  sent: number;
+  /** Frames received, each once, of all streams. */
+  received: number;
+  /** Frames that have not come: of those sent where they are expected back, otherwise those that later ones have overtaken. */
+  missing: number;
+  /** Longest time between two frames of one stream, also over a migration, milliseconds. */
+  longestGapMs: number;
+}
+
 /** How a workload went. All counts are since the workload began, also on another host. */
 export interface DriverReport {
   /** Requests whose answer came and was right. */
@@ -48,6 +60,8 @@ export interface DriverReport {
   longestStallMs: number;
   /** The first few faults in words. */
   faults: string[];
+  /** Network workloads only. */
+  net?: NetReport;
 }
 
 const STEPS = 16;

@@ -13,6 +13,7 @@ import { GuestQueue } from "./guest_queue.ts";
 import { RamLayout } from "./layout.ts";
 import { LoopbackWorkload } from "./loopback_workload.ts";
 import type { LogCommand, OpenCommand, RunCommand, WorkerState } from "./messages.ts";
+import { NetWorkload } from "./net_workload.ts";
 import { type DriverCounters, type DriverReport, Histogram, newCounters } from "./report.ts";
 import type { GuestRam, Workload } from "./workload.ts";
 
@@ -37,6 +38,7 @@ class DriverWorker {
   #deadline = Infinity;
   #runningSince: number | undefined;
   #lastProgress = 0;
+  #lookedAt = 0;
   #paused = false;
   #pausedAt = 0;
   #closed = false;
@@ -100,7 +102,15 @@ class DriverWorker {
   }
 
   get #inflight(): number {
-    return this.#queues.reduce((sum, queue) => sum + queue.inflight, 0);
+    return this.#queues.reduce((sum, queue) => this.#background(queue) ? sum : sum + queue.inflight, 0);
+  }
+
+  #background(queue: GuestQueue): boolean {
+    return this.#workload.background?.(queue.index) ?? false;
+  }
+
+  get #settled(): boolean {
+    return this.#workload.settled ?? true;
   }
 
   get #filling(): boolean {
@@ -110,12 +120,17 @@ class DriverWorker {
   #timeout(): number {
     if (this.#queues.some((queue) => queue.called && queue.broken === undefined)) return 0;
     if (this.#run === undefined && this.#inflight === 0 && this.#waiters.length === 0) return -1;
-    const next = Math.min(this.#deadline, this.#drainUntil) - performance.now();
+    const due = this.#filling && this.#workload.nextDue ? this.#workload.nextDue : Infinity;
+    const next = Math.min(this.#deadline, this.#drainUntil, due) - performance.now();
     return Math.max(0, Math.min(LOOK_MS, Math.ceil(next)));
   }
 
   // Nothing came for a while. What lies in the used ring without a call, also a little later, was not announced.
   #lookForLostCalls(): void {
+    const now = performance.now();
+    // A paced workload wakes for its next request, not because nothing came.
+    if (this.#workload.nextDue && now - this.#lookedAt < LOOK_MS) return;
+    this.#lookedAt = now;
     const suspects = this.#queues.filter((queue) =>
       queue.broken === undefined && !queue.called && this.#guard(queue, () => queue.enableCalls())
     );
@@ -151,7 +166,8 @@ class DriverWorker {
         const taken = queue.take(this);
         const now = performance.now();
         if (taken > 0) this.#progress(now);
-        if (this.#filling) this.#fill(queue, now);
+        if (this.#background(queue)) queue.fill(this.#workload, Infinity, now);
+        else if (this.#filling) this.#fill(queue, now);
         if (!queue.enableCalls()) return;
       }
       queue.called = true;
@@ -172,7 +188,9 @@ class DriverWorker {
 
   /** Called by the queues. */
   finished(_queue: GuestQueue, slot: number, written: number, startedMs: number): void {
-    if (this.#workload.finish(slot, written)) this.#counters.completed++;
+    const right = this.#workload.finish(slot, written);
+    if (right === undefined) return;
+    if (right) this.#counters.completed++;
     else this.#counters.corrupted++;
     this.#latency.add((performance.now() - startedMs) * 1000);
   }
@@ -190,12 +208,13 @@ class DriverWorker {
       if (enough || stuck) this.#drainUntil = now + run.drainMs;
     }
     if (this.#drainUntil === Infinity) return;
-    const live = this.#queues.some((queue) => queue.broken === undefined && queue.inflight > 0);
+    const live = !this.#settled ||
+      this.#queues.some((queue) => queue.broken === undefined && queue.inflight > 0 && !this.#background(queue));
     if (live && now < this.#drainUntil) return;
     this.#stopClock(now);
     this.#drainUntil = this.#deadline = Infinity;
     this.#run = undefined;
-    const report = this.#report(this.#inflight);
+    const report = this.#report(Math.max(this.#inflight, this.#workload.lost ?? 0));
     for (const command of this.#waiters.splice(0)) this.#port.reply(command, report);
     this.#port.emit({ finished: report });
   }
@@ -248,6 +267,7 @@ class DriverWorker {
       latencyUs: this.#latency.report(),
       longestStallMs: Math.max(longestStallMs, stall),
       faults: [...this.#faults],
+      ...(this.#workload.report === undefined ? {} : { net: this.#workload.report() }),
     };
   }
 
@@ -296,6 +316,13 @@ class DriverWorker {
         return undefined;
       case "save":
         return this.#save();
+      case "control":
+        if (!(this.#workload instanceof NetWorkload)) {
+          throw new SvqError("NO_CONTROL_QUEUE", "The driver has no control queue of this device");
+        }
+        this.#workload.control(command.data as Uint8Array, (ok) => this.#port.reply(command, ok));
+        this.#queues.at(-1)!.called = true;
+        return LATER;
       case "close":
         this.#closed = true;
         return undefined;
@@ -315,6 +342,8 @@ class DriverWorker {
     const tally = { counters: this.#counters, fault: (text: string) => this.#fault(text) };
     this.#workload = workload.kind === "blk"
       ? new BlkWorkload(this.#ram, workload.options, tally)
+      : workload.kind === "net"
+      ? new NetWorkload(this.#ram, workload.options, tally)
       : new LoopbackWorkload(this.#ram, workload.options, tally);
     this.#queues = queues.map((fds, index) => new GuestQueue(index, this.#ram, features, fds));
     if (state !== undefined) this.#restore(state);

@@ -6,7 +6,7 @@
 import type { DirtyBitmap } from "../dirty/bitmap.ts";
 import type { Chain } from "../vring/queue.ts";
 import type { RamLayout } from "./layout.ts";
-import type { DriverCounters } from "./report.ts";
+import type { DriverCounters, NetReport } from "./report.ts";
 
 /** The guest's RAM as the driver's worker sees it. */
 export interface GuestRam {
@@ -38,8 +38,23 @@ export interface Workload {
   prepare(slot: number, chain: Chain): boolean;
   /** Takes back a request that did not fit into the ring. */
   cancel(slot: number): void;
-  /** Judges an answer. @param written bytes that the device says it wrote. @returns whether it was right */
-  finish(slot: number, written: number): boolean;
+  /**
+   * Judges an answer.
+   *
+   * @param written bytes that the device says it wrote
+   * @returns whether it was right; undefined where it does not count as a request's answer
+   */
+  finish(slot: number, written: number): boolean | undefined;
+  /** Are the chains of a queue no requests (receive buffers): always offered, and never waited for? */
+  background?(queue: number): boolean;
+  /** When the next request is due, milliseconds of performance.now(); without it, or 0: at once. */
+  readonly nextDue?: number;
+  /** Is nothing awaited besides the answers to requests? */
+  readonly settled?: boolean;
+  /** Requests that were answered, and whose effect did not come. */
+  readonly lost?: number;
+  /** Network workloads: how it went. */
+  report?(): NetReport;
   /** In words, for messages about a request. */
   describe(slot: number): string;
   /** Its state as plain data. */
@@ -51,14 +66,14 @@ export interface Workload {
 /** A workload's state: JSON besides the table. */
 export interface WorkloadState {
   /** Which workload it is of. */
-  kind: "blk" | "loopback";
+  kind: "blk" | "loopback" | "net";
   /** State of the random numbers. */
   random: number;
   /** Sequence number of the next request. */
   sequence: number;
   /** Per slot: numbers that describe the request that is out there; null for none. */
   slots: (number[] | null)[];
-  /** Expected contents: per sector the sequence number of the write, 0 unknown, 2^32 - 1 zeros. */
+  /** Expected contents: per sector the sequence number of the write, 0 unknown, 2^32 - 1 zeros. net: what came of each stream. */
   table: Uint32Array<ArrayBuffer>;
 }
 

@@ -6,7 +6,7 @@
 import { SvqError } from "../errors.ts";
 import { SysError } from "./errno.ts";
 import { addSeals, OwnedFd } from "./fd.ts";
-import { bufferAt, cString, errno, libc, pointer, retrying } from "./libc.ts";
+import { addressOf, bufferAt, cString, errno, libc, pointer, retrying } from "./libc.ts";
 
 /** Protection bits of mmap(2). */
 export const PROT = { READ: 1, WRITE: 2 } as const;
@@ -97,6 +97,11 @@ export function mapFd(fd: number, options: MapOptions): Mapping {
   const base = Deno.UnsafePointer.value(result);
   if (base === 0xffff_ffff_ffff_ffffn || base === 0n) throw new SysError("mmap", errno(), options.what);
   return new Mapping(Number(base), mapped, Number(base) + slack, options.length);
+}
+
+/** Where a buffer lies in this process, bytes. Only for buffers that never move nor shrink: a WebAssembly memory that does not grow. */
+export function bufferAddress(buffer: ArrayBuffer): number {
+  return addressOf(new Uint8Array(buffer));
 }
 
 /** Anonymous private memory, zeroed. */

@@ -11,6 +11,7 @@ import { cancelWaits, readable, writable } from "./reactor.ts";
 
 const AF_UNIX = 1;
 const SOCK_STREAM = 1;
+const SOCK_SEQPACKET = 5;
 const SOCK_CLOEXEC = 0x80000;
 const SOCK_NONBLOCK = 0x800;
 const SOL_SOCKET = 1;
@@ -250,6 +251,13 @@ export function unixPair(): [UnixStream, UnixStream] {
   const pair = new Int32Array(2);
   retrying(() => libc().socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), "socketpair");
   return [new UnixStream(new OwnedFd(pair[0]!)), new UnixStream(new OwnedFd(pair[1]!))];
+}
+
+/** Two connected nonblocking ends that keep messages apart and in order; who writes too much has to wait. */
+export function packetPair(): [OwnedFd, OwnedFd] {
+  const pair = new Int32Array(2);
+  retrying(() => libc().socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, pair), "socketpair");
+  return [new OwnedFd(pair[0]!), new OwnedFd(pair[1]!)];
 }
 
 /** A listening unix socket; it removes its path when closed. */

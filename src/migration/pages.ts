@@ -5,10 +5,11 @@
  */
 import { LOG_PAGE_BYTES } from "../dirty/bitmap.ts";
 import type { DirtyBitmap } from "../dirty/bitmap.ts";
-import { bufferAt, copyMemory, IoVector, mapAnonymous } from "../ffi/mod.ts";
+import { bufferAddress, bufferAt, copyMemory, IoVector, mapAnonymous } from "../ffi/mod.ts";
 import type { MappedRange } from "../memory/region.ts";
+import { PageScan } from "../wasm/page_scan.ts";
 import type { Channel, FrameHead } from "./channel.ts";
-import { addNumber, addWords, type Digest, foldDigest, isZeroPage, newDigest } from "./digest.ts";
+import { addNumber, type Digest, foldDigest, isZeroPage, newDigest } from "./digest.ts";
 import {
   decodeRange,
   decodeRound,
@@ -84,20 +85,40 @@ export class PageMap {
    */
   async digest(touched?: DirtyBitmap): Promise<Digest> {
     const digest = newDigest();
+    const stage = new Stage();
     let since = performance.now();
-    for (const { first, end, words } of this.#regions) {
+    for (const { first, end, address, words } of this.#regions) {
       for (let page = first; page < end; page++) {
         const at = (page - first) * PAGE_WORDS;
         // Zero pages are told from others faster than they are added up.
         if (touched?.has(page) === false || isZeroPage(words, at)) continue;
         addNumber(digest, page);
-        addWords(digest, words, at, PAGE_WORDS);
+        stage.put(0, address + (page - first) * PAGE_BYTES, PAGE_BYTES);
+        stage.add(digest, 0, PAGE_BYTES);
         if ((page & 255) !== 0 || performance.now() - since < DIGEST_YIELD_MS) continue;
         await breathe();
         since = performance.now();
       }
     }
     return digest;
+  }
+}
+
+/** Room for copies of pages, where they can be added up fast. */
+class Stage {
+  readonly #scan = new PageScan(STAGE_PAGES * PAGE_BYTES);
+  /** Where it lies in this process, bytes. */
+  readonly address: number = bufferAddress(this.#scan.buffer) + this.#scan.pagesOffset;
+
+  /** Copies `bytes` at `address` to offset `at`. */
+  put(at: number, address: number, bytes: number): void {
+    if (!(at >= 0 && at + bytes <= STAGE_PAGES * PAGE_BYTES)) throw new RangeError(`No room for ${bytes} bytes at ${at}`);
+    copyMemory(this.address + at, address, bytes);
+  }
+
+  /** Adds `bytes` at offset `at` to a digest. */
+  add(digest: Digest, at: number, bytes: number): void {
+    this.#scan.add(digest, at, bytes);
   }
 }
 
@@ -131,8 +152,7 @@ export class PageSender implements Disposable {
   readonly #vector = new IoVector(2 * BATCH_FRAMES);
   readonly #heads = mapAnonymous(BATCH_FRAMES * HEAD_BYTES, "frame heads");
   readonly #headView = new DataView(this.#heads.buffer());
-  readonly #stage = mapAnonymous(STAGE_PAGES * PAGE_BYTES, "staged pages");
-  readonly #stageWords = new Int32Array(this.#stage.buffer());
+  readonly #stage = new Stage();
   #zeros: PageRange[] = [];
   #frames = 0;
   #staged = 0;
@@ -212,24 +232,18 @@ export class PageSender implements Disposable {
   async #pages(range: PageRange, result: RoundResult): Promise<void> {
     const bytes = range.count * PAGE_BYTES;
     if (this.#frames === BATCH_FRAMES || this.#staged + range.count > STAGE_PAGES) await this.#flush(result);
-    let { address, words, at } = this.#map.find(range);
-    if (!this.#frozen) {
-      // The guest writes while we read: the checksum is of the copy that is sent.
-      const stage = this.#staged * PAGE_BYTES;
-      copyMemory(this.#stage.address + stage, address, bytes);
-      address = this.#stage.address + stage;
-      words = this.#stageWords;
-      at = stage / 4;
-    }
+    // The guest writes while we read: the checksum is of the copy that is sent.
+    const stage = this.#staged * PAGE_BYTES;
+    this.#stage.put(stage, this.#map.find(range).address, bytes);
     const digest = newDigest();
-    addWords(digest, words, at, bytes / 4);
+    this.#stage.add(digest, stage, bytes);
     const checksum = foldDigest(digest);
     addNumber(this.#checksum, checksum);
     const head = this.#frames * HEAD_BYTES;
     this.#channel.putHead(this.#headView, head, FRAME.PAGES, RUN_HEADER_BYTES + bytes, checksum);
     encodeRange(this.#headView, head + FRAME_HEADER_BYTES, range);
     this.#vector.push(this.#heads.address + head, HEAD_BYTES);
-    this.#vector.push(address, bytes);
+    this.#vector.push(this.#stage.address + stage, bytes);
     this.#frames++;
     this.#staged += range.count;
   }
@@ -271,7 +285,6 @@ export class PageSender implements Disposable {
   /** Frees its buffers. */
   [Symbol.dispose](): void {
     this.#heads.close();
-    this.#stage.close();
   }
 }
 
@@ -280,6 +293,7 @@ export class PageReceiver {
   readonly #channel: Channel;
   readonly #map: PageMap;
   readonly #touched: DirtyBitmap;
+  readonly #stage = new Stage();
   #checksum = newDigest();
   #pages = 0;
   #announced = 0;
@@ -336,12 +350,13 @@ export class PageReceiver {
     if (range.count > MAX_RUN_PAGES || length !== RUN_HEADER_BYTES + bytes) {
       throw violation(`a run of ${range.count} pages has ${length} bytes`);
     }
-    const { address, words, at } = this.#map.find(range);
+    const { address } = this.#map.find(range);
     this.#count(range.count);
     this.#touched.markRange(range.page * PAGE_BYTES, bytes);
     await this.#channel.readInto(address, bytes);
     const digest = newDigest();
-    addWords(digest, words, at, bytes / 4);
+    this.#stage.put(0, address, bytes);
+    this.#stage.add(digest, 0, bytes);
     if (foldDigest(digest) !== checksum) throw violation(`the checksum of pages ${range.page}+${range.count} is wrong`);
     addNumber(this.#checksum, checksum);
   }

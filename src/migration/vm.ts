@@ -316,7 +316,7 @@ export class VmMigration implements AsyncDisposable {
   async #verify(paused: boolean): Promise<RingPosition[]> {
     const { sourceRelays, destinationRelays } = this.#options;
     let positions: RingPosition[] = [];
-    // The VMM does not wait for the relay when it starts a queue.
+    // The VMM does not wait for the relay when it starts a queue, and a device that pins guest memory takes its time for that.
     await settled(async () => {
       positions = [];
       for (const [i, before] of this.#before.entries()) {
@@ -324,7 +324,7 @@ export class VmMigration implements AsyncDisposable {
         positions.push(...ringPositions(before, source, await relayStatus(destinationRelays[i]!), paused));
       }
       return positions.every(({ sourceBase, destinationBase }) => sourceBase !== null && (paused || destinationBase !== null));
-    }, 5000);
+    }, SETTLE_MS);
     return positions;
   }
 

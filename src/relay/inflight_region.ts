@@ -10,6 +10,8 @@ import type { InflightPlace } from "../vhost/backend.ts";
 import { inflightPartSize } from "../vring/inflight.ts";
 
 const NUM_MAX = 32768;
+/** QEMU asks for its property queue-size (128) and lets the guest's driver make rings of up to this many descriptors. */
+const NUM_USUAL = 1024;
 /** Regions that are kept mapped because a queue that failed may still use them. */
 const RETIRED_MAX = 16;
 
@@ -42,14 +44,14 @@ export class InflightRegion implements Disposable {
   }
 
   /**
-   * Makes a region for `queues` queues of `num` descriptors: zeroed, sealed, large enough for both ring formats. The front-end
-   * keeps it, and gives it back with {@linkcode InflightRegion.set}.
+   * Makes a region for `queues` queues of `num` descriptors: zeroed, sealed, large enough for both ring formats, and for rings
+   * larger than `num` as drivers make them. The front-end keeps it, and gives it back with {@linkcode InflightRegion.set}.
    *
    * @throws SvqError INFLIGHT_INVALID
    */
   create(queues: number, num: number): { file: OwnedFd; place: InflightPlace } {
     this.#check(queues, num);
-    const size = queues * inflightPartSize(num, true);
+    const size = queues * inflightPartSize(Math.max(num, NUM_USUAL), true);
     const file = createMemfd("svq-inflight", size);
     return { file, place: { fd: file.fd, offset: 0, size, queues, num } };
   }
@@ -92,11 +94,11 @@ export class InflightRegion implements Disposable {
 
   /** The part of queue `index`, if the region has one for a ring of that size and format. */
   part(index: number, num: number, packed: boolean): InflightPart | undefined {
-    if (this.#mapping === undefined || index >= this.#place!.queues || num > this.#place!.num) return undefined;
-    // Parts lie as far apart as the region's own queue size says, whatever a single queue's is.
-    const stride = inflightPartSize(this.#place!.num, packed);
+    if (this.#mapping === undefined || index >= this.#place!.queues) return undefined;
+    // As far apart as the region is long: of whichever format and size its maker thought.
+    const stride = Math.floor(this.#place!.size / this.#place!.queues / 64) * 64;
     const size = inflightPartSize(num, packed);
-    if ((index + 1) * stride > this.#place!.size) return undefined;
+    if (size > stride) return undefined;
     return { address: this.#mapping.address + index * stride, size, buffer: this.#mapping.buffer(index * stride, size) };
   }
 

@@ -94,6 +94,8 @@ export class QueueRunner implements Runner {
   /** Where writes to the guest's used ring are logged, -1 for nowhere. */
   setLogUsed(gpa: number): void {
     this.#core.setLogUsed(gpa);
+    // What was written to it before the VMM asked counts, too.
+    this.#core.logRing();
   }
 
   /** How many chains at the device touch `[gpa, gpa + size)`. */
@@ -178,6 +180,8 @@ export class QueueRunner implements Runner {
   /** The queue stops here, whatever is at the device. @param keep what the in-flight region says stays as it is */
   abandon(keep = false): void {
     this.#finished ??= this.#core.abandon(keep);
+    // The step that was broken off may have written to it.
+    this.#core.logRing();
     this.#failed = true;
   }
 

@@ -16,7 +16,6 @@ import type { VhostBackend, VringAddresses, VringStart } from "../vhost/backend.
 import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
 import { deviceIsGone } from "./device_slot.ts";
-import type { Doorbells } from "./doorbells.ts";
 import { INFLIGHT_STATE, type InflightChains, inflightState, recoverPacked, recoverSplit, setInflightState } from "../vring/inflight.ts";
 import type { InflightPart, InflightRegion } from "./inflight_region.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
@@ -51,8 +50,8 @@ export interface QueueContext {
   deviceNum: (num: number) => number;
   /** Is the device given the guest's own indirect tables in mode `shadow`? */
   passTables: boolean;
-  /** Doorbells that the VMM may map. */
-  doorbells: Pick<Doorbells, "offer" | "withdraw">;
+  /** Doorbells that the VMM may map: see src/relay/doorbells.ts. */
+  doorbells: { offer(index: number): void; withdraw(index: number, kick: () => void): Promise<void> };
   /** Something happened that a log reader wants to know. */
   log: (message: string) => void;
 }
@@ -105,6 +104,9 @@ export function inflightUnknown(index: number, why: string): SvqError {
     },
   );
 }
+
+/** A device that holds requests for so long when its ring is taken away is spoken of in the log, again and again, ms. */
+const HELD_NOTICE_MS = 10_000;
 
 /** Resolves after `ms` milliseconds. */
 export function pause(ms: number): Promise<void> {
@@ -168,8 +170,16 @@ export class QueueSteps {
     // Whoever signals is there before the device can be signalled: what comes by the old way in between still arrives, and both
     // sides are signalled once at the end.
     if (mode === "notify") await this.#startWorker(mode, ring, own);
-    await device.setVringCall(this.#index, own.call);
-    await device.setVringKick(this.#index, own.kick);
+    try {
+      await device.setVringCall(this.#index, own.call);
+      await device.setVringKick(this.#index, own.kick);
+    } catch (error) {
+      // Whichever it has not taken is still the old one, and the other one is given back.
+      const old = this.#guestRing(mode === "notify" ? "passthrough" : "notify", ring);
+      await device.setVringCall(this.#index, old.call).catch(() => {});
+      if (mode === "notify") await this.endWorker();
+      throw error;
+    }
     if (mode === "passthrough") await this.endWorker();
     this.kickDevice(mode, ring);
   }
@@ -213,6 +223,9 @@ export class QueueSteps {
   takeOver(ring: GuestRing): { base: number; resume?: InflightChains } | undefined {
     const { packed, num } = this.#place(ring);
     const part = this.#part(ring);
+    if (part === undefined && this.#context.inflight.given) {
+      this.#context.log(`queue ${this.#index}: a ring of ${num} descriptors does not fit the VMM's in-flight region: nothing is recorded`);
+    }
     if (part === undefined || !this.#context.inflight.firstLook(this.#index)) return undefined;
     const state = inflightState(part, num);
     if (state === INFLIGHT_STATE.idle) return undefined;
@@ -290,8 +303,18 @@ export class QueueSteps {
   }
 
   /** Takes the ring away from the device. @returns where a successor goes on */
-  leave(mode: RunningMode, ring: GuestRing): Promise<number> {
-    return isRelayed(mode) ? this.#leaveOwn(mode, ring) : this.#leaveGuest(mode, ring);
+  async leave(mode: RunningMode, ring: GuestRing): Promise<number> {
+    const begun = performance.now();
+    // Whoever waits for this (a VMM that stops the guest) waits as long: say why.
+    const timer = setInterval(() => {
+      const seconds = Math.round((performance.now() - begun) / 1000);
+      this.#context.log(`queue ${this.#index}: the device still holds requests ${seconds} s after it was to give up its ring`);
+    }, HELD_NOTICE_MS);
+    try {
+      return isRelayed(mode) ? await this.#leaveOwn(mode, ring) : await this.#leaveGuest(mode, ring);
+    } finally {
+      clearInterval(timer);
+    }
   }
 
   /** Takes a ring away from its Worker and its device whatever is in flight. @returns where the guest's ring stands */

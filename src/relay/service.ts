@@ -243,6 +243,7 @@ export class RelayService implements AsyncDisposable {
       state: this.#state,
       mode: config.mode,
       force_shadow: config.forceShadow,
+      inflight_region: relay?.hasInflight ?? false,
       front: frontText(front),
       device: this.#options.device,
       front_connected: this.#stream !== undefined,

@@ -74,6 +74,8 @@ export interface RelayStatus {
   mode: RelayMode;
   /** Stays in shadow mode. */
   force_shadow: boolean;
+  /** The VMM keeps a region in which the relay records what it has taken: with shadow rings it may be killed and started again. */
+  inflight_region: boolean;
   /** Where the front-end connects. */
   front: string;
   /** The device's address. */

@@ -29,18 +29,19 @@ const FEATURES: readonly (readonly [bit: number, name: string, text: string])[] 
 /** Virtio feature bits that the relay hides from the guest; LOG_ALL it offers by itself. */
 export const MASKED_FEATURES: bigint = FEATURES.reduce((word, [number]) => word | bit(number), bit(VHOST_F.LOG_ALL));
 
-// Of protocol features, what is not carried is what neither side of the relay has negotiated: this says why for each.
+// What the relay does not negotiate with a vhost-user device. Towards the VMM it may offer such a feature of its own accord.
 const PROTOCOL: Readonly<Record<number, string>> = {
   [PROTOCOL_FEATURE.CROSS_ENDIAN]: "Rings in the other byte order are not carried: rings are little-endian, as virtio 1.0 has them",
   [PROTOCOL_FEATURE.CRYPTO_SESSION]: "Crypto sessions are not carried: their keys and numbers would have to move with a migration",
   [PROTOCOL_FEATURE.PAGEFAULT]: "Postcopy is not carried: the device would fault on memory that the relay has mapped",
   [PROTOCOL_FEATURE.BACKEND_SEND_FD]: "Descriptors that the device sends by itself have no use without HOST_NOTIFIER",
-  [PROTOCOL_FEATURE.HOST_NOTIFIER]: "A doorbell of the device in the VMM would go past the relay",
-  [PROTOCOL_FEATURE.INFLIGHT_SHMFD]: "The relay keeps its own record of what is in flight (modes used and shadow)",
+  [PROTOCOL_FEATURE.HOST_NOTIFIER]:
+    "The doorbell of a vhost-user device is not passed on; that of a kernel vDPA device is, in mode passthrough",
+  [PROTOCOL_FEATURE.INFLIGHT_SHMFD]: "The device's record is not used: the relay keeps one of its own, and offers that to the VMM",
   [PROTOCOL_FEATURE.INBAND_NOTIFICATIONS]: "Kicks and calls as messages are not carried: the relay uses eventfds",
   [PROTOCOL_FEATURE.XEN_MMAP]: "Memory that must be mapped through Xen is not carried",
   [PROTOCOL_FEATURE.SHARED_OBJECT]: "Objects that devices share among themselves are not carried: no dirty log covers them",
-  [PROTOCOL_FEATURE.GET_VRING_BASE_INFLIGHT]: "It needs INFLIGHT_SHMFD; the relay drains the device instead",
+  [PROTOCOL_FEATURE.GET_VRING_BASE_INFLIGHT]: "It needs the device's INFLIGHT_SHMFD; the relay drains the device instead",
   [PROTOCOL_FEATURE.SHMEM]: "Shared memory regions of the device are not carried: the relay does not see them and no dirty log covers them",
 };
 

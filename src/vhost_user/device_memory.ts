@@ -139,7 +139,8 @@ export class DeviceMemory implements Disposable {
 
   async #replace(wanted: RegionTable<StoredRegion>): Promise<void> {
     const all = wanted.regions;
-    const wire = all.length <= this.#limit ? all : merge(all);
+    // By address: rust-vmm's back-ends refuse a table that is not sorted.
+    const wire = all.length <= this.#limit ? all.toSorted((a, b) => a.gpa - b.gpa) : merge(all);
     if (wire.length > this.#limit) throw this.#tooMany(wire.length);
     for (const region of all) {
       region.owned = dupFd(region.fd);

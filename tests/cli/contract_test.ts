@@ -79,6 +79,11 @@ const CONTRACTS: Record<string, Contract> = {
     prints: "svq.bench.ring/1",
     bad: [["--batch", "200"], 2],
   },
+  "bench migrate": {
+    good: ["--mem", "1MiB", "--runs", "1", "--migrations", "1", "--guest-mem", "8MiB"],
+    prints: "svq.bench.migrate/1",
+    bad: [["--runs", "0"], 2],
+  },
   "device run": { good: ["blk", "--print-capabilities"], prints: "any", bad: [["blk", "--socket-path", "/nonexistent/a/b"], 3] },
   "version": { good: [], prints: "svq.version/1", bad: [["surplus"], 2] },
 };

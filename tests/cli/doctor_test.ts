@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { type Check, diagnose, type DoctorHost, type Purpose } from "../../src/cli/doctor.ts";
+import { pinnedChecks } from "../../src/cli/doctor_pinned.ts";
 import { assertMatchesSchema } from "../support/schema.ts";
 
 /** A host with everything, changed by `changes`. */
@@ -96,4 +97,20 @@ Deno.test("old kernels, old runtimes, missing permissions and small limits are f
   assert.deepEqual(found({ tryMemfd: () => new Error("refused") }), ["memfd"]);
   assert.deepEqual(found({ files: { "/proc/self/status": "CapEff:\t0000000000000000\n" } }), ["net-admin"]);
   assert.deepEqual(found({ os: "darwin" }), ["platform"]);
+});
+
+Deno.test("a balloon in front of a device that pins memory makes a host not ready; without such a device it is a hint", () => {
+  const devices = [{ path: "/machine/peripheral/b", kind: "balloon", freePageReporting: true }] as const;
+  const vm = { path: "/run/vm.qmp", devices: [...devices] };
+  const [pinned] = pinnedChecks(["disk"], [vm]);
+  assert.deepEqual([pinned!.status, pinned!.required], ["missing", true]);
+  assert.match(pinned!.found, /peripheral\/b \(balloon with free page reporting\); relay disk pins guest memory/);
+  const [harmless] = pinnedChecks([], [vm]);
+  assert.deepEqual([harmless!.status, harmless!.required], ["missing", false]);
+  assert.equal(pinnedChecks(["disk"], [{ path: "/run/vm.qmp", devices: [] }])[0]!.status, "ok");
+  const [unreachable] = pinnedChecks(["disk"], [{ path: "/run/vm.qmp", devices: new Error("nobody listens") }]);
+  assert.deepEqual([unreachable!.status, unreachable!.required], ["unknown", true]);
+  const [unasked] = pinnedChecks(["disk"], []);
+  assert.match(unasked!.remedy!, /svq doctor --qmp/);
+  assert.deepEqual(pinnedChecks([], []), []);
 });

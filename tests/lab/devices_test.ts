@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import type { RelayStatus } from "../../src/relay/status.ts";
-import { startPasst, startVirtiofsd } from "../support/daemons.ts";
+import { echoOn, startPasst, startVirtiofsd, startVsock } from "../support/daemons.ts";
 import { labTest } from "../support/real_parts.ts";
 import { RelayProcess } from "../support/relay_process.ts";
 import { migrate, startTestpmd, startVm, type Vm } from "../support/vm.ts";
@@ -120,5 +120,31 @@ await labTest(
     assert.deepEqual(await state(relayA), expected("save"));
     assert.deepEqual(await state(relayB), expected("load"));
     console.log(`  total ${figures.totalMs} ms, downtime ${figures.downtimeMs} ms`);
+  },
+);
+
+await labTest(
+  "a guest talks over vsock through the relay in every mode, on one connection that lives through the switches",
+  ["qemu-10", "guest", "vhost-device"],
+  async ({ folder }) => {
+    const [socket, uds] = [folder.join("vsock.device"), folder.join("vsock")];
+    using _echo = echoOn(`${uds}_7777`);
+    await using _daemon = await startVsock(socket, uds, 7);
+    await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}` });
+    await using vm = await startVm({
+      ...{ qemu: "10", folder: folder.path, run: "shell", modules: ["vsock"] },
+      extraArgs: ["-chardev", `socket,id=vsock0,path=${relay.front}`, "-device", "vhost-user-vsock-pci,chardev=vsock0"],
+    });
+    await vm.shell("mkfifo /tmp/ctl; exec 3<>/tmp/ctl; { vsock_talk 7777 </tmp/ctl & }");
+    for (const [i, mode] of (["passthrough", "shadow", "used", "notify", "shadow", "passthrough"] as const).entries()) {
+      await relay.setMode(mode);
+      // QEMU keeps the event queue to itself.
+      assert.deepEqual(modesOf(await relay.status()), [mode, mode]);
+      const since = vm.serial.lines.length;
+      await vm.send("echo >&3\n");
+      const [line] = await vm.waitSerial(/^VSOCK .*$/, { since });
+      assert.equal(line, `VSOCK ok bytes=${(i + 1) * 16 * 16384}`, mode);
+    }
+    assert.deepEqual((await relay.status()).queues.map((queue) => queue.errors), [0, 0]);
   },
 );

@@ -6,8 +6,8 @@ import { makeImage, startVm, storageDaemon, verifyImage, type Vm } from "../supp
 import { waitUntil } from "../support/wait.ts";
 
 const WORKLOAD = { report: 100, blocks: 1024, hold: 64 } as const;
-/** Auto: the log turns the queue to `used`. */
-const MODES = { used: [], shadow: ["--force-shadow"] } as const;
+/** From `notify`, too, the log turns the queue to `used`. */
+const MODES = { used: ["--mode", "notify"], shadow: ["--force-shadow"] } as const;
 
 async function migrationStatus(vm: Vm): Promise<string> {
   return (await vm.qmp.execute<{ status: string }>("query-migrate")).status;

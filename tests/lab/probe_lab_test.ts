@@ -17,7 +17,7 @@ const plain: VmTestOptions = {
     "truncate -s 16M /tmp/disk",
     "lab-vduse user0 /tmp/disk",
   ],
-  timeoutMs: 240_000,
+  timeoutMs: 900_000,
 };
 
 /** svq, in this process. */

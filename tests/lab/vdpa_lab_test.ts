@@ -52,7 +52,7 @@ const plain: VmTestOptions = {
     "truncate -s 16M /tmp/disk",
     "lab-vduse user0 /tmp/disk",
   ],
-  timeoutMs: 240_000,
+  timeoutMs: 900_000,
 };
 
 vmTest("vdpa_sim_blk does a checked workload, and goes on after its rings were stopped", plain, async () => {
@@ -285,7 +285,7 @@ const behindIommu: VmTestOptions = {
   modules: ["vhost_vdpa"],
   setup: ["lab-vp 05 vpblk", "lab-vp 06 vpnet"],
   vp: { blk: true, net: true, packed: true },
-  timeoutMs: 240_000,
+  timeoutMs: 900_000,
 };
 
 vmTest("vp_vdpa does a checked workload with split rings", behindIommu, async () => {

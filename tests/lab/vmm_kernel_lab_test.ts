@@ -4,7 +4,7 @@
 import assert from "node:assert/strict";
 import { BOOT_OK, bootSector, FILL_BYTE } from "../support/boot_sector.ts";
 import { withDisk } from "../support/lab_disk.ts";
-import { labRelay, startSvq } from "../support/lab_svq.ts";
+import { labRelay, runSvq, startSvq } from "../support/lab_svq.ts";
 import { vdpaNode, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
 import { Process } from "../support/process.ts";
 import { waitUntil } from "../support/wait.ts";
@@ -100,6 +100,25 @@ vmTest("a nested QEMU boots from vp_vdpa through svq, and its sectors are on the
 
 vmTest("on the rings of vp_vdpa itself a nested QEMU, which cannot map its doorbells, kicks by events", behindIommu, async () => {
   await boots(vdpaNode("vpblk"), "boot-vp-passthrough", "passthrough", /does not map doorbells/);
+});
+
+vmTest("svq migrate vm refuses a guest with a balloon whose memory vp_vdpa pins, and svq doctor names it", behindIommu, async () => {
+  await using from = await labRelay(vdpaNode("vpblk"), "pinned");
+  await using to = await labRelay("sim:blk,size=64MiB", "unpinned");
+  const monitor = (name: string) => ["-qmp", `unix:/tmp/${name}.qmp,server=on,wait=off`];
+  await using _source = nestedQemu(from.path, ...monitor("balloon"), "-device", "virtio-balloon-pci,id=bal");
+  await using _destination = nestedQemu(to.path, ...monitor("empty"), "-incoming", "defer");
+  const exists = (name: string) => () => Array.from(Deno.readDirSync("/tmp")).some((entry) => entry.name === `${name}.qmp`);
+  for (const name of ["balloon", "empty"]) await waitUntil("the monitor", exists(name), PATIENCE_MS);
+  const words = ["--source", "/tmp/balloon.qmp", "--destination", "/tmp/empty.qmp", "--source-relay", "pinned", "--destination-relay"];
+  const { code, stdout, stderr } = await runSvq("migrate", "vm", ...words, "unpinned", "--uri", "unix:/tmp/pinned.migration", "-j");
+  assert.notEqual(code, 0);
+  assert.match(stdout + stderr, /PINNED_MEMORY.{0,400}peripheral\/bal \(balloon\)/s);
+  const doctor = await runSvq("doctor", "--qmp", "/tmp/balloon.qmp", "-j");
+  assert.equal(doctor.code, 6, doctor.stderr);
+  const check = JSON.parse(doctor.stdout).checks.find(({ name }: { name: string }) => name === "pinned-memory");
+  assert.deepEqual([check.status, check.required], ["missing", true]);
+  assert.match(check.found, /peripheral\/bal \(balloon\); relay pinned pins guest memory/);
 });
 
 const pair: VmTestOptions = {

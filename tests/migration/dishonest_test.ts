@@ -43,7 +43,7 @@ class Liar implements AsyncDisposable {
 
   /** Connects, lies, and returns the code of the error that the destination answers with. */
   async tell(lie: (channel: Channel) => Promise<void>): Promise<string> {
-    using channel = new Channel(connectUnix(this.#path), 5000);
+    using channel = new Channel(connectUnix(this.#path), 30_000);
     try {
       await lie(channel);
       await channel.receiveHead([]);

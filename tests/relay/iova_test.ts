@@ -53,9 +53,11 @@ Deno.test("what the device refuses to map is not allocated, and no descriptor st
   const fake = new FakeVdpa({ range: [0n, 2n ** 39n - 1n], pinLimit: MIB });
   await using over = overVdpa(fake);
   const iova = new RelayIova(NAMES);
+  // The Worker has opened all that it opens.
+  await over.relay.setMemTable([]);
   const before = countFds();
   await assert.rejects(iova.alloc(over.relay, { size: 2 * MIB, map: true }), (error: SvqError) => /IOTLB_REFUSED|MEMLOCK/.test(error.code));
-  assert.deepEqual(iova.show(over.relay).allocations, []);
+  assert.deepEqual(iova.show(over.relay).allocations.map(({ tag }) => tag), ["arena shadow rings"]);
   assert.equal(countFds(), before);
 });
 

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { passtProgram, virtiofsdProgram } from "../../scripts/lab/host.ts";
+import { passtProgram, virtiofsdProgram, vsockProgram } from "../../scripts/lab/host.ts";
 import { Process } from "./process.ts";
 import { waitUntil } from "./wait.ts";
 
@@ -72,4 +72,34 @@ export async function startPasst(socket: string, echo: string): Promise<Passt> {
     await process[Symbol.asyncDispose]();
     throw error;
   }
+}
+
+/**
+ * Starts vhost-device-vsock: a guest's connection to port P of the host ends in the unix socket `${uds}_P`.
+ *
+ * @param cid the guest's address
+ */
+export async function startVsock(socket: string, uds: string, cid: number): Promise<Process> {
+  const program = await vsockProgram();
+  const process = new Process(program.command, {
+    name: "vhost-device-vsock",
+    env: program.env,
+    args: [...program.args, "--vm", `guest-cid=${cid},socket=${socket},uds-path=${uds}`],
+  });
+  try {
+    await waitSocket(process, socket);
+    return process;
+  } catch (error) {
+    await process[Symbol.asyncDispose]();
+    throw error;
+  }
+}
+
+/** A listener that sends back what it gets, until it is closed. */
+export function echoOn(path: string): Deno.Listener {
+  const listener = Deno.listen({ transport: "unix", path });
+  (async () => {
+    for await (const connection of listener) connection.readable.pipeTo(connection.writable).catch(() => {});
+  })().catch(() => {});
+  return listener;
 }

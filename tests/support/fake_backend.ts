@@ -7,8 +7,8 @@ import { SvqError } from "../../src/errors.ts";
 import { isOpenFd } from "../../src/ffi/fd.ts";
 import type { MemoryRegion } from "../../src/memory/region.ts";
 import { bitsOf } from "../../src/uapi/bits.ts";
-import type { OwnedFd } from "../../src/ffi/mod.ts";
-import type { BackendInfo, DeviceStateDirection, LogRegion, VhostBackend, VringAddresses } from "../../src/vhost/backend.ts";
+import { createMemfd, type OwnedFd } from "../../src/ffi/mod.ts";
+import type { BackendInfo, DeviceStateDirection, InflightPlace, LogRegion, VhostBackend, VringAddresses } from "../../src/vhost/backend.ts";
 
 /** One call of a method: its name and plain-data arguments. Descriptors are shown as `fd` (open) or `null`. */
 export type Call = [name: string, ...args: unknown[]];
@@ -73,6 +73,14 @@ export class FakeBackend implements VhostBackend {
     const given = this.stateFd;
     this.stateFd = undefined;
     return given;
+  }
+  async createInflight(queues: number, num: number): Promise<{ file: OwnedFd; place: InflightPlace }> {
+    await this.#record("createInflight", queues, num);
+    const file = createMemfd("in-flight", 4096);
+    return { file, place: { fd: file.fd, offset: 0, size: 4096, queues, num } };
+  }
+  setInflight({ fd, ...place }: InflightPlace): Promise<void> {
+    return this.#record("setInflight", plainFd(fd), place);
   }
   checkDeviceState(): Promise<void> {
     return this.#record("checkDeviceState");

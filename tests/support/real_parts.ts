@@ -27,7 +27,7 @@ async function missing(needs: readonly Need[]): Promise<string | undefined> {
 }
 
 /** Set by `deno task soak`: tests that are not yet reliable run, too. */
-const SOAKING = Deno.env.get("SVQ_SOAK") === "1";
+export const SOAKING = Deno.env.get("SVQ_SOAK") === "1";
 
 /**
  * Registers a test with real parts; await it at the top level of the test file, so that a skip is known by name.

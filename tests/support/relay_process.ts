@@ -22,6 +22,8 @@ export interface RelayProcessOptions {
   connect?: string;
   /** More words for `svq relay run`. */
   args?: string[];
+  /** Words that go before the program's, e.g. of nsenter. */
+  within?: string[];
 }
 
 const MAIN = new URL("../../src/cli/main.ts", import.meta.url).pathname;
@@ -38,10 +40,12 @@ export class RelayProcess implements AsyncDisposable {
   /** Starts a relay and waits until it is ready. */
   static async start(options: RelayProcessOptions): Promise<RelayProcess> {
     const name = options.name ?? "relay";
-    const process = new Process(Deno.execPath(), {
+    const [program, ...words] = [...(options.within ?? []), Deno.execPath()];
+    const process = new Process(program!, {
       name: `svq relay ${name}`,
       env: { SVQ_RUNTIME_DIR: options.folder, NO_COLOR: "1" },
       args: [
+        ...words,
         ...["run", "-A", "--quiet", MAIN, "relay", "run", "--name", name],
         ...["--front", options.connect === undefined ? `unix:${options.folder}/${name}.front` : `connect:${options.connect}`],
         ...["--device", options.device, ...(options.args ?? [])],

@@ -55,6 +55,8 @@ export interface VmOptions {
   stay?: boolean;
   /** A reset starts the guest anew instead of ending QEMU. */
   reboot?: boolean;
+  /** Words that run a program where this QEMU is to run: in a network namespace. */
+  within?: readonly string[];
   /** `-incoming` URI: this guest is a migration's destination. */
   incoming?: string;
   /** Created stopped (`-S`): as a destination it stays stopped after the migration. */
@@ -257,12 +259,13 @@ export async function startVm(options: VmOptions): Promise<Vm> {
   const image = await guest();
   const mib = options.memMiB ?? 256;
   const socket = (kind: string) => `${options.folder}/${name}.${kind}`;
-  const process = new Process(program.command, {
+  const [command, ...before] = [...options.within ?? [], program.command];
+  const process = new Process(command!, {
     name: `QEMU ${options.qemu} (${name})`,
     env: program.env,
     // deno-fmt-ignore
     args: [
-      ...program.args,
+      ...before, ...program.args,
       "-name", name, "-accel", "tcg", "-cpu", "qemu64", "-smp", String(options.cpus ?? 1), "-m", String(mib),
       "-object", `memory-backend-memfd,id=m,size=${mib}M,share=on`, "-machine", "q35,memory-backend=m,hpet=off",
       "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", ...(options.reboot === true ? [] : ["-no-reboot"]),

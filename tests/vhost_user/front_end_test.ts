@@ -275,6 +275,10 @@ Deno.test("without slots the whole table is sent, from descriptors of its own, a
     for (const page of [2, 4, 6, 8, 10, 12, 14]) await frontEnd.addMemRegion(region(memory.fd, page));
     assert.equal(table().length, 8);
     assert.equal(device.seen.at(-1)?.fdCount, 8);
+    // Some devices refuse a table that is not in the order of addresses.
+    await frontEnd.removeMemRegion(region(memory.fd, 4));
+    await frontEnd.addMemRegion(region(memory.fd, 4));
+    assert.deepEqual(table().map(({ gpa }) => gpa / 4096), [0, 2, 4, 6, 8, 10, 12, 14]);
     await frontEnd.addMemRegion(region(memory.fd, 1));
     assert.deepEqual(table().map(({ gpa, size }) => [gpa / 4096, size / 4096]), [[0, 3], [4, 1], [6, 1], [8, 1], [10, 1], [12, 1], [
       14,

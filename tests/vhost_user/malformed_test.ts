@@ -94,7 +94,7 @@ const BROKEN: Record<string, [bytes: Uint8Array<ArrayBuffer>, fds: number, patte
     0,
     /4090\+8 lie outside/,
   ],
-  "protocol features that were not offered": [message(REQUEST.SET_PROTOCOL_FEATURES, encodeU64(1n << 12n)), 0, /not offered/],
+  "protocol features that were not offered": [message(REQUEST.SET_PROTOCOL_FEATURES, encodeU64(1n << 8n)), 0, /not offered/],
   "an MTU above 65535": [message(REQUEST.NET_SET_MTU, encodeU64(65536n)), 0, /NET_SET_MTU with 65536/],
   "a back-end channel that is no socket": [message(REQUEST.SET_BACKEND_REQ_FD, new Uint8Array(0)), 1, /without a socket/],
 };

@@ -4,7 +4,16 @@ import { connectUnix } from "../../src/ffi/unix_socket.ts";
 import { bit, bitsOf } from "../../src/uapi/bits.ts";
 import { decodeU64, decodeVringState, encodeU64, encodeVringAddr, encodeVringState } from "../../src/uapi/vhost.ts";
 import { BACKEND_REQUEST, FLAG, PROTOCOL_FEATURE, REQUEST } from "../../src/uapi/vhost_user.ts";
-import { encodeConfig, encodeLog, encodeMemTable, encodeRegion, encodeVringFd, type WireRegion } from "../../src/vhost_user/message.ts";
+import {
+  decodeInflight,
+  encodeConfig,
+  encodeInflight,
+  encodeLog,
+  encodeMemTable,
+  encodeRegion,
+  encodeVringFd,
+  type WireRegion,
+} from "../../src/vhost_user/message.ts";
 import { serve } from "../../src/vhost_user/serve.ts";
 import { BackendServer, type ServerOptions } from "../../src/vhost_user/server.ts";
 import { SERVER_PROTOCOL_FEATURES } from "../../src/vhost_user/server_rules.ts";
@@ -251,9 +260,25 @@ Deno.test("messages without a meaning here are refused where an answer is wanted
   assert.equal(decodeU64((await s.peer.ask(REQUEST.SET_DEVICE_STATE_FD, new Uint8Array(8), [pipe.fd])).payload), 0x101n);
   assert.equal(decodeU64((await s.peer.ask(REQUEST.IOTLB_MSG, new Uint8Array(32))).payload), 1n);
   assert.equal(await s.ack(REQUEST.RESET_OWNER), 0n);
-  await s.peer.send(REQUEST.GET_INFLIGHT_FD, new Uint8Array(24));
-  assert.match((await s.ended)!.message, /GET_INFLIGHT_FD cannot be answered: .* not offered/);
+  await s.peer.send(REQUEST.POSTCOPY_ADVISE);
+  assert.match((await s.ended)!.message, /POSTCOPY_ADVISE cannot be answered: .* not offered/);
   s.peer.stream.close();
+});
+
+Deno.test("an in-flight region is handed out and taken back; one that does not fit its file reaches no device", async () => {
+  const s = await session({ protocolFeatures: bitsOf([PF.REPLY_ACK, PF.INFLIGHT_SHMFD]) });
+  const answer = await s.peer.ask(REQUEST.GET_INFLIGHT_FD, encodeInflight({ size: 0, offset: 0, queues: 2, num: 64 }));
+  assert.deepEqual(decodeInflight(answer.payload), { size: 4096, offset: 0, queues: 2, num: 64 });
+  assert.equal(answer.fdCount, 1);
+  using file = createMemfd("in-flight", 4096);
+  assert.equal(await s.ack(REQUEST.SET_INFLIGHT_FD, answer.payload, [file.fd]), 0n);
+  assert.equal(await s.ack(REQUEST.SET_INFLIGHT_FD, encodeInflight({ size: 4096, offset: 4096, queues: 2, num: 64 }), [file.fd]), 1n);
+  const place = { offset: 0, size: 4096, queues: 2, num: 64 };
+  assert.deepEqual(s.backend.calls, [["createInflight", 2, 64], ["setInflight", "fd", place]]);
+  s.backend.failing.set("createInflight", 1);
+  const refused = await s.peer.ask(REQUEST.GET_INFLIGHT_FD, encodeInflight({ size: 0, offset: 0, queues: 2, num: 64 }));
+  assert.deepEqual([refused.payload, refused.fdCount], [new Uint8Array(24), 0]);
+  await s.end();
 });
 
 Deno.test("NEED_REPLY without REPLY_ACK is not answered", async () => {

@@ -12,12 +12,13 @@ import { aborted } from "../signals.ts";
 import { usageError } from "../usage.ts";
 import { serveVduse } from "../vduse.ts";
 
-const KINDS = ["blk", "loopback"] as const;
+const KINDS = ["blk", "net", "loopback"] as const;
 type Kind = typeof KINDS[number];
 
 // `type` is the conventions' word for the device class; `features` names the options of that class that exist.
 const CAPABILITIES: Record<Kind, { type: string; features: string[] }> = {
   blk: { type: "block", features: ["read-only", "blk-file"] },
+  net: { type: "net", features: [] },
   loopback: { type: "loopback", features: [] },
 };
 
@@ -32,6 +33,10 @@ interface Flags {
   readonly size?: number;
   readonly readOnly: boolean;
   readonly id?: string;
+  readonly tap?: string;
+  readonly cable?: string;
+  readonly mac?: string;
+  readonly mtu?: number;
   readonly latency?: number;
   readonly jitter?: number;
   readonly queues?: number;
@@ -49,7 +54,7 @@ const run = buildCommand({
       "mgmtdev vduse`, or --add, puts it on the vdpa bus, and it appears as /dev/vhost-vdpa-N or as a disk of this host. At the end it is taken off " +
       "the bus and destroyed.\n\n" +
       "Examples:\n  svq device run blk --socket-path /run/disk.sock --file disk.img\n  svq device run blk --socket-path /run/slow.sock --size 64MiB --latency 5ms\n" +
-      "  svq device run blk --vduse disk0 --add --file disk.img",
+      "  svq device run blk --vduse disk0 --add --file disk.img\n  svq device run net --socket-path /run/net.sock --tap tap0",
   },
   parameters: {
     flags: {
@@ -67,9 +72,13 @@ const run = buildCommand({
       size: sizeFlag("blk: size of the disk; without a file it is in memory (default 64MiB)", { optional: true }),
       readOnly: { kind: "boolean", brief: "blk: the disk cannot be written", default: false },
       id: textFlag("blk: the disk's id, at most 20 bytes", { optional: true }),
+      tap: textFlag("net: name of the tap that carries the frames", { optional: true }),
+      cable: textFlag("net: `loop`, for a device whose frames come back", { optional: true }),
+      mac: textFlag("net: MAC address", { optional: true }),
+      mtu: integerFlag("net: largest payload of a frame, bytes", { optional: true, min: 68, max: 65535 }),
       latency: durationFlag("Time that each request takes", { optional: true }),
       jitter: durationFlag("Random time added to each request, at most", { optional: true }),
-      queues: integerFlag("Queues", { optional: true, min: 1, max: 64 }),
+      queues: integerFlag("Queues; net: two for each pair and one for control (default 3)", { optional: true, min: 1, max: 129 }),
       num: integerFlag("Largest ring, in descriptors", { optional: true, min: 2, max: 32768 }),
       packed: { kind: "boolean", brief: "Offer packed rings", default: false },
     },
@@ -83,7 +92,7 @@ const run = buildCommand({
           }
           return kind;
         },
-        brief: "blk or loopback",
+        brief: "blk, net or loopback",
         placeholder: "KIND",
         proposeCompletions: (partial: string) => KINDS.filter((kind) => kind.startsWith(partial)),
       }],
@@ -115,12 +124,20 @@ function simOptions(kind: Kind, flags: Flags): SimOptions {
     throw usageError("The disk is named twice", "--file and --blk-file mean the same");
   }
   const file = flags.file ?? flags.blkFile;
-  if (kind === "loopback" && readOnly) throw usageError("A loopback device cannot be read-only");
+  if (kind !== "blk" && readOnly) throw usageError(`A ${kind} device cannot be read-only`);
+  const { tap, cable, mac, mtu } = flags;
+  if (kind !== "net" && (tap ?? cable ?? mac ?? mtu) !== undefined) {
+    throw usageError("--tap, --cable, --mac and --mtu are of network devices");
+  }
   return {
     kind,
     ...(file === undefined ? {} : { file }),
     ...(size === undefined ? {} : { size }),
     ...(id === undefined ? {} : { id }),
+    ...(tap === undefined ? {} : { tap }),
+    ...(cable === undefined ? {} : { cable }),
+    ...(mac === undefined ? {} : { mac }),
+    ...(mtu === undefined ? {} : { mtu }),
     ...(queues === undefined ? {} : { queues }),
     ...(num === undefined ? {} : { num }),
     ...(latency === undefined ? {} : { latencyUs: latency / 1000 }),

@@ -4,11 +4,13 @@ import { EXIT } from "../../errors.ts";
 import { createMemfd, effectiveUid, memlockLimit } from "../../ffi/mod.ts";
 import { runtimeDirPath } from "../../relay/runtime_dir.ts";
 import type { CliContext } from "../context.ts";
+import { askVm, pinnedChecks, pinningRelays } from "../doctor_pinned.ts";
 import { type Check, diagnose, type DoctorHost, type Purpose, PURPOSES } from "../doctor.ts";
 import { ExitWith } from "../exit_with.ts";
 
 interface Flags {
   readonly for: readonly Purpose[];
+  readonly qmp?: readonly string[];
 }
 
 /** Checks the host. */
@@ -17,6 +19,7 @@ export const command: Command<CliContext> = buildCommand({
     brief: "Check whether this host is ready, and say what to do",
     fullDescription: "Check whether this host is ready, and say what to do about each thing that is missing. " +
       "Exit 6 when something required for the purpose is missing.\n\n" +
+      "A device that pins guest memory breaks when the VM has a balloon or virtio-mem: running relays are asked whether their device does, and each QEMU that --qmp names for such devices.\n\n" +
       "Purposes: user (vhost-user and embedded devices, the default), kernel (vhost-vdpa, vhost-net), vduse (making vDPA devices).\n\n" +
       "Example:\n  svq doctor --for kernel,vduse",
   },
@@ -30,11 +33,21 @@ export const command: Command<CliContext> = buildCommand({
         variadic: ",",
         default: ["user"],
       },
+      qmp: {
+        kind: "parsed",
+        parse: String,
+        brief: "Monitor of a QEMU, to be asked for devices that give guest memory back (balloon, virtio-mem)",
+        placeholder: "SOCKET",
+        variadic: true,
+        optional: true,
+      },
     },
   },
-  func(this: CliContext, flags: Flags): void {
+  async func(this: CliContext, flags: Flags): Promise<void> {
     const purposes = [...new Set(flags.for)];
     const checks = diagnose(thisHost(this.host.env), purposes);
+    const vms = await Promise.all((flags.qmp ?? []).map(askVm));
+    checks.push(...pinnedChecks(await pinningRelays(), vms));
     const ready = checks.every((check) => check.status === "ok" || !check.required);
     this.output.document({ schema: "svq.doctor/1", purposes, ready, checks }, () => {
       const width = Math.max(...checks.map((check) => check.name.length));

@@ -2,7 +2,7 @@
 import { buildCommand } from "@stricli/core";
 import { openDevice } from "../../devices/open.ts";
 import { DEFAULT_RAM_SIZE, EmbeddedDriver } from "../../drivers/embedded_driver.ts";
-import type { DriverReport } from "../../drivers/report.ts";
+import type { DriverReport, NetReport } from "../../drivers/report.ts";
 import { EXIT } from "../../errors.ts";
 import { formatCount, formatDuration, formatSize, formatSizeExact } from "../../units.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
@@ -25,7 +25,10 @@ interface Flags {
   readonly num: number;
   readonly readPercent: number;
   readonly seed: number;
-  readonly workload?: "blk" | "loopback";
+  readonly workload?: "blk" | "net" | "loopback";
+  readonly frameSize?: number;
+  readonly rate?: number;
+  readonly echo: boolean;
   readonly packed: boolean;
   readonly eventIdx: boolean;
   readonly indirect: boolean;
@@ -41,24 +44,30 @@ export const command = buildCommand({
     fullDescription:
       "Drives a device as a guest's driver would, and checks every answer: what was written must be read back, each request must come back once. " +
       "Exit 1 when anything was lost, duplicated or corrupted.\n\n" +
+      "A network device is sent numbered frames; with the other end sending them back (sim:net,cable=loop does, and DPDK's testpmd in mode mac), " +
+      "each has to return once, unharmed and in order. The longest gap between two of them is reported.\n\n" +
       "A disk's first 32 MiB (--region) are overwritten.\n\n" +
-      "Examples:\n  svq drive sim:blk,latency=100us --duration 8s\n  svq drive unix:/run/disk.sock --requests 100000 --depth 64 --queues 2",
+      "Examples:\n  svq drive sim:blk,latency=100us --duration 8s\n  svq drive unix:/run/disk.sock --requests 100000 --depth 64 --queues 2\n" +
+      "  svq drive sim:net,cable=loop --rate 1000 --duration 3s",
   },
   parameters: {
     flags: {
       duration: durationFlag("How long; default 8s unless --requests is given", { optional: true }),
       requests: integerFlag("How many requests", { optional: true, min: 1 }),
       depth: integerFlag("Requests in flight in each queue", { default: "32", min: 1, max: 1024 }),
-      queues: integerFlag("Queues to use", { default: "1", min: 1, max: 64 }),
+      queues: integerFlag("Queues to use; net: queue pairs", { default: "1", min: 1, max: 64 }),
       num: integerFlag("Ring size in descriptors", { default: "256", min: 2, max: 32768 }),
       readPercent: integerFlag("Share of reads among reads and writes", { default: "50", max: 100 }),
       seed: integerFlag("Random numbers follow from it", { default: "1", max: 2 ** 32 - 1 }),
       workload: {
         kind: "enum",
-        values: ["blk", "loopback"],
+        values: ["blk", "net", "loopback"],
         brief: "What to do with a device that does not say what it is",
         optional: true,
       },
+      frameSize: integerFlag("net: bytes of a frame; default 512", { optional: true, min: 60, max: 1514 }),
+      rate: integerFlag("net: frames per second; default as fast as they are taken", { optional: true, min: 1, max: 1000000 }),
+      echo: { kind: "boolean", brief: "net: the other end sends the frames back", default: true },
       packed: { kind: "boolean", brief: "Use packed rings", default: false },
       eventIdx: { kind: "boolean", brief: "Use EVENT_IDX where it is offered", default: true },
       indirect: { kind: "boolean", brief: "Use INDIRECT_DESC where it is offered", default: true },
@@ -80,9 +89,13 @@ export const command = buildCommand({
 
 async function drive(context: CliContext, flags: Flags, device: VhostBackend): Promise<DriverReport> {
   const { depth, queues, num, readPercent, seed, packed, eventIdx, indirect, workload, ram, region, drainTimeout } = flags;
+  const { frameSize, rate, echo } = flags;
   await using driver = await EmbeddedDriver.open(device, {
     ...{ depth, queues, num, readPercent, seed, packed, eventIdx, indirect, ramSize: ram },
     ...(workload === undefined ? {} : { workload }),
+    echo,
+    ...(frameSize === undefined ? {} : { frameSize }),
+    ...(rate === undefined ? {} : { rate }),
     ...(region === undefined ? {} : { regionSize: region }),
   });
   if (context.signal.aborted) throw context.signal.reason;
@@ -129,7 +142,15 @@ function toDocument(device: string, report: DriverReport): Document {
     latency_us: { p50: latencyUs.p50, p99: latencyUs.p99, p999: latencyUs.p999, max: latencyUs.max },
     longest_stall_ms: Math.round(report.longestStallMs * 1000) / 1000,
     faults: report.faults,
+    ...(report.net === undefined ? {} : {
+      net: { sent: report.net.sent, received: report.net.received, missing: report.net.missing, longest_gap_ms: report.net.longestGapMs },
+    }),
   };
+}
+
+function describeNet({ sent, received, missing, longestGapMs }: NetReport): [string, string] {
+  const gap = formatDuration(longestGapMs * 1e6);
+  return ["frames", `${formatCount(sent)} sent, ${formatCount(received)} received, ${formatCount(missing)} missing, longest gap ${gap}`];
 }
 
 function describe(report: DriverReport): string {
@@ -148,6 +169,7 @@ function describe(report: DriverReport): string {
     ["rate", `${formatCount(report.iops)} requests per second for ${formatDuration(report.durationMs * 1e6)}`],
     ["latency", `p50 ${us(latencyUs.p50)}, p99 ${us(latencyUs.p99)}, p99.9 ${us(latencyUs.p999)}, max ${us(latencyUs.max)}`],
     ["stall", `${formatDuration(report.longestStallMs * 1e6)} at most without an answer`],
+    ...(report.net === undefined ? [] : [describeNet(report.net)]),
     ...report.faults.map((fault): [string, string] => ["fault", fault]),
   ];
   return formatFacts(facts);

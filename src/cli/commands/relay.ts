@@ -29,6 +29,7 @@ interface RunFlags {
   readonly device?: DeviceAddress;
   readonly mode: RelayMode;
   readonly forceShadow: boolean;
+  readonly resilient: boolean;
   readonly switchTimeout: number;
   readonly workers: number;
   readonly core: CoreChoice;
@@ -57,6 +58,11 @@ const runFlags = {
     default: DEFAULT_RELAY_CONFIG.mode,
   },
   forceShadow: { kind: "boolean", brief: "Stay in shadow mode, whatever the VMM does", default: false },
+  resilient: {
+    kind: "boolean",
+    brief: "Stay in shadow mode, so that a relay that is killed and started again loses no request and repeats no answer",
+    default: false,
+  },
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
   workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
   core: {
@@ -136,7 +142,7 @@ const run = buildCommand({
       deviceConnects: source.listens,
       config: {
         mode: flags.mode,
-        forceShadow: flags.forceShadow,
+        forceShadow: flags.forceShadow || flags.resilient,
         switchTimeoutMs: flags.switchTimeout / 1e6,
         workers: flags.workers,
         core: flags.core,
@@ -188,6 +194,7 @@ const start = buildCommand({
       ...["--indirect", flags.indirect, "--in-order", flags.inOrder],
       ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),
       ...(flags.forceShadow ? ["--force-shadow"] : []),
+      ...(flags.resilient ? ["--resilient"] : []),
     ];
     const child = spawnDetached(words, log);
     const failed = child.status.then(() => true);

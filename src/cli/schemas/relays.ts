@@ -43,6 +43,7 @@ const relay = {
   front_connected: flag("A VMM is there"),
   device_connected: flag("The device is there"),
   device_connections: count("Connections to the device so far"),
+  inflight_region: flag("The VMM keeps a record of what the relay has taken: a relay that is killed may be started again"),
   needs_reset: flag("A queue has failed: the guest must reset the device"),
   mode: choice(["auto", ...modes]),
   front: text("Where the VMM connects"),
@@ -103,6 +104,14 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     verified: optional(count("Pieces of data that were compared: sectors, or words of a loopback")),
     longest_stall_ms: optional(number("Longest time with requests out and no answer, without pauses")),
     faults: optional(list(text(), "The first few faults")),
+    net: optional(
+      object({
+        sent: count("Frames sent"),
+        received: count("Frames received, each once"),
+        missing: count("Frames that did not come"),
+        longest_gap_ms: number("Longest time between two frames of one stream"),
+      }),
+    ),
     latency_us: object({ p50: nullable(number()), p99: nullable(number()), p999: nullable(number()), max: nullable(number()) }),
   }),
   "svq.migrate/1": document("svq.migrate/1", "Result of a migration", {
@@ -132,6 +141,26 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
       "svq migrate vm: what was looked at before the start",
     )),
     error: optional(nullable(object({ code: text(), message: text(), hint: optional(text()) }))),
+  }),
+  "svq.bench.migrate/1": document("svq.bench.migrate/1", "How fast memory is streamed, and how long a guest stands still", {
+    machine: map(true, "CPU, kernel, runtime"),
+    streams: list(object({
+      contents: choice(["random", "half-zero", "zero"]),
+      sink: choice(["discard", "receiver"]),
+      memory_bytes: count("Guest memory"),
+      stream_bytes: count("What of it went over the stream"),
+      ms: number("The fastest run"),
+      all_ms: list(number(), "All runs"),
+      gb_per_s: number("Guest memory per second, in 10^9 bytes"),
+    })),
+    downtime_us: nullable(object({
+      migrations: count(),
+      memory_bytes: count("Of the guest"),
+      p50: count(),
+      p90: count(),
+      p99: count(),
+      max: count(),
+    })),
   }),
   "svq.bench.ring/1": document("svq.bench.ring/1", "Cost per chain of the relay cores", {
     machine: map(true, "CPU, kernel, runtime"),

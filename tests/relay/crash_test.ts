@@ -1,0 +1,86 @@
+import assert from "node:assert/strict";
+import { SimDevice } from "../../src/devices/sim_device.ts";
+import { EmbeddedDriver } from "../../src/drivers/embedded_driver.ts";
+import { listenUnix } from "../../src/ffi/mod.ts";
+import { FRONT_END_WITH_INFLIGHT, VhostUserFrontEnd } from "../../src/vhost_user/front_end.ts";
+import { serve } from "../../src/vhost_user/serve.ts";
+import { RelayProcess } from "../support/relay_process.ts";
+import { TempDir } from "../support/temp.ts";
+import { waitUntil } from "../support/wait.ts";
+
+const KILLS = Deno.env.get("SVQ_SOAK") === "1" ? 50 : 3;
+
+interface Case {
+  name: string;
+  args: string[];
+  packed: boolean;
+}
+
+const CASES: Case[] = [
+  { name: "shadow, split", args: ["--mode", "shadow"], packed: false },
+  { name: "used", args: ["--mode", "used"], packed: false },
+  { name: "--resilient, packed", args: ["--resilient"], packed: true },
+  {
+    name: "shadow, packed guest on split device rings",
+    args: ["--mode", "shadow", "--guest-ring", "packed", "--device-ring", "split"],
+    packed: true,
+  },
+];
+
+/** A disk daemon whose answers come out of order; each front-end meets it fresh. */
+async function withDisk<T>(path: string, packed: boolean, body: () => Promise<T>): Promise<T> {
+  await using sim = await SimDevice.open({ kind: "blk", size: 32 << 20, queues: 2, packed, latencyUs: 300, jitterUs: 1500 });
+  using listener = listenUnix(path);
+  const served = serve(listener, async () => {
+    await sim.reset();
+    await sim.setMemTable([]);
+    return { backend: sim };
+  });
+  try {
+    return await body();
+  } finally {
+    listener.close();
+    await served;
+  }
+}
+
+for (const { name, args, packed } of CASES) {
+  Deno.test(`kill -9 of a relay under load, and a new one of the same name: nothing is lost, nothing done twice: ${name}`, async () => {
+    using folder = new TempDir();
+    const socket = folder.join("disk.sock");
+    let seed = 20260 + name.length;
+    const random = () => (seed = (seed * 1103515245 + 12345) & 0x7fffffff) / 0x7fffffff;
+    await withDisk(socket, packed, async () => {
+      const start = () => RelayProcess.start({ folder: folder.path, device: `unix:${socket}`, args });
+      const connect = (relay: RelayProcess) => VhostUserFrontEnd.connect(relay.front, { protocolFeatures: FRONT_END_WITH_INFLIGHT });
+      let relay = await start();
+      await using rest = new AsyncDisposableStack();
+      rest.defer(() => relay[Symbol.asyncDispose]());
+      let device = await connect(relay);
+      rest.defer(() => device.close());
+      const options = { depth: 48, num: 64, queues: 2, packed, ramSize: 32 << 20, regionSize: 24 << 20, inflight: true };
+      await using driver = await EmbeddedDriver.open(device, { ...options, workload: "blk" });
+      const run = driver.run({ durationMs: 3_600_000 });
+      for (let kill = 0; kill < KILLS; kill++) {
+        const before = (await driver.report()).completed;
+        await waitUntil("requests", async () => (await driver.report()).completed > before + 100);
+        await new Promise((resolve) => setTimeout(resolve, random() * 30));
+        relay.process.kill("SIGKILL");
+        await relay.process.status;
+        await device.close();
+        relay = await start();
+        device = await connect(relay);
+        await driver.reattach(device);
+      }
+      const before = (await driver.report()).completed;
+      await waitUntil("requests after the last kill", async () => (await driver.report()).completed > before + 100);
+      const status = await relay.status();
+      assert.deepEqual(status.queues.map((queue) => queue.errors), [0, 0]);
+      assert.equal(status.needs_reset, false);
+      assert.equal(status.inflight_region, true);
+      const report = await driver.stop();
+      await run;
+      assert.deepEqual([report.lost, report.duplicated, report.corrupted, report.faults], [0, 0, 0, []]);
+    });
+  });
+}

@@ -2,7 +2,7 @@
 import * as S from "./state";
 import { Env, fail, Queue } from "./state";
 import { contains, mark } from "./memory";
-import { place, placeHead, record } from "./place";
+import { place } from "./place";
 import * as walk from "./walk";
 
 /** Flags of a result: a notification is wanted; the device's ring is full; the pool must grow. */
@@ -59,94 +59,182 @@ function lookSplit(q: Queue): i32 {
   return <i32>ahead;
 }
 
-// A chain of direct descriptors into a split ring, in one go; FULL where the long way must look at it.
-// @ts-ignore: decorator
-@inline
-function shortcut(q: Queue, e: Env, head: u32): i32 {
-  const first = q.freeHead;
+// The loop of mode shadow between split rings where nothing is translated: everything that it touches often is in locals. It stops
+// in front of a chain that it does not take (indirect, no room, or a broken rule): that goes the long way.
+function shortcuts(q: Queue, e: Env): i32 {
   const num = q.guestNum;
+  const mask = num - 1;
+  const deviceMask = q.deviceNum - 1;
+  const desc = q.guestDesc;
+  const ring = q.guestAvail + 4;
+  const out = q.deviceDesc;
+  const outRing = q.deviceAvail + 4;
+  const segments = q.segments;
+  const records = q.records;
+  const taken = q.taken;
+  const single = q.tables != 0;
+  const start = q.guestNext;
+  const seen = q.guestSeen;
+  let position = start;
+  let next = q.deviceNext;
+  let freeHead = q.freeHead;
   let left = q.numFree;
-  let index = head;
-  let to = first;
-  let writable: u64 = 0;
-  let bytes: u64 = 0;
-  for (;;) {
-    const at = q.guestDesc + (index << 4);
-    const address = load<u64>(at);
-    const rest = load<u64>(at, 8);
-    const length = <u32>rest;
-    const flags = <u32>(rest >> 32) & 0xffff;
-    if ((flags & S.F_INDIRECT) != 0 || left == 0 || length == 0 || address > S.LIMIT - length || !contains(e, address, length)) {
-      return S.FULL;
+  let order = q.order;
+  let first = e.lastFirst;
+  let end = e.lastEnd;
+  while (position != seen) {
+    const head = <u32>load<u16>(ring + ((position & mask) << 1));
+    if (head >= num || load<u16>(taken + (head << 1)) != 0) break;
+    let index = head;
+    let to = freeHead;
+    let room = left;
+    let writable: u64 = 0;
+    let bytes: u64 = 0;
+    let whole = false;
+    for (;;) {
+      if (room == 0) break;
+      const at = desc + (index << 4);
+      const address = load<u64>(at);
+      const rest = load<u64>(at, 8);
+      const length = rest & 0xffffffff;
+      const flags = <u32>(rest >> 32) & 7;
+      // Above 2^52 nothing lies in memory; a sum that wraps is below its address.
+      if (address < first || address + length > end || address > S.LIMIT) {
+        if (address > S.LIMIT - length || !contains(e, address, <u32>length)) break;
+        first = e.lastFirst;
+        end = e.lastEnd;
+      }
+      if (length == 0 || flags >= S.F_INDIRECT) break;
+      if ((flags & S.F_WRITE) != 0) writable += length;
+      else if (writable != 0) break;
+      bytes += length;
+      room--;
+      const segment = segments + (to << 4);
+      const following = load<u32>(segment, 12) & S.LINK_INDEX;
+      const place = out + (to << 4);
+      store<u64>(place, address);
+      store<u64>(segment, address);
+      store<u64>(segment, length | <u64>(following | flags << 30) << 32, 8);
+      to = following;
+      if ((flags & S.F_NEXT) == 0) {
+        store<u64>(place, length | <u64>flags << 32, 8);
+        whole = true;
+        break;
+      }
+      if (single) break;
+      store<u64>(place, length | <u64>(flags | following << 16) << 32, 8);
+      index = <u32>(rest >> 48);
+      if (index >= num) break;
     }
-    left--;
-    const segment = q.segments + (to << 4);
-    const next = load<u32>(segment, 12) & S.LINK_INDEX;
-    bytes += length;
-    if ((flags & S.F_WRITE) != 0) writable += length;
-    else if (writable != 0) return S.FULL;
-    const more = (flags & S.F_NEXT) != 0;
-    if (more && q.tables != 0) return S.FULL;
-    const place = q.deviceDesc + (to << 4);
-    store<u64>(place, address);
-    store<u64>(place, length | <u64>(flags & 3 | (more ? next << 16 : 0)) << 32, 8);
-    store<u64>(segment, address);
-    store<u64>(segment, length | <u64>(next | (flags & 2) << 30 | (flags & 1) << 30) << 32, 8);
-    to = next;
-    if (!more) break;
-    index = <u32>(rest >> 48);
-    if (index >= num) return S.FULL;
+    if (!whole || bytes > 0x100000000) break;
+    const at = records + (freeHead << 5);
+    store<f64>(at, order);
+    store<f64>(at, <f64>bytes, 8);
+    store<u64>(at, <u64>head | <u64>freeHead << 32, 16);
+    store<u64>(at, (writable > 0xffffffff ? 0xffffffff : writable) | <u64>(left - room) << 32, 24);
+    order += 1;
+    store<u16>(taken + (head << 1), 1);
+    store<u16>(outRing + ((next & deviceMask) << 1), <u16>freeHead);
+    next++;
+    freeHead = to;
+    left = room;
+    position = (position + 1) & 0xffff;
   }
-  if (bytes > 0x100000000) return S.FULL;
-  const slots = q.numFree - left;
-  q.freeHead = to;
+  const moved = (position - start) & 0xffff;
+  q.guestNext = position;
+  q.deviceNext = next & 0xffff;
+  q.freeHead = freeHead;
   q.numFree = left;
-  record(q, first, head, first, bytes, writable, slots);
-  store<u16>(q.deviceAvail + 4 + ((q.deviceNext & (q.deviceNum - 1)) << 1), <u16>first);
-  q.deviceNext = (q.deviceNext + 1) & 0xffff;
-  return <i32>first;
+  q.order = order;
+  q.inflight += moved;
+  q.open += moved;
+  return <i32>moved;
 }
 
-// The same in mode used: the segments go into the pool.
-// @ts-ignore: decorator
-@inline
-function headShortcut(q: Queue, e: Env, head: u32): i32 {
-  const first = q.poolHead;
+// The same in mode used: the device reads the guest's descriptors, and the private copies go into the pool.
+function headShortcuts(q: Queue, e: Env): i32 {
   const num = q.guestNum;
+  const mask = num - 1;
+  const desc = q.guestDesc;
+  const ring = q.guestAvail + 4;
+  const outRing = q.deviceAvail + 4;
+  const segments = q.segments;
+  const records = q.records;
+  const taken = q.taken;
+  const start = q.guestNext;
+  const seen = q.guestSeen;
+  let position = start;
+  let next = q.deviceNext;
+  let poolHead = q.poolHead;
   let left = q.poolFree;
-  let steps: u32 = 0;
-  let index = head;
-  let to = first;
-  let writable: u64 = 0;
-  let bytes: u64 = 0;
-  if (q.inflight == q.deviceNum) return S.FULL;
-  for (;;) {
-    const at = q.guestDesc + (index << 4);
-    const address = load<u64>(at);
-    const rest = load<u64>(at, 8);
-    const length = <u32>rest;
-    const flags = <u32>(rest >> 32) & 0xffff;
-    if ((flags & S.F_INDIRECT) != 0 || left == 0 || length == 0 || address > S.LIMIT - length || !contains(e, address, length)) {
-      return S.FULL;
+  let order = q.order;
+  let first = e.lastFirst;
+  let end = e.lastEnd;
+  let heads = q.deviceNum - q.inflight;
+  while (position != seen && heads > 0) {
+    const head = <u32>load<u16>(ring + ((position & mask) << 1));
+    if (head >= num || load<u16>(taken + (head << 1)) != 0) break;
+    let index = head;
+    let to = poolHead;
+    let room = left;
+    let steps = num;
+    let writable: u64 = 0;
+    let bytes: u64 = 0;
+    let whole = false;
+    for (;;) {
+      if (room == 0 || steps == 0) break;
+      const at = desc + (index << 4);
+      const address = load<u64>(at);
+      const rest = load<u64>(at, 8);
+      const length = rest & 0xffffffff;
+      const flags = <u32>(rest >> 32) & 7;
+      if (address < first || address + length > end || address > S.LIMIT) {
+        if (address > S.LIMIT - length || !contains(e, address, <u32>length)) break;
+        first = e.lastFirst;
+        end = e.lastEnd;
+      }
+      if (length == 0 || flags >= S.F_INDIRECT) break;
+      if ((flags & S.F_WRITE) != 0) writable += length;
+      else if (writable != 0) break;
+      bytes += length;
+      room--;
+      steps--;
+      const segment = segments + (to << 4);
+      const following = load<u32>(segment, 12) & S.LINK_INDEX;
+      store<u64>(segment, address);
+      store<u64>(segment, length | <u64>(following | flags << 30) << 32, 8);
+      to = following;
+      if ((flags & S.F_NEXT) == 0) {
+        whole = true;
+        break;
+      }
+      index = <u32>(rest >> 48);
+      if (index >= num) break;
     }
-    if (++steps > num) return S.FULL;
-    left--;
-    const segment = q.segments + (to << 4);
-    const next = load<u32>(segment, 12) & S.LINK_INDEX;
-    bytes += length;
-    if ((flags & S.F_WRITE) != 0) writable += length;
-    else if (writable != 0) return S.FULL;
-    store<u64>(segment, address);
-    store<u64>(segment, length | <u64>(next | (flags & 2) << 30 | (flags & 1) << 30) << 32, 8);
-    to = next;
-    if ((flags & S.F_NEXT) == 0) break;
-    index = <u32>(rest >> 48);
-    if (index >= num) return S.FULL;
+    if (!whole || bytes > 0x100000000) break;
+    const at = records + (head << 5);
+    store<f64>(at, order);
+    store<f64>(at, <f64>bytes, 8);
+    store<u64>(at, <u64>head | <u64>poolHead << 32, 16);
+    store<u64>(at, (writable > 0xffffffff ? 0xffffffff : writable) | <u64>1 << 32, 24);
+    order += 1;
+    store<u16>(taken + (head << 1), 1);
+    store<u16>(outRing + ((next & mask) << 1), <u16>head);
+    next++;
+    poolHead = to;
+    left = room;
+    heads--;
+    position = (position + 1) & 0xffff;
   }
-  if (bytes > 0x100000000) return S.FULL;
-  q.poolHead = to;
+  const moved = (position - start) & 0xffff;
+  q.guestNext = position;
+  q.deviceNext = next & 0xffff;
+  q.poolHead = poolHead;
   q.poolFree = left;
-  return placeHead(q, head, first, bytes, writable);
+  q.order = order;
+  q.inflight += moved;
+  q.open += moved;
+  return <i32>moved;
 }
 
 function forwardSplit(q: Queue): i32 {
@@ -157,12 +245,16 @@ function forwardSplit(q: Queue): i32 {
   let moved: i32 = 0;
   let flags: i32 = 0;
   for (;;) {
-    const position = q.guestNext;
-    if (position == q.guestSeen) {
+    if (q.guestNext == q.guestSeen) {
       const ahead = lookSplit(q);
       if (ahead < 0) return ahead;
       if (ahead == 0) break;
     }
+    if (quick != 0) {
+      moved += quick == 1 ? shortcuts(q, e) : headShortcuts(q, e);
+      if (q.guestNext == q.guestSeen) continue;
+    }
+    const position = q.guestNext;
     const head = <u32>load<u16>(q.guestAvail + 4 + ((position & mask) << 1));
     if (head >= num) {
       q.errorValue = head;
@@ -170,17 +262,14 @@ function forwardSplit(q: Queue): i32 {
     }
     const taken = q.taken + (head << 1);
     if (load<u16>(taken) != 0) return fail(q, S.HEAD_IN_FLIGHT, head);
-    let id: i32 = quick == 1 ? shortcut(q, e, head) : quick == 2 ? headShortcut(q, e, head) : S.FULL;
+    const error = walk.walkSplit(q, e, head);
+    if (error < 0) return error;
+    const id = place(q, e, head);
     if (id < 0) {
-      const error = walk.walkSplit(q, e, head);
-      if (error < 0) return error;
-      id = place(q, e, head);
-      if (id < 0) {
-        if (id == S.FULL) flags = IS_FULL;
-        else if (id == S.GROW) flags = MUST_GROW;
-        else return id;
-        break;
-      }
+      if (id == S.FULL) flags = IS_FULL;
+      else if (id == S.GROW) flags = MUST_GROW;
+      else return id;
+      break;
     }
     store<u16>(taken, 1);
     q.guestNext = (position + 1) & 0xffff;
@@ -358,8 +447,144 @@ function flush(q: Queue, moved: u32): bool {
   return packedEventWanted(atomic.load<u32>(q.guestAvail), q.guestEventIdx, q.guestNum, q.guestUsedNext, q.guestUsedSeen, passedSlots);
 }
 
+// Split rings on both sides: everything that is touched often is in locals.
+function returnSplit(q: Queue, e: Env): i32 {
+  const num = q.deviceNum;
+  const mask = num - 1;
+  const guestMask = q.guestNum - 1;
+  const ring = q.deviceUsed + 4;
+  const to = q.guestUsed + 4;
+  const records = q.records;
+  const segments = q.segments;
+  const taken = q.taken;
+  const poolBase = q.poolBase;
+  const heads = q.deviceKind == 2;
+  const logging = e.logMode == 1;
+  const slow = e.logMode == 2;
+  const log = e.log;
+  const logPages = e.logPages;
+  let position = q.deviceUsedNext;
+  let out = q.guestUsedNext;
+  let freeHead = q.freeHead;
+  let poolHead = q.poolHead;
+  let numFree = q.numFree;
+  let poolFree = q.poolFree;
+  let bytes = q.bytes;
+  let pages: u32 = 0;
+  let moved: u32 = 0;
+  let error: i32 = 0;
+  let seen = q.deviceUsedSeen;
+  for (;;) {
+    if (position == seen) {
+      q.deviceUsedNext = position;
+      const ahead = lookUsed(q);
+      if (ahead < 0) error = ahead;
+      if (ahead <= 0) break;
+      seen = q.deviceUsedSeen;
+    }
+    const element = load<u64>(ring + ((position & mask) << 3));
+    const id = <u32>element;
+    if (id >= num) {
+      q.errorValue = id;
+      error = fail(q, S.USED_ID_OUT_OF_RANGE, position);
+      break;
+    }
+    const at = records + (id << 5);
+    const ids = load<u64>(at, 16);
+    if (<i32>ids < 0) {
+      error = fail(q, S.USED_NOT_IN_FLIGHT, id);
+      break;
+    }
+    const first = <u32>(ids >> 32);
+    let index = first;
+    let count: u32 = 1;
+    let segment = segments + (index << 4);
+    for (;;) {
+      const rest = load<u64>(segment, 8);
+      const link = <u32>(rest >> 32);
+      if ((link & S.LINK_WRITE) != 0) {
+        const address = load<u64>(segment);
+        const length = <u32>rest;
+        if (logging) {
+          const page = address >> 12;
+          const last = (address + length - 1) >> 12;
+          if (last >= logPages || page >> 5 != last >> 5) {
+            if (!mark(e, address, length)) {
+              error = fail(q, S.LOG_TOO_SMALL, index);
+              break;
+            }
+          } else {
+            const bits = (<u32>-1 << (<u32>page & 31)) & (<u32>-1 >> (31 - (<u32>last & 31)));
+            const word = log + (<u32>(page >> 5) << 2);
+            if ((atomic.load<u32>(word) & bits) != bits) atomic.or<u32>(word, bits);
+          }
+          pages += <u32>(last - page) + 1;
+        } else if (slow) {
+          if (!mark(e, address, length)) {
+            error = fail(q, S.LOG_TOO_SMALL, index);
+            break;
+          }
+          pages += <u32>(((address + length - 1) >> 12) - (address >> 12)) + 1;
+        }
+      }
+      if ((link & S.LINK_MORE) == 0) break;
+      index = link & S.LINK_INDEX;
+      segment = segments + (index << 4);
+      count++;
+    }
+    if (error < 0) break;
+    const rest = load<u64>(at, 24);
+    if (heads) {
+      store<u32>(segment, poolHead, 12);
+      poolHead = first;
+      poolFree += count;
+    } else {
+      if (first >= poolBase) {
+        store<u32>(segment, poolHead, 12);
+        poolHead = first;
+        poolFree += count;
+        segment = segments + (id << 4);
+      }
+      store<u32>(segment, freeHead, 12);
+      freeHead = id;
+      numFree += <u32>(rest >> 32);
+    }
+    store<i32>(at, -1, 16);
+    bytes += load<f64>(at, 8);
+    const length = <u32>(element >> 32);
+    const writable = <u32>rest;
+    const guestId = <u32>ids;
+    store<u16>(taken + (guestId << 1), 0);
+    store<u64>(to + ((out & guestMask) << 3), <u64>guestId | <u64>(length < writable ? length : writable) << 32);
+    out++;
+    position = (position + 1) & 0xffff;
+    moved++;
+  }
+  q.deviceUsedNext = position;
+  q.guestUsedNext = out & 0xffff;
+  q.freeHead = freeHead;
+  q.poolHead = poolHead;
+  q.numFree = numFree;
+  q.poolFree = poolFree;
+  q.bytes = bytes;
+  q.dirtyPages += pages;
+  q.inflight -= moved;
+  if (error < 0) return error;
+  return <i32>moved;
+}
+
 /** Gives back to the guest what the device has used. */
 export function returnUsed(q: Queue): i32 {
+  if (q.deviceKind != 1 && !q.guestPacked) {
+    const moved = returnSplit(q, q.env);
+    if (moved <= 0) return moved;
+    q.returned += <u32>moved;
+    return moved | (flush(q, <u32>moved) ? NOTIFY : 0);
+  }
+  return returnAny(q);
+}
+
+function returnAny(q: Queue): i32 {
   const e = q.env;
   const logging = e.logMode != 0;
   const packed = q.deviceKind == 1;

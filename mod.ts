@@ -71,6 +71,9 @@ export type { InflightPart, InflightRegion } from "./src/relay/inflight_region.t
 export type { Doorbells } from "./src/relay/doorbells.ts";
 export type { InflightChains } from "./src/vring/inflight.ts";
 export type { CoreChoice } from "./src/relay/core.ts";
+export type { PARTS, RingWindow } from "./src/relay/ring_window.ts";
+export type { Iotlb, IotlbEntry } from "./src/iova/iotlb.ts";
+export type { GuestIommu, IommuStatus } from "./src/relay/guest_iommu.ts";
 export type { Channel } from "./src/uapi/vhost_user.ts";
 export type { Arena, RingParts } from "./src/relay/arena.ts";
 export type { Counters } from "./src/relay/counters.ts";

@@ -39,7 +39,7 @@
  *   flag has an environment variable and a config key: see defaults.ts.
  * - Signals: `this.signal` (untilSignal) aborts at the first SIGINT or SIGTERM; the second one ends the process with 130 or
  *   143. Where running until stopped is the purpose (relay run, watch), clean up and return: exit 0. Where the work was cut
- *   short (drive, migrate), clean up and `throw this.signal.reason`: exit 130 or 143. Never touch SIGUSR1.
+ *   short (drive, migrate), clean up and `throw this.signal.reason`: exit 130 or 143.
  *
  * @module
  */

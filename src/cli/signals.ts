@@ -1,9 +1,10 @@
 /**
- * SIGINT and SIGTERM. SIGUSR1 is never handled: Deno opens its debugger on it.
+ * SIGINT and SIGTERM; SIGUSR1, on which the runtime would open a debugger, is ignored.
  *
  * @module
  */
 import { EXIT, SvqError } from "../errors.ts";
+import { ignoreDebuggerSignal } from "../ffi/thread.ts";
 
 let controller: AbortController | undefined;
 
@@ -16,9 +17,21 @@ let controller: AbortController | undefined;
 export function untilSignal(): AbortSignal {
   if (controller !== undefined) return controller.signal;
   controller = new AbortController();
+  keepDebuggerShut();
   listen("SIGINT", controller, EXIT.interrupted);
   listen("SIGTERM", controller, EXIT.terminated);
   return controller.signal;
+}
+
+// The runtime installs its handler some time after the program has begun, and nothing tells when.
+function keepDebuggerShut(): void {
+  let left = 150;
+  const timer = setInterval(() => {
+    ignoreDebuggerSignal();
+    if (--left === 0) clearInterval(timer);
+  }, 20);
+  Deno.unrefTimer(timer);
+  ignoreDebuggerSignal();
 }
 
 function listen(name: "SIGINT" | "SIGTERM", controller: AbortController, exitCode: typeof EXIT.interrupted | typeof EXIT.terminated) {

@@ -98,7 +98,7 @@ class SimWorker {
       if (queue.polled) timeout = POLL_MS;
       else if (queue.owesCall && timeout < 0) timeout = RETRY_MS;
     }
-    const due = Math.min(this.#pending.nextDue, this.#shared?.net?.holdsUntil ?? Infinity);
+    const due = Math.min(this.#pending.nextDue, this.#shared?.net?.nextLook ?? Infinity);
     if (due === Infinity) return timeout;
     const rest = due - performance.now();
     // epoll_wait counts milliseconds: what is due within one is waited for by looking again and again.

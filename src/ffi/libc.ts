@@ -56,6 +56,8 @@ const symbols = {
   memcpy: { parameters: ["pointer", "pointer", "usize"], result: "void" },
   // int memcmp(const void *a, const void *b, size_t n)
   memcmp: { parameters: ["pointer", "pointer", "usize"], result: "i32" },
+  // sighandler_t signal(int signum, sighandler_t handler)
+  signal: { parameters: ["i32", "usize"], result: "usize" },
   // int eventfd(unsigned initval, int flags)
   eventfd: { parameters: ["u32", "i32"], result: "i32" },
   // int eventfd_read(int fd, eventfd_t *value)

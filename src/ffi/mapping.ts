@@ -99,6 +99,39 @@ export function mapFd(fd: number, options: MapOptions): Mapping {
   return new Mapping(Number(base), mapped, Number(base) + slack, options.length);
 }
 
+/** A piece of a file for {@linkcode mapPieces}: whole pages. */
+export interface FilePiece {
+  /** The file. */
+  fd: number;
+  /** Bytes. */
+  offset: number;
+  /** Bytes. */
+  length: number;
+}
+
+/** Maps pieces of files one behind the other, shared, as if they were one. @throws SvqError BAD_SIZE, SysError from mmap(2) */
+export function mapPieces(pieces: readonly FilePiece[], what: string): Mapping {
+  for (const { offset, length } of pieces) {
+    if (offset % PAGE_SIZE !== 0 || length % PAGE_SIZE !== 0 || length <= 0) {
+      throw new SvqError("BAD_SIZE", `${what}: ${offset}+${length} are no whole pages`);
+    }
+  }
+  const whole = mapAnonymous(pieces.reduce((sum, { length }) => sum + length, 0), what);
+  let address = whole.address;
+  for (const { fd, offset, length } of pieces) {
+    // Over the reservation that was just made: nothing else can be there.
+    const at = Deno.UnsafePointer.create(BigInt(address));
+    const result = libc().mmap(at, BigInt(length), PROT.READ | PROT.WRITE, MAP.SHARED | MAP.FIXED, fd, BigInt(offset));
+    if (Deno.UnsafePointer.value(result) !== BigInt(address)) {
+      const error = new SysError("mmap", errno(), what);
+      whole.close();
+      throw error;
+    }
+    address += length;
+  }
+  return whole;
+}
+
 /** Where a buffer lies in this process, bytes. Only for buffers that never move nor shrink: a WebAssembly memory that does not grow. */
 export function bufferAddress(buffer: ArrayBuffer): number {
   return addressOf(new Uint8Array(buffer));

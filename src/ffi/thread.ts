@@ -12,6 +12,17 @@ export function pinThread(cpus: readonly number[]): void {
   retrying(() => libc().sched_setaffinity(0, 128n, mask), "sched_setaffinity", `cpus ${cpus.join(",")}`);
 }
 
+const SIGUSR1 = 10;
+const SIG_IGN = 1n;
+
+/**
+ * The runtime opens a debugger on a TCP port of this host when SIGUSR1 comes: whoever connects to it can do what this process
+ * can. From now on the signal is ignored.
+ */
+export function ignoreDebuggerSignal(): void {
+  libc().signal(SIGUSR1, SIG_IGN);
+}
+
 /** Lets another thread run. */
 export function yieldThread(): void {
   libc().sched_yield();

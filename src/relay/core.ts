@@ -5,6 +5,7 @@
  * @module
  */
 import type { DirtyBitmap } from "../dirty/bitmap.ts";
+import type { Iotlb, IotlbMiss } from "../iova/iotlb.ts";
 import type { Translation } from "../iova/translation.ts";
 import type { RangeTable } from "../memory/range_table.ts";
 import type { QueueProgress, QueueStart } from "./messages.ts";
@@ -20,6 +21,8 @@ export interface DataPath {
   translation: Translation | undefined;
   /** Where written pages are marked, if anywhere. */
   dirty: DirtyBitmap | undefined;
+  /** What is known of the guest's IOMMU, where one may be relayed; the same object all the time. */
+  readonly iotlb?: Iotlb;
 }
 
 /** The relay of one queue in mode `used` or `shadow`. Any method may throw a VringError when a ring broke a rule. */
@@ -56,6 +59,10 @@ export interface RelayCore {
   logRing(): void;
   /** How many chains at the device touch `[gpa, gpa + size)`. */
   uses(gpa: number, size: number): number;
+  /** The same by IOVA. Absent in a core that runs no guests with an IOMMU: those (`iommu` of the start) go to the other one. */
+  usesIova?(iova: number, size: number): number;
+  /** After {@linkcode forward}: the guest's next chain names an address that is not known yet. */
+  readonly miss?: IotlbMiss | undefined;
   /** Where both rings stand. */
   progress(): QueueProgress;
   /**

@@ -5,6 +5,7 @@
  * @module
  */
 import { bufferAt } from "../ffi/mod.ts";
+import type { IotlbMiss } from "../iova/iotlb.ts";
 import { HeadDriver } from "../vring/heads.ts";
 import { type InflightChains, type InflightLog, PackedInflight, SplitInflight } from "../vring/inflight.ts";
 import { DESC_BYTES, packedLayout, splitLayout } from "../vring/layout.ts";
@@ -12,24 +13,25 @@ import { completePackedBase, PackedDevice, PackedDriver } from "../vring/packed.
 import type { DeviceQueue, DriverQueue, RingMemory } from "../vring/queue.ts";
 import { SplitDevice, SplitDriver } from "../vring/split.ts";
 import { type DataPath, maxChainOf, type RelayCore } from "./core.ts";
+import { IommuChains, iommuMemory } from "./iommu_chains.ts";
 import type { QueueProgress, QueueStart } from "./messages.ts";
 import { ShadowCore } from "./shadow_core.ts";
 
 function guestQueue(start: QueueStart, path: DataPath, maxChain: number, inflight: InflightLog | undefined): DeviceQueue {
-  const { num, packed, eventIdx, indirect, inOrder, desc, avail, used } = start.guest;
+  const { num, packed, eventIdx, indirect, inOrder, desc, avail, used, local } = start.guest;
   const layout = packed ? packedLayout(num) : splitLayout(num);
   const part = (gpa: number, size: number) => ({ buffer: path.memory.buffer(gpa, size) });
   // Looked up through the path at each use: memory may be plugged while the queue runs.
-  const memory: RingMemory = {
+  const memory: RingMemory = start.iommu === true ? iommuMemory(path, path.iotlb!) : {
     contains: (gpa, length) => path.memory.contains(gpa, length),
     buffer: (gpa, length) => path.memory.buffer(gpa, length),
     readWords: (gpa, target, count) => path.memory.readWords(gpa, target, count),
   };
   const options = {
     num,
-    desc: part(desc, layout.desc.size),
-    avail: part(avail, layout.avail.size),
-    used: part(used, layout.used.size),
+    desc: local === undefined ? part(desc, layout.desc.size) : { buffer: bufferAt(local.desc, layout.desc.size) },
+    avail: local === undefined ? part(avail, layout.avail.size) : { buffer: bufferAt(local.avail, layout.avail.size) },
+    used: local === undefined ? part(used, layout.used.size) : { buffer: bufferAt(local.used, layout.used.size) },
     eventIdx,
     indirect,
     inOrder,
@@ -123,6 +125,7 @@ export class JsCore implements RelayCore {
   readonly #guest: DeviceQueue;
   readonly #core: ShadowCore;
   readonly #start: QueueStart;
+  readonly #iommu: IommuChains | undefined;
   #device: DriverQueue;
 
   /** @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used */
@@ -132,7 +135,8 @@ export class JsCore implements RelayCore {
     const inflight = inflightLog(start, path);
     this.#guest = guestQueue(start, path, maxChain, inflight);
     this.#device = shadowQueue(start);
-    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters, inflight);
+    this.#iommu = start.iommu === true ? new IommuChains(path, path.iotlb!, maxChain) : undefined;
+    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters, inflight, this.#iommu);
     this.#core.setLogUsed(start.logUsedGpa, start.guest);
     if (start.resume !== undefined) this.#resume(start.resume, start, path, maxChain);
   }
@@ -151,6 +155,16 @@ export class JsCore implements RelayCore {
     this.#guest.restore({ layout: packed ? "packed" : "split", side: "device", num, base, used, inflight });
     if (this.#guest instanceof PackedDevice) this.#guest.withdrawUsed();
     this.#core.publishResumed();
+  }
+
+  /** See {@linkcode RelayCore.miss}. */
+  get miss(): IotlbMiss | undefined {
+    return this.#iommu?.miss;
+  }
+
+  /** See {@linkcode RelayCore.usesIova}. */
+  usesIova(iova: number, size: number): number {
+    return this.#iommu === undefined ? 0 : this.#core.usesIova(iova, size);
   }
 
   /** See {@linkcode RelayCore.callWanted}. */

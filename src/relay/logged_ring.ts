@@ -12,5 +12,6 @@ import type { RingPlace } from "./messages.ts";
  */
 export function loggedRanges(gpa: number, ring: RingPlace): readonly number[] {
   if (gpa < 0) return [];
+  if (ring.written !== undefined) return ring.written;
   return ring.packed ? [ring.desc, 16 * ring.num, ring.used, 4] : [gpa, 6 + 8 * ring.num];
 }

@@ -5,6 +5,7 @@
  */
 import type { ErrorRecord } from "../errors.ts";
 import type { CoreChoice } from "./core.ts";
+import type { IotlbEntry } from "../iova/iotlb.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
 import type { InflightChains } from "../vring/inflight.ts";
@@ -27,6 +28,10 @@ export interface RingPlace {
   avail: number;
   /** Used ring or device event area, same space as `desc`. */
   used: number;
+  /** Guest side, with an IOMMU: where the parts are in this process, in one piece each. */
+  local?: { desc: number; avail: number; used: number };
+  /** Guest side, with an IOMMU: what is logged when the ring is written, as GPA and bytes in turn. */
+  written?: number[];
   /** Device side, with INDIRECT_DESC: room for one indirect table per descriptor. */
   tables?: IndirectTables;
   /** Device side: a chain that is one indirect table of the guest's is given to the device as it is. */
@@ -60,6 +65,8 @@ export interface QueueStart {
   deviceCallFd: number;
   /** GPA of the used ring when writes to it are logged, otherwise -1. */
   logUsedGpa: number;
+  /** The guest's descriptors name addresses of its IOMMU; the ring's parts are given as guest memory all the same. */
+  iommu?: boolean;
   /** Start without taking chains from the guest. */
   paused: boolean;
   /** The queue's part of the in-flight region, bytes of this process, where the front-end has given one. */
@@ -93,6 +100,9 @@ export type WorkerCommand =
   | { type: "call"; index: number; fd: number }
   | { type: "logUsed"; index: number; gpa: number }
   | { type: "uses"; gpa: number; size: number }
+  /** What is known of the guest's IOMMU: `update` adds, `invalidate` takes back, `forget` takes back everything. */
+  | { type: "iotlb"; update?: IotlbEntry; invalidate?: { iova: number; size: number }; forget?: boolean }
+  | { type: "usesIova"; iova: number; size: number }
   | { type: "exit" };
 
 /** The answer: the queue's progress for `poll` and `stop`, a count for `uses`, nothing otherwise. */
@@ -108,6 +118,14 @@ export interface QueueFailure {
 export interface CoreFallback {
   fellBack: number;
   reason: string;
+}
+
+/** Sent unasked: a queue waits for an address that the guest's IOMMU maps, perhaps. */
+export interface QueueMiss {
+  missed: number;
+  iova: number;
+  /** One of `ACCESS`. */
+  perm: number;
 }
 
 /** First message to a Worker. */

@@ -5,13 +5,14 @@
  */
 import { EXIT, SvqError } from "../errors.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
-import { MASKED_FEATURES } from "../vhost/masked.ts";
+import { MASKED_FEATURES, maskedOf } from "../vhost/masked.ts";
 import type { DeviceSlot } from "./device_slot.ts";
 import type { RelayConfig } from "./relay_config.ts";
 
 /** The VMM turns the dirty log on with it; never set at the device. */
 export const VHOST_F_LOG_ALL: bigint = 1n << 26n;
 
+const ACCESS_PLATFORM = 1n << 33n;
 const INDIRECT_DESC = 1n << 28n;
 const RING_PACKED = 1n << 34n;
 const IN_ORDER = 1n << 35n;
@@ -52,9 +53,9 @@ export class Negotiation {
     return this.#devicePacked;
   }
 
-  /** What the device offers, as far as it was asked. */
+  /** What the guest is offered, as far as the device was asked. */
   get offered(): bigint | undefined {
-    return this.#offered;
+    return this.#offered === undefined ? undefined : this.#toGuest(this.#offered);
   }
 
   // They do not change while the device is there, and are asked for often: QEMU does it to know that it was heard.
@@ -64,8 +65,13 @@ export class Negotiation {
 
   /** What the guest is offered. */
   async offer(): Promise<bigint> {
-    const { guestRing, inOrder } = this.#config;
-    let offered = await this.#deviceFeatures() & ~MASKED_FEATURES;
+    return this.#toGuest(await this.#deviceFeatures());
+  }
+
+  #toGuest(features: bigint): bigint {
+    const { guestRing, inOrder, guestIommu } = this.#config;
+    let offered = features & ~MASKED_FEATURES;
+    if (guestIommu) offered |= ACCESS_PLATFORM;
     if (guestRing !== "auto") offered = guestRing === "packed" ? offered | RING_PACKED : offered & ~RING_PACKED;
     if (inOrder !== "auto") offered = inOrder === "on" ? offered | IN_ORDER : offered & ~IN_ORDER;
     return offered;
@@ -95,6 +101,8 @@ export class Negotiation {
 
   async #wordOf(features: bigint, devicePacked: boolean): Promise<bigint> {
     let word = devicePacked ? features | RING_PACKED : features & ~RING_PACKED;
+    // What the guest's IOMMU does is the relay's work; a device that wants the bit for itself gets it from its driver here.
+    word &= ~ACCESS_PLATFORM;
     if (this.#config.indirect === "flatten") word &= ~INDIRECT_DESC;
     // Offered by the relay alone: then the order is the relay's work.
     if ((await this.#deviceFeatures() & IN_ORDER) === 0n) word &= ~IN_ORDER;
@@ -106,9 +114,26 @@ export class Negotiation {
     return this.#word;
   }
 
+  /** Do the guest's rings and descriptors name addresses of an IOMMU of its own? */
+  get iommu(): boolean {
+    return (this.#features & ACCESS_PLATFORM) !== 0n;
+  }
+
+  /** What the device offers and the guest does not see, and why. */
+  get masked(): { feature: string; reason: string }[] {
+    const { inOrder, guestIommu } = this.#config;
+    const offered = this.#offered ?? 0n;
+    const hidden = maskedOf(guestIommu ? offered & ~ACCESS_PLATFORM : offered, 0n).map(({ name, text }) => ({
+      feature: name,
+      reason: text,
+    }));
+    if (inOrder === "off" && (offered & IN_ORDER) !== 0n) hidden.push({ feature: "IN_ORDER", reason: "Hidden by --in-order off" });
+    return hidden;
+  }
+
   /** Does the guest make chains that the device cannot be given as they are, so that they are rebuilt? */
   get rebuilt(): boolean {
-    return this.#devicePacked !== this.guestPacked || (this.#features & ~this.#word & INDIRECT_DESC) !== 0n;
+    return this.iommu || this.#devicePacked !== this.guestPacked || (this.#features & ~this.#word & INDIRECT_DESC) !== 0n;
   }
 
   /** Does the guest want its buffers back in order from a device that does not keep it? */

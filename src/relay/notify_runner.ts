@@ -66,6 +66,16 @@ export class NotifyRunner implements Runner {
     return 0;
   }
 
+  /** The same by IOVA: such a guest is relayed in mode shadow only. */
+  usesIova(): number {
+    return 0;
+  }
+
+  /** See {@linkcode Runner.known}. */
+  known(): boolean {
+    return false;
+  }
+
   /** The Worker knows of no positions. */
   progress(): QueueProgress {
     return { deviceBase: this.start.guestBase, inflight: 0, guestBase: this.start.guestBase };

@@ -31,6 +31,10 @@ export interface Runner {
   setLogUsed(gpa: number): void;
   /** How many chains at the device touch `[gpa, gpa + size)`. */
   uses(gpa: number, size: number): number;
+  /** The same by IOVA, for a guest with an IOMMU. */
+  usesIova(iova: number, size: number): number;
+  /** The table of the guest's IOMMU has grown. @returns whether the queue waited for that */
+  known(): boolean;
   /** Where the queue stands. */
   progress(): QueueProgress;
   /** A rule was broken: the queue stops here. */
@@ -54,9 +58,16 @@ export class QueueRunner implements Runner {
   #failed = false;
   #lost = false;
   #finished: QueueProgress | undefined;
+  /** The address of the guest's IOMMU that the main thread was told of and has not answered; -1: none. */
+  #asked = -1;
+  readonly #ask: (iova: number, perm: number) => void;
 
-  /** @param core over both rings, fresh */
-  constructor(start: QueueStart, core: RelayCore, counters: Float64Array) {
+  /**
+   * @param core over both rings, fresh
+   * @param ask tells the main thread of an address that the guest's IOMMU maps, perhaps
+   */
+  constructor(start: QueueStart, core: RelayCore, counters: Float64Array, ask: (iova: number, perm: number) => void = () => {}) {
+    this.#ask = ask;
     this.index = start.index;
     this.start = start;
     this.#core = core;
@@ -103,6 +114,25 @@ export class QueueRunner implements Runner {
     return this.#failed ? 0 : this.#core.uses(gpa, size);
   }
 
+  /** The same by IOVA, for a guest with an IOMMU. */
+  usesIova(iova: number, size: number): number {
+    return this.#failed ? 0 : this.#core.usesIova?.(iova, size) ?? 0;
+  }
+
+  /** The table of the guest's IOMMU has grown. @returns whether the queue waited for that */
+  known(): boolean {
+    const waited = this.#asked >= 0;
+    this.#asked = -1;
+    return waited;
+  }
+
+  #askMissing(): void {
+    const miss = this.#core.miss;
+    if (miss === undefined || miss.iova === this.#asked) return;
+    this.#asked = miss.iova;
+    this.#ask(miss.iova, miss.perm);
+  }
+
   /**
    * Moves what there is, in both directions.
    *
@@ -126,7 +156,9 @@ export class QueueRunner implements Runner {
     this.#count();
     let more = core.enableCalls();
     // While the device's ring is full only the device can help: its call is wanted, not a kick.
-    if (!this.#paused && !core.full) more = core.enableKicks() || more;
+    if (!this.#paused) this.#askMissing();
+    // And while the guest's next chain waits for the guest's IOMMU, only that can help.
+    if (!this.#paused && !core.full && core.miss === undefined) more = core.enableKicks() || more;
     core.logRing();
     return more;
   }

@@ -20,6 +20,7 @@ import { INFLIGHT_STATE, type InflightChains, inflightState, recoverPacked, reco
 import type { InflightPart, InflightRegion } from "./inflight_region.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { resumableUsedIndex } from "./ring_evidence.ts";
+import type { RingWindow } from "./ring_window.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
 /** Modes that a queue can be in while it runs, by who owns what: the table is in docs/architecture.md. */
@@ -72,6 +73,8 @@ export interface GuestRing {
   call: number | null;
   /** Error eventfd. */
   err: number | null;
+  /** With an IOMMU: the ring in one piece. */
+  window?: RingWindow | undefined;
   /** What a relay before this one had in flight; for the first start only. */
   resume?: InflightChains | undefined;
 }
@@ -248,6 +251,7 @@ export class QueueSteps {
   }
 
   #part(ring: GuestRing): InflightPart | undefined {
+    if (ring.window !== undefined) return undefined;
     return this.#context.inflight.part(this.#index, ring.num, this.#place(ring).packed);
   }
 
@@ -355,6 +359,10 @@ export class QueueSteps {
       desc,
       avail,
       used,
+      ...(ring.window === undefined ? {} : {
+        local: ring.window.local,
+        written: ring.window.written(hasBit(features, VIRTIO_FEATURE_BITS.RING_PACKED)),
+      }),
     };
   }
 
@@ -409,6 +417,7 @@ export class QueueSteps {
       deviceKickFd: this.#deviceKick.fd,
       deviceCallFd: this.#deviceCall.fd,
       logUsedGpa: ring.addresses.logGpa ?? -1,
+      iommu: hasBit(this.#context.features(), VIRTIO_FEATURE_BITS.ACCESS_PLATFORM),
       paused: !ring.enabled,
       ...(part === undefined || mode === "notify" ? {} : { inflight: { address: part.address, size: part.size } }),
       ...(ring.resume === undefined ? {} : { resume: ring.resume }),

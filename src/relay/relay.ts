@@ -10,11 +10,13 @@ import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
+import { packedLayout, splitLayout } from "../vring/layout.ts";
 import type {
   BackendInfo,
   DeviceStateDirection,
   Doorbell,
   InflightPlace,
+  IotlbChange,
   LogRegion,
   VhostBackend,
   VringAddresses,
@@ -29,6 +31,7 @@ import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
 import { Doorbells, hasDoorbells } from "./doorbells.ts";
+import { GuestIommu } from "./guest_iommu.ts";
 import { InflightRegion } from "./inflight_region.ts";
 import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
@@ -40,6 +43,7 @@ import type { RelayConfig, RelayEvents } from "./relay_config.ts";
 import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
+import { PARTS } from "./ring_window.ts";
 import { RelayWorker } from "./worker_client.ts";
 
 export * from "./relay_config.ts";
@@ -69,6 +73,10 @@ export class Relay implements VhostBackend {
   readonly setDeviceStateFd?: (direction: DeviceStateDirection, phase: number, fd: number) => Promise<OwnedFd | undefined>;
   /** See {@linkcode VhostBackend.checkDeviceState}. */
   readonly checkDeviceState?: () => Promise<void>;
+  /** See {@linkcode VhostBackend.onIotlbMiss}. */
+  onIotlbMiss: ((iova: number, perm: number) => Promise<void>) | undefined;
+  /** The guest's IOMMU, where the user allows one. */
+  readonly iommu: GuestIommu | undefined;
 
   readonly #slot: DeviceSlot;
   readonly #config: RelayConfig;
@@ -131,7 +139,64 @@ export class Relay implements VhostBackend {
     }
     this.#modes = this.#newModes(config);
     this.#log = this.#newLog(config);
+    this.iommu = config.guestIommu ? this.#newIommu() : undefined;
+    // The record of what is in flight names guest memory, and a guest with an IOMMU does not: no VMM is to rely on one.
+    if (config.guestIommu) Object.defineProperty(this, "setInflight", { value: undefined });
     this.#listen(device);
+  }
+
+  #newIommu(): GuestIommu {
+    return new GuestIommu({
+      tell: async (command) => {
+        const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
+        return replies.reduce((sum, { count = 0 }) => sum + count, 0);
+      },
+      ask: async (iova, perm) => await this.onIotlbMiss?.(iova, perm),
+      known: () => {
+        for (const queue of this.queues) if (queue.awaitsPlace) this.#later(queue, () => this.#startIfReady(queue));
+      },
+      stopRings: (iova, size) => this.#stopRingsIn(iova, size),
+      log: (message) => this.#events.log(message),
+    });
+  }
+
+  #later(queue: RelayQueue, step: () => Promise<void>): void {
+    queue.lane.run(step).catch((error) => this.#report(error));
+  }
+
+  // The guest unmaps a ring: it starts again where it is mapped next.
+  async #stopRingsIn(iova: number, size: number): Promise<void> {
+    for (const queue of this.queues) {
+      const { iovas } = queue;
+      if (iovas === undefined || !queue.running) continue;
+      const sizes = (this.#negotiation.guestPacked ? packedLayout : splitLayout)(queue.num);
+      if (!PARTS.some((part) => iovas[part] < iova + size && iovas[part] + sizes[part].size > iova)) continue;
+      await this.#left(queue, async () => {
+        queue.place(undefined);
+        await this.#startIfReady(queue);
+      });
+    }
+  }
+
+  #missed(index: number, iova: number, perm: number): void {
+    this.iommu?.miss(iova, perm).catch((error) => this.#queueFailed(index, toErrorRecord(error)));
+  }
+
+  // Where the ring of a guest with an IOMMU lies. @returns false while that is not known
+  #placed(queue: RelayQueue): boolean {
+    if (!this.#negotiation.iommu || queue.iovas === undefined || queue.addresses !== undefined || queue.num === 0) return true;
+    const failed = (error: unknown) => this.#queueFailed(queue.index, toErrorRecord(error));
+    queue.place(this.iommu!.ring(this.memory, queue.iovas, queue.num, this.#negotiation.guestPacked, failed));
+    return queue.addresses !== undefined;
+  }
+
+  /** See {@linkcode VhostBackend.iotlb}. @throws SvqError UNSUPPORTED unless the guest took ACCESS_PLATFORM */
+  async iotlb(change: IotlbChange): Promise<void> {
+    if (this.iommu === undefined || !this.#negotiation.iommu) {
+      throw new SvqError("UNSUPPORTED", "The guest's IOMMU is not relayed: start the relay with --guest-iommu");
+    }
+    if (change.type === "invalidate") await this.iommu.invalidate(change.iova, change.size);
+    else await this.iommu.update({ iova: change.iova, size: change.size, gpa: change.gpa, perm: change.perm });
   }
 
   #newModes(config: RelayConfig): ModeSwitch {
@@ -183,6 +248,7 @@ export class Relay implements VhostBackend {
       core,
       (index, reason) => this.#events.log(`queue ${index} runs on the slower JavaScript core: ${reason}`),
       (index, error) => this.#queueFailed(index, error),
+      (index, iova, perm) => this.#missed(index, iova, perm),
       (error) => this.#deviceFailed(error),
     );
   }
@@ -299,10 +365,16 @@ export class Relay implements VhostBackend {
   async setFeatures(features: bigint): Promise<void> {
     const first = !this.#negotiation.set;
     await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
+    if (!this.#negotiation.iommu) await this.iommu?.forget();
     await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n, first);
   }
 
-  /** What the device offers, as far as it was asked. */
+  /** What the device offers and the guest does not see, and why. */
+  get masked(): { feature: string; reason: string }[] {
+    return this.#negotiation.masked;
+  }
+
+  /** What the guest is offered, as far as the device was asked. */
   get offered(): bigint | undefined {
     return this.#negotiation.offered;
   }
@@ -411,13 +483,18 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.setVringAddresses}. On a running ring only the log flag may change; it never reaches the device. */
   async setVringAddresses(index: number, addresses: VringAddresses): Promise<void> {
     const queue = this.#queue(index);
-    const now = queue.addresses;
-    const same = now !== undefined && now.desc === addresses.desc && now.avail === addresses.avail && now.used === addresses.used;
+    const now = queue.iovas ?? queue.addresses;
+    const same = now !== undefined && (queue.iovas !== undefined) === this.#negotiation.iommu && now.desc === addresses.desc &&
+      now.avail === addresses.avail && now.used === addresses.used;
     if (same) {
+      if (queue.iovas !== undefined) queue.iovas = addresses;
       await queue.setLogGpa(addresses.logGpa);
       return;
     }
-    this.#stoppedQueue(index, "the address of a part").addresses = addresses;
+    const stopped = this.#stoppedQueue(index, "the address of a part");
+    stopped.place(undefined);
+    stopped.iovas = this.#negotiation.iommu ? addresses : undefined;
+    stopped.addresses = this.#negotiation.iommu ? undefined : addresses;
   }
 
   /** See {@linkcode VhostBackend.setVringBase}. */
@@ -488,7 +565,12 @@ export class Relay implements VhostBackend {
   }
 
   async #startIfReady(queue: RelayQueue): Promise<void> {
-    if (this.#group !== undefined) return await this.#group.start();
+    if (!this.#placed(queue)) return;
+    if (this.#group !== undefined) {
+      // They start together, when the last one can.
+      if (this.queues.every((other) => !other.kicked || this.#placed(other))) await this.#group.start();
+      return;
+    }
     if (queue.state !== "stopped" || !queue.ready) return;
     try {
       this.#check(queue);
@@ -505,7 +587,8 @@ export class Relay implements VhostBackend {
   }
 
   #check(queue: RelayQueue): void {
-    checkRing(queue, this.memory, this.#negotiation.guestPacked);
+    // Checked when it was mapped.
+    if (queue.window === undefined) checkRing(queue, this.memory, this.#negotiation.guestPacked);
   }
 
   #queueFailed(index: number, error: ErrorRecord): void {

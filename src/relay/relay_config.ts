@@ -50,6 +50,8 @@ export interface RelayConfig {
   indirect: IndirectChoice;
   /** Is the guest offered IN_ORDER? */
   inOrder: InOrderChoice;
+  /** Is a guest with an IOMMU (ACCESS_PLATFORM) relayed? All of its queues run in mode `shadow` then. */
+  guestIommu: boolean;
 }
 
 /** The defaults of {@linkcode RelayConfig}. */
@@ -63,6 +65,7 @@ export const DEFAULT_RELAY_CONFIG: RelayConfig = {
   deviceRing: "auto",
   indirect: "copy",
   inOrder: "auto",
+  guestIommu: false,
 };
 
 /** What a relay reports to its owner. */

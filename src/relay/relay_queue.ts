@@ -11,6 +11,7 @@ import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import type { VringAddresses, VringStart } from "../vhost/backend.ts";
 import { deviceIsGone } from "./device_slot.ts";
 import type { Lane } from "./lane.ts";
+import type { RingWindow } from "./ring_window.ts";
 import type { InflightChains } from "../vring/inflight.ts";
 import { type GuestRing, inflightUnknown, isRelayed, type QueueContext, QueueSteps, type RunningMode } from "./queue_steps.ts";
 import type { RelayWorker } from "./worker_client.ts";
@@ -36,6 +37,10 @@ export class RelayQueue {
   num = 0;
   /** Guest addresses of the ring. */
   addresses: VringAddresses | undefined;
+  /** With an IOMMU: the ring in one piece, while `addresses` are known. */
+  #window: RingWindow | undefined;
+  /** With an IOMMU: what the front-end has set, IOVAs; `addresses` is where they lie once that is known. */
+  iovas: VringAddresses | undefined;
   /** Where the guest's ring goes on. */
   base = 0;
   /** The base that the front-end set last; undefined before it has. */
@@ -82,6 +87,24 @@ export class RelayQueue {
   /** Has the front-end started the ring, enabled or not? */
   get kicked(): boolean {
     return this.#kickSet;
+  }
+
+  /** With an IOMMU: the ring in one piece. */
+  get window(): RingWindow | undefined {
+    return this.#window;
+  }
+
+  /** With an IOMMU: the ring, which is stopped, was found; undefined: it is not where it was. */
+  place(window: RingWindow | undefined): void {
+    this.#window?.close();
+    this.#window = window;
+    // The log is by GPA, and only what the device's side writes is ever logged.
+    this.addresses = window === undefined ? undefined : { ...window.gpas, logGpa: this.iovas?.logGpa };
+  }
+
+  /** Could the ring start if it were known where the guest's IOMMU maps it? */
+  get awaitsPlace(): boolean {
+    return this.#kickSet && this.state === "stopped" && this.iovas !== undefined && this.addresses === undefined;
   }
 
   /** Has the front-end started the ring (kick set, possibly to none) and enabled it, and is everything else known? */
@@ -159,6 +182,7 @@ export class RelayQueue {
       kick: this.#kick?.fd ?? null,
       call: this.#call?.fd ?? null,
       err: this.#err?.fd ?? null,
+      window: this.#window,
       resume: this.#resume,
     };
   }
@@ -418,7 +442,9 @@ export class RelayQueue {
     this.num = 0;
     this.base = 0;
     this.startBase = this.lastBase = undefined;
+    // A window stays until `close`: a Worker may still look at a ring whose device is gone.
     this.addresses = undefined;
+    this.iovas = undefined;
     this.enabled = false;
     this.enableSeen = false;
     this.state = "stopped";
@@ -440,6 +466,7 @@ export class RelayQueue {
   /** Closes everything; the queue must be stopped. */
   close(): void {
     this.forget();
+    this.place(undefined);
     this.#steps.close();
   }
 }

@@ -7,7 +7,6 @@
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
-import { featureNames } from "../uapi/virtio.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
 import { BackendServer } from "../vhost_user/server.ts";
 import { ControlServer } from "./control.ts";
@@ -15,7 +14,7 @@ import { DeviceKeeper, RETRY_MAX_MS, RETRY_MIN_MS } from "./device_keeper.ts";
 import { RelayIova } from "./iova_control.ts";
 import { MessageLog, type TracedMessage } from "./message_log.ts";
 import { controlPath } from "./runtime_dir.ts";
-import { MASKED_FEATURES, maskedOf } from "../vhost/masked.ts";
+import { maskedOf } from "../vhost/masked.ts";
 import { Relay, type RelayConfig, type RelayMode } from "./relay.ts";
 import { pause } from "./queue_steps.ts";
 import { queueStatus, type RelayStatus } from "./status.ts";
@@ -36,6 +35,12 @@ export interface RelayServiceOptions {
   openDevice: (options: { onMessage?: MessageHook }) => Promise<VhostBackend>;
   /** The device connects to us: the relay is ready before it is there. */
   deviceConnects?: boolean;
+  /** Refuse guest memory and dirty logs that the VMM could shorten under the relay. */
+  requireSealed?: boolean;
+  /** How long a relay that is stopped waits for the device to give back what it has, ms; then it ends as if it were killed. Default: for ever. */
+  drainTimeoutMs?: number;
+  /** The time is over: the process is to end at once, without closing what the device may still use. */
+  onDrainTimeout?: () => void;
   /** Modes and time-outs; changed by the control socket. */
   config: RelayConfig;
   /** Where log lines go. */
@@ -173,18 +178,34 @@ export class RelayService implements AsyncDisposable {
     log("info", "the front-end connected");
     const server = new BackendServer(stream, relay, {
       offerLog: relay.canLog,
+      requireSealed: this.#options.requireSealed === true,
       onError: (error) => log("error", error.message),
       onMessage: this.#messages.hook("front"),
     });
     const stop = this.#stopped.promise.then(async () => {
       if (relay.deviceLost) relay.giveUp("The relay was stopped while its device was away");
-      await relay.suspend().catch((error) => log("error", toErrorRecord(error).message));
+      await this.#drained(relay);
       stream.shutdown();
     });
     const error = await server.run();
     if (error !== undefined) log("error", `front-end: ${toErrorRecord(error).message}`);
     if (this.#stopping) await stop;
     log("info", "the front-end left");
+  }
+
+  async #drained(relay: Relay): Promise<void> {
+    const { log, drainTimeoutMs } = this.#options;
+    const drained = relay.suspend().catch((error) => log("error", toErrorRecord(error).message));
+    if (drainTimeoutMs === undefined) return await drained;
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const late = new Promise<true>((resolve) => timer = setTimeout(() => resolve(true), drainTimeoutMs));
+    const failed = await Promise.race([drained, late]);
+    clearTimeout(timer);
+    if (failed !== true) return;
+    // What is in flight stays in the VMM's record, as after a kill: whatever is still done here would only wait as well.
+    const held = relay.hasInflight ? "the VMM's record of it goes to the next relay" : "the VMM keeps no record of it";
+    log("error", `the device has not given back what it has within ${drainTimeoutMs} ms; ${held}`);
+    this.#options.onDrainTimeout?.();
   }
 
   async #nextFront(): Promise<UnixStream | undefined> {
@@ -235,7 +256,6 @@ export class RelayService implements AsyncDisposable {
     const relay = this.#relay;
     const device = this.#keeper.device;
     if (relay !== undefined && !relay.deviceLost) await relay.getFeatures().catch(() => {});
-    const offered = relay?.offered ?? 0n;
     return {
       schema: "svq.relay/1",
       name,
@@ -254,11 +274,13 @@ export class RelayService implements AsyncDisposable {
       logging: relay?.logging ?? false,
       marking_all: relay?.markingAll ?? false,
       features: `0x${(relay?.features ?? 0n).toString(16)}`,
-      offered_features: `0x${(offered & ~MASKED_FEATURES).toString(16)}`,
+      offered_features: `0x${(relay?.offered ?? 0n).toString(16)}`,
       queue_num: device?.info.queueNum ?? 0,
       config: relay?.configSeen === undefined ? null : Array.from(relay.configSeen, (byte) => byte.toString(16).padStart(2, "0")).join(""),
-      masked_features: featureNames(device?.info.deviceId ?? 0, offered & MASKED_FEATURES),
+      masked_features: relay?.masked.map(({ feature }) => feature) ?? [],
       masked_protocol_features: maskedOf(0n, device?.info.offeredProtocolFeatures ?? 0n).map(({ name }) => name),
+      masked: relay?.masked ?? [],
+      iommu: relay?.iommu?.status ?? null,
       maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
       pins_memory: this.#keeper.device?.info.pinsMemory ?? null,
       queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],

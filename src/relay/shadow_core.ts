@@ -12,6 +12,7 @@ import { PackedDriver } from "../vring/packed.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
+import type { IommuChains } from "./iommu_chains.ts";
 import { loggedRanges } from "./logged_ring.ts";
 import type { DataPath } from "./core.ts";
 
@@ -20,6 +21,8 @@ class SegmentPool {
   addresses = new Float64Array(0);
   lengths = new Uint32Array(0);
   writable = new Uint8Array(0);
+  /** With an IOMMU: the same segments as the guest's driver names them. */
+  iovas = new Float64Array(0);
   next = new Int32Array(0);
   #free = -1;
 
@@ -36,6 +39,7 @@ class SegmentPool {
     this.addresses = copy(new Float64Array(capacity), this.addresses);
     this.lengths = copy(new Uint32Array(capacity), this.lengths);
     this.writable = copy(new Uint8Array(capacity), this.writable);
+    this.iovas = copy(new Float64Array(capacity), this.iovas);
     this.next = copy(new Int32Array(capacity), this.next);
     for (let i = capacity - 1; i >= old; i--) {
       this.next[i] = this.#free;
@@ -44,7 +48,7 @@ class SegmentPool {
   }
 
   /** Copies a chain's segments; the first one's index. */
-  put(chain: Chain): number {
+  put(chain: Chain, iovas: Float64Array): number {
     let first = -1;
     // From the last to the first, so that each new one becomes the head of the list.
     for (let i = chain.count - 1; i >= 0; i--) {
@@ -54,6 +58,7 @@ class SegmentPool {
       this.addresses[slot] = chain.addresses[i]!;
       this.lengths[slot] = chain.lengths[i]!;
       this.writable[slot] = i < chain.readableCount ? 0 : 1;
+      this.iovas[slot] = iovas[i]!;
       this.next[slot] = first;
       first = slot;
     }
@@ -98,6 +103,7 @@ export class ShadowCore {
   /** Address and length of what is logged when the guest's ring is written. */
   #logged: readonly number[] = [];
   readonly #inflight: InflightLog | undefined;
+  readonly #iommu: IommuChains | undefined;
 
   /**
    * @param guest the guest's ring
@@ -106,6 +112,7 @@ export class ShadowCore {
    * @param maxChain longest chain, in segments
    * @param counters the queue's slots
    * @param inflight record of what is in flight, outside this process
+   * @param iommu where the guest's chains name IOVAs
    */
   constructor(
     guest: DeviceQueue,
@@ -114,8 +121,10 @@ export class ShadowCore {
     maxChain: number,
     counters: Float64Array,
     inflight: InflightLog | undefined,
+    iommu?: IommuChains,
   ) {
     this.#inflight = inflight;
+    this.#iommu = iommu;
     this.#guest = guest;
     this.#device = device;
     this.#path = path;
@@ -143,8 +152,10 @@ export class ShadowCore {
     this.kickWanted = false;
     this.full = false;
     const inflight = this.#inflight;
-    while (guest.pop(chain)) {
-      if (!this.#offer(chain)) {
+    for (;;) {
+      const physical = this.#next(chain);
+      if (physical === undefined) break;
+      if (!this.#offer(physical, this.#iommu?.iovas)) {
         guest.unpop();
         this.full = true;
         this.#counters[COUNTER.full]!++;
@@ -157,12 +168,24 @@ export class ShadowCore {
     return moved;
   }
 
+  // The guest's next chain in guest memory; undefined: none, or an address that the IOMMU's table lacks (`miss` is set).
+  #next(chain: Chain): Chain | undefined {
+    const guest = this.#guest;
+    const iommu = this.#iommu;
+    if (iommu === undefined) return guest.pop(chain) ? chain : undefined;
+    iommu.miss = undefined;
+    if (!iommu.try(() => guest.pop(chain))) return undefined;
+    if (iommu.try(() => (iommu.translate(chain), true))) return iommu.chain;
+    guest.unpop();
+    return undefined;
+  }
+
   // The device sees it at the next publish.
-  #offer(chain: Chain): boolean {
+  #offer(chain: Chain, iovas: Float64Array = chain.addresses): boolean {
     const id = this.#device.addChain(this.#path.translation === undefined ? chain : this.#translate(chain, this.#path.translation));
     if (id < 0) return false;
     this.#guestId[id] = chain.id;
-    this.#first[id] = this.#segments.put(chain);
+    this.#first[id] = this.#segments.put(chain, iovas);
     this.#bytes[id] = chain.readableBytes + chain.writableBytes;
     this.#order[id] = this.#taken++;
     return true;
@@ -266,11 +289,20 @@ export class ShadowCore {
 
   /** How many chains at the device touch `[gpa, gpa + size)`. */
   uses(gpa: number, size: number): number {
-    const { addresses, lengths, next } = this.#segments;
+    return this.#touching(this.#segments.addresses, gpa, size);
+  }
+
+  /** The same by the addresses that the guest's driver uses, where it has an IOMMU. */
+  usesIova(iova: number, size: number): number {
+    return this.#touching(this.#segments.iovas, iova, size);
+  }
+
+  #touching(addresses: Float64Array, start: number, size: number): number {
+    const { lengths, next } = this.#segments;
     let count = 0;
     for (let id = 0; id < this.#first.length; id++) {
       for (let slot = this.#first[id]!; slot >= 0; slot = next[slot]!) {
-        if (addresses[slot]! < gpa + size && addresses[slot]! + lengths[slot]! > gpa) {
+        if (addresses[slot]! < start + size && addresses[slot]! + lengths[slot]! > start) {
           count++;
           break;
         }

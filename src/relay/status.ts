@@ -5,6 +5,7 @@
  */
 import type { ErrorRecord } from "../errors.ts";
 import { CORES, COUNTER } from "./counters.ts";
+import type { IommuStatus } from "./guest_iommu.ts";
 import type { Relay, RelayMode } from "./relay.ts";
 import { isRelayed } from "./queue_steps.ts";
 import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
@@ -104,6 +105,10 @@ export interface RelayStatus {
   config: string | null;
   /** Features of the device that the guest does not see, and why. */
   masked_features: string[];
+  /** The same with the reason of each. */
+  masked: { feature: string; reason: string }[];
+  /** The guest's IOMMU as far as the relay knows it; null where none is relayed. */
+  iommu: IommuStatus | null;
   /** Protocol features of a vhost-user device that a VMM does not see. `svq probe` says why. */
   masked_protocol_features: string[];
   /** Memory regions given to the device. */

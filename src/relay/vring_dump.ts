@@ -45,19 +45,24 @@ function guestPositions(relay: Relay, queue: RelayQueue, packed: boolean): RingP
 
 function guestSource(relay: Relay, queue: RelayQueue): RingSource {
   const packed = (relay.features & RING_PACKED) !== 0n;
-  const { desc, avail, used } = queue.addresses!;
+  const { desc, avail, used } = queue.iovas ?? queue.addresses!;
   const parts = packed ? packedLayout(queue.num) : splitLayout(queue.num);
-  const part = (gpa: number, size: number) => ({ buffer: relay.memory.buffer(gpa, size) });
+  const { window } = queue;
+  const part = (name: "desc" | "avail" | "used") => ({
+    buffer: window?.buffer(name) ?? relay.memory.buffer(queue.addresses![name], parts[name].size),
+  });
   return {
     ...shapeOf(relay.features),
     layout: packed ? "packed" : "split",
     num: queue.num,
     addresses: { desc, avail, used },
-    memory: relay.memory.regions.map(({ gpa, size }) => ({ address: gpa, size })),
-    desc: part(desc, parts.desc.size),
-    avail: part(avail, parts.avail.size),
-    used: part(used, parts.used.size),
-    tableMemory: relay.memory,
+    memory: window === undefined
+      ? relay.memory.regions.map(({ gpa, size }) => ({ address: gpa, size }))
+      : relay.iommu!.table.entries.map(({ iova, size }) => ({ address: iova, size })),
+    desc: part("desc"),
+    avail: part("avail"),
+    used: part("used"),
+    tableMemory: window === undefined ? relay.memory : relay.iommu!.memory(relay.memory),
     positions: () => guestPositions(relay, queue, packed),
   };
 }

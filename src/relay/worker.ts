@@ -6,6 +6,7 @@
  */
 import { toErrorRecord } from "../errors.ts";
 import { bufferAt, EPOLL, Epoll } from "../ffi/mod.ts";
+import { Iotlb } from "../iova/iotlb.ts";
 import { Translation } from "../iova/translation.ts";
 import { RangeTable } from "../memory/range_table.ts";
 import { DirtyBitmap } from "../dirty/bitmap.ts";
@@ -53,7 +54,12 @@ class RelayLoop {
   readonly #posted: Int32Array;
   readonly #counters: Counters;
   readonly #runners = new Map<number, Runner>();
-  readonly #path: DataPath = { memory: new RangeTable([]), translation: undefined, dirty: undefined };
+  readonly #path: DataPath = {
+    memory: new RangeTable([]),
+    translation: undefined,
+    dirty: undefined,
+    iotlb: new Iotlb(),
+  };
   /** Queues with work to do that they were not told of by an event. */
   readonly #busy = new Set<Runner>();
   readonly #maker: CoreMaker;
@@ -128,7 +134,7 @@ class RelayLoop {
     counters[COUNTER.core] = CORES.indexOf(core.kind);
     const { reason } = this.#maker;
     if (reason !== undefined) scope.postMessage({ fellBack: queue.index, reason });
-    return new QueueRunner(queue, core, counters);
+    return new QueueRunner(queue, core, counters, (iova, perm) => scope.postMessage({ missed: queue.index, iova, perm }));
   }
 
   #runner(index: number): Runner {
@@ -213,10 +219,27 @@ class RelayLoop {
         for (const runner of this.#runners.values()) count += runner.uses(command.gpa, command.size);
         return { count };
       }
+      case "iotlb":
+        this.#learn(command);
+        return {};
+      case "usesIova": {
+        let count = 0;
+        for (const runner of this.#runners.values()) count += runner.usesIova(command.iova, command.size);
+        return { count };
+      }
       case "exit":
         this.#ended = true;
         return {};
     }
+  }
+
+  #learn({ update, invalidate, forget }: Extract<WorkerCommand, { type: "iotlb" }>): void {
+    const iotlb = this.#path.iotlb!;
+    if (forget === true) iotlb.clear();
+    if (invalidate !== undefined) iotlb.invalidate(invalidate.iova, invalidate.size);
+    if (update === undefined) return;
+    iotlb.update(update);
+    for (const runner of this.#runners.values()) if (runner.known()) this.#busy.add(runner);
   }
 
   #watch(fd: number, token: number): void {

@@ -123,6 +123,11 @@ export interface VringAddresses {
 /** Which way a device's state goes: out of the source, into the destination. */
 export type DeviceStateDirection = "save" | "load";
 
+/** A change of the guest's IOMMU: addresses in bytes, `perm` 1 for reading, 2 for writing, 3 for both. */
+export type IotlbChange =
+  | { type: "update"; iova: number; size: number; gpa: number; perm: number }
+  | { type: "invalidate"; iova: number; size: number };
+
 /** A dirty log in a shared file: bit n of it is page n of 4096 bytes, least significant bit first. */
 export interface LogRegion {
   /** Borrowed for the call. */
@@ -227,6 +232,13 @@ export interface VhostBackend extends AsyncDisposable {
   setDeviceStateFd?(direction: DeviceStateDirection, phase: number, fd: number): Promise<OwnedFd | undefined>;
   /** Resolves when the device has moved its whole state well. @throws SvqError DEVICE_REFUSED */
   checkDeviceState?(): Promise<void>;
+  /**
+   * What the IOMMU of a guest maps, where ACCESS_PLATFORM was acknowledged and the addresses of rings and buffers are IOVAs.
+   * `invalidate` resolves when nothing uses the range any more.
+   */
+  iotlb?(message: IotlbChange): Promise<void>;
+  /** Asks what `iova` is mapped to: {@linkcode VhostBackend.iotlb} is called with it. Rejects where nothing is. */
+  onIotlbMiss?: ((iova: number, perm: number) => Promise<void>) | undefined;
   /** Makes a zeroed in-flight region, for whoever drives the device to keep. @returns the file, which is the caller's, and its place */
   createInflight?(queues: number, num: number): Promise<{ file: OwnedFd; place: InflightPlace }>;
   /** Gives the device the region in which it records what is in flight, and finds what was; before any ring starts. */

@@ -22,8 +22,11 @@ export interface MaskedFeature {
 
 const FEATURES: readonly (readonly [bit: number, name: string, text: string])[] = [
   [33, "ACCESS_PLATFORM", "A guest IOMMU is not carried; kernel vDPA devices get the bit from the relay itself"],
+  [37, "SR_IOV", "The PCI function that would have virtual functions is the device's own, which the guest does not see"],
   [38, "NOTIFICATION_DATA", "The data of a kick cannot cross an eventfd"],
+  [39, "NOTIF_CONFIG_DATA", "The value that a kick carries cannot cross an eventfd"],
   [40, "RING_RESET", "vhost-user has no message for the reset of one ring"],
+  [41, "ADMIN_VQ", "An administration queue would change the device past the relay, and its state would not move with a migration"],
 ];
 
 /** Virtio feature bits that the relay hides from the guest; LOG_ALL it offers by itself. */

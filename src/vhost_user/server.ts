@@ -12,7 +12,17 @@ import { signalEventfd } from "../ffi/eventfd.ts";
 import type { OwnedFd } from "../ffi/fd.ts";
 import { UnixStream } from "../ffi/unix_socket.ts";
 import { bit, hasBit } from "../uapi/bits.ts";
-import { decodeU64, decodeVringAddr, encodeU64, encodeVringState, VHOST_F, VRING_NUM_LIMIT } from "../uapi/vhost.ts";
+import {
+  decodeIotlb,
+  decodeU64,
+  decodeVringAddr,
+  encodeIotlb,
+  encodeU64,
+  encodeVringState,
+  IOTLB,
+  VHOST_F,
+  VRING_NUM_LIMIT,
+} from "../uapi/vhost.ts";
 import type { VringState } from "../uapi/vhost.ts";
 import {
   BACKEND_REQUEST,
@@ -46,6 +56,7 @@ import { Requester } from "./requester.ts";
 import { FAILED_ANSWERS, requireWireRing, RING_REQUESTS, ringState, SERVER_PROTOCOL_FEATURES } from "./server_rules.ts";
 import { requireFileRange, ServerMemory } from "./server_memory.ts";
 
+const ACCESS_PLATFORM = 33;
 const RING_PACKED = 34;
 
 /** What a {@linkcode BackendServer} is told besides its backend. */
@@ -54,6 +65,8 @@ export interface ServerOptions {
   protocolFeatures?: bigint;
   /** Offer LOG_ALL (bit 26), whatever the backend says (default false: not offered). */
   offerLog?: boolean;
+  /** Refuse memory and logs whose files could be shortened by their owner later (default false). */
+  requireSealed?: boolean;
   /** Sees every message. */
   onMessage?: MessageHook | undefined;
   /** A request that was not carried out. The connection may go on. */
@@ -93,7 +106,7 @@ export class BackendServer implements Disposable {
     this.#connection = new VhostUserConnection(stream, { expect: "requests", onMessage: options.onMessage });
     this.#backend = backend;
     this.#options = options;
-    this.#memory = new ServerMemory(backend);
+    this.#memory = new ServerMemory(backend, options.requireSealed === true);
   }
 
   /** The protocol features that the front-end is offered. */
@@ -118,9 +131,11 @@ export class BackendServer implements Disposable {
   async run(): Promise<Error | undefined> {
     const before = this.#backend.onConfigChange;
     this.#backend.onConfigChange = () => this.#tellConfigChange();
+    this.#backend.onIotlbMiss = (iova, perm) => this.#askIotlb(iova, perm);
     if (this.#backend.info.doorbells === true) this.#backend.onDoorbell = (index, doorbell) => this.#tellDoorbell(index, doorbell);
     const error = await this.#serve();
     this.#backend.onConfigChange = before;
+    this.#backend.onIotlbMiss = undefined;
     this.#backend.onDoorbell = undefined;
     this.close();
     this.#channel?.close();
@@ -257,6 +272,7 @@ export class BackendServer implements Disposable {
       const { offset, bytes } = decodeConfig(payload);
       return this.#done(this.#backend.setConfig(offset, bytes));
     },
+    [REQUEST.IOTLB_MSG]: ({ payload }) => this.#iotlb(payload),
     [REQUEST.GET_STATUS]: async () => encodeU64(BigInt(await this.#backend.getStatus())),
     [REQUEST.SET_STATUS]: ({ payload }) => this.#done(this.#backend.setStatus(Number(decodeU64(payload) & 0xffn))),
     [REQUEST.RESET_DEVICE]: () => this.#reset(),
@@ -281,7 +297,7 @@ export class BackendServer implements Disposable {
   async #setInflight({ payload, fds }: Message): Promise<undefined> {
     if (!this.#negotiated(PROTOCOL_FEATURE.INFLIGHT_SHMFD)) throw this.#refusal(REQUEST.SET_INFLIGHT_FD);
     const wire = decodeInflight(payload);
-    requireFileRange(fds[0]!.fd, wire.offset, wire.size, "In-flight region");
+    requireFileRange(fds[0]!.fd, wire.offset, wire.size, "In-flight region", true);
     await this.#backend.setInflight!({ fd: fds[0]!.fd, ...wire });
   }
 
@@ -340,7 +356,7 @@ export class BackendServer implements Disposable {
     }
     if (fds.length !== 1) throw protocolError("SET_LOG_BASE without a file descriptor");
     const log = decodeLog(payload);
-    requireFileRange(fds[0]!.fd, log.offset, log.size, "Dirty log");
+    requireFileRange(fds[0]!.fd, log.offset, log.size, "Dirty log", this.#options.requireSealed === true);
     await this.#backend.setLogBase({ fd: fds[0]!.fd, offset: log.offset, size: log.size });
     return encodeLog(log);
   }
@@ -354,6 +370,12 @@ export class BackendServer implements Disposable {
   #setVringAddr(payload: Uint8Array<ArrayBuffer>): Promise<undefined> {
     const record = decodeVringAddr(payload);
     requireWireRing(record.index);
+    if (hasBit(this.#features, ACCESS_PLATFORM)) {
+      // Addresses of the guest's IOMMU: whoever has its table knows where they lie.
+      const { index, desc, avail, used, flags, logGuestAddr } = record;
+      const logGpa = flags === 0 ? undefined : logGuestAddr;
+      return this.#done(this.#backend.setVringAddresses(index, { desc, avail, used, logGpa }));
+    }
     const addresses = this.#memory.ringAddresses(record, this.#nums.get(record.index) ?? 1, hasBit(this.#features, RING_PACKED));
     return this.#done(this.#backend.setVringAddresses(record.index, addresses));
   }
@@ -404,6 +426,22 @@ export class BackendServer implements Disposable {
     this.#features = 0n;
     this.#alwaysEnabled = false;
     return undefined;
+  }
+
+  async #iotlb(payload: Uint8Array<ArrayBuffer>): Promise<Answer> {
+    if (this.#backend.iotlb === undefined || !hasBit(this.#features, ACCESS_PLATFORM)) throw this.#refusal(REQUEST.IOTLB_MSG);
+    const { type, iova, size, uaddr, perm } = decodeIotlb(payload);
+    if (type === IOTLB.INVALIDATE) await this.#backend.iotlb({ type: "invalidate", iova, size });
+    else if (type !== IOTLB.UPDATE) throw protocolError(`IOTLB_MSG of type ${type}`);
+    else await this.#backend.iotlb({ type: "update", iova, size, gpa: this.#memory.toGpa(uaddr, size, "An IOTLB entry"), perm });
+    return encodeU64(0n);
+  }
+
+  async #askIotlb(iova: number, perm: number): Promise<void> {
+    const channel = this.#channel;
+    if (channel === undefined) throw new SvqError("VHOST_USER_UNSUPPORTED", "The front-end has no channel for the device's requests");
+    const message = { iova, size: 0, uaddr: 0, perm, type: IOTLB.MISS };
+    await channel.command(BACKEND_REQUEST.IOTLB_MSG, encodeIotlb(message), { what: `IOVA 0x${iova.toString(16)}` });
   }
 
   #setChannel(fds: OwnedFd[]): undefined {

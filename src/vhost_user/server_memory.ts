@@ -5,7 +5,8 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
-import { fileSize, type OwnedFd } from "../ffi/fd.ts";
+import { fileSize, getSeals, type OwnedFd } from "../ffi/fd.ts";
+import { SEAL } from "../ffi/mapping.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import type { VhostBackend, VringAddresses } from "../vhost/backend.ts";
 import { protocolError, type WireRegion } from "./message.ts";
@@ -19,9 +20,10 @@ interface OwnedRegion extends MemoryRegion {
 /**
  * Refuses a file that ends before the range that a peer says is in it: touching the rest would kill this process (SIGBUS).
  *
- * @throws SvqError FILE_TOO_SHORT, NOT_MEMORY where it is nothing that can be mapped
+ * @param sealed refuse a file, too, that could become shorter later: one without F_SEAL_SHRINK
+ * @throws SvqError FILE_TOO_SHORT, FILE_UNSEALED, NOT_MEMORY where it is nothing that can be mapped
  */
-export function requireFileRange(fd: number, offset: number, size: number, what: string): void {
+export function requireFileRange(fd: number, offset: number, size: number, what: string, sealed: boolean): void {
   const info = Deno.statSync(`/proc/self/fd/${fd}`);
   // A character device (devdax) does not tell its size; mapping it checks that.
   if (info.isCharDevice === true) return;
@@ -30,10 +32,15 @@ export function requireFileRange(fd: number, offset: number, size: number, what:
   if (offset + size > length) {
     throw new SvqError("FILE_TOO_SHORT", `${what}: ${offset}+${size} lies outside its file of ${length} bytes`);
   }
+  if (sealed && (getSeals(fd) & SEAL.SHRINK) === 0) {
+    throw new SvqError("FILE_UNSEALED", `${what}: its owner could shorten the file (F_SEAL_SHRINK is missing)`, {
+      hint: "QEMU: memory-backend-memfd,share=on,seal=on; or run the relay without --require-sealed",
+    });
+  }
 }
 
-function own(wire: WireRegion, owned: OwnedFd): OwnedRegion {
-  requireFileRange(owned.fd, wire.mmapOffset, wire.size, `Memory region 0x${wire.gpa.toString(16)}`);
+function own(wire: WireRegion, owned: OwnedFd, sealed: boolean): OwnedRegion {
+  requireFileRange(owned.fd, wire.mmapOffset, wire.size, `Memory region 0x${wire.gpa.toString(16)}`, sealed);
   return { gpa: wire.gpa, size: wire.size, uaddr: wire.uaddr, fd: owned.fd, fdOffset: wire.mmapOffset, owned };
 }
 
@@ -42,16 +49,19 @@ export class ServerMemory implements Disposable {
   readonly #backend: VhostBackend;
   #table = new RegionTable<OwnedRegion>();
 
-  /** An empty table. @param backend whose memory table follows the front-end's */
-  constructor(backend: VhostBackend) {
+  readonly #sealed: boolean;
+
+  /** An empty table. @param backend whose memory table follows the front-end's; `sealed`: see {@linkcode requireFileRange} */
+  constructor(backend: VhostBackend, sealed: boolean) {
     this.#backend = backend;
+    this.#sealed = sealed;
   }
 
   /** Replaces the table. Takes descriptors out of `fds` when the backend has accepted it. @throws SvqError, of the backend too */
   async set(wire: readonly WireRegion[], fds: OwnedFd[]): Promise<void> {
     if (wire.length !== fds.length) throw protocolError(`Memory table of ${wire.length} regions with ${fds.length} file descriptors`);
     const table = new RegionTable<OwnedRegion>();
-    wire.forEach((region, i) => table.add(own(region, fds[i]!)));
+    wire.forEach((region, i) => table.add(own(region, fds[i]!, this.#sealed)));
     await this.#backend.setMemTable(table.regions);
     fds.splice(0);
     this[Symbol.dispose]();
@@ -65,7 +75,7 @@ export class ServerMemory implements Disposable {
       throw new SvqError("TOO_MANY_REGIONS", `The front-end adds a memory region beyond the ${limit} that it was offered`);
     }
     this.#table.check(wire);
-    const region = own(wire, fds[0]!);
+    const region = own(wire, fds[0]!, this.#sealed);
     await this.#backend.addMemRegion(region);
     fds.shift();
     this.#table.add(region);
@@ -92,6 +102,11 @@ export class ServerMemory implements Disposable {
       used: this.#table.toGpa(record.used, sizes.used, of("Used ring")),
       logGpa: record.flags === 0 ? undefined : record.logGuestAddr,
     };
+  }
+
+  /** Guest memory behind an address of the front-end. @throws SvqError RING_OUTSIDE_MEMORY */
+  toGpa(uaddr: number, size: number, what: string): number {
+    return this.#table.toGpa(uaddr, size, what);
   }
 
   /** Closes all descriptors and forgets the table. */

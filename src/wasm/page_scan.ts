@@ -1,6 +1,6 @@
 /**
  * The checksum of a migration's pages with 128-bit operations, as a WebAssembly module that is put together here, instruction by
- * instruction: it is thirty of them. src/migration/digest.ts says what it computes.
+ * instruction. src/migration/digest.ts says what it computes.
  *
  * @module
  */
@@ -113,7 +113,7 @@ export class PageScan {
   readonly #state: Int32Array;
   readonly #digest: (state: number, from: number, to: number) => void;
 
-  /** @param bytes room for pages */
+  /** Makes the room. @param bytes for pages */
   constructor(bytes: number) {
     const memory = new WebAssembly.Memory({ initial: 1 + Math.ceil(bytes / WASM_PAGE) });
     compiled ??= new WebAssembly.Module(moduleBytes());

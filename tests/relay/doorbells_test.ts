@@ -157,11 +157,13 @@ Deno.test("a doorbell whose return is not answered in time is not given up, and 
 });
 
 /** A relay over a device without SUSPEND, started in `mode`. */
-async function overVp(mode: RelayMode) {
+async function overVp(mode: RelayMode, onDoorbell?: Relay["onDoorbell"]) {
   const fake = new FakeVdpa({ driver: "vp" });
   const device = new VhostVdpa(fake, {});
+  if (onDoorbell !== undefined) device.doorbell = () => ({ fd: 0, offset: 0, size: 4096 });
   const config: RelayConfig = { ...DEFAULT_RELAY_CONFIG, mode };
   const relay = new Relay(device, config, { log: () => {}, error: () => {} });
+  relay.onDoorbell = onDoorbell;
   const memory = new HandMemory();
   const ring = new HandRing(memory, 0, 0x10000);
   await relay.setFeatures(VERSION_1);
@@ -210,6 +212,28 @@ Deno.test("a device without SUSPEND is on the guest's rings to the end where the
     assert.equal(relay.queues[0]!.mode, first);
     assert.equal(await relay.getVringBase(0), 0, "at rest it can be stopped");
   }
+});
+
+Deno.test("such a device's doorbell is given back before its kick changes hands, and not at all where the VMM keeps it", async () => {
+  let keeps = false;
+  let kickThen: number | undefined;
+  await using set = await overVp("passthrough", async (_index, doorbell) => {
+    if (doorbell !== undefined) return true;
+    kickThen = set.fake.rings[0]!.kick;
+    return !keeps;
+  });
+  const { relay, config, fake } = set;
+  await waitUntil("the doorbell", () => relay.doorbells.length === 1);
+  const kick = fake.rings[0]!.kick;
+  config.mode = "notify";
+  keeps = true;
+  await assert.rejects(relay.applyMode(), { code: "DOORBELL_KEPT" });
+  assert.deepEqual([relay.queues[0]!.mode, fake.rings[0]!.kick], ["passthrough", kick]);
+  keeps = false;
+  await relay.applyMode();
+  assert.equal(kickThen, kick, "the kick was still the guest's own");
+  assert.notEqual(fake.rings[0]!.kick, kick);
+  assert.deepEqual([relay.queues[0]!.mode, relay.doorbells], ["notify", []]);
 });
 
 Deno.test("a device without SUSPEND is on rings of the relay's own in every other case, and can be migrated", async () => {

@@ -36,7 +36,8 @@ function steady(fields: MessageFields, names: Names): MessageFields {
 export function conversation(messages: readonly TracedMessage[]): string[] {
   const names = new Names();
   return messages.filter(({ side }) => side === "front").map(({ from, request, reply, need_reply, fds, channel, fields }) => {
-    const shown = steady(fields, names);
+    // How large the relay makes an in-flight region is its own affair.
+    const shown = request.endsWith("_INFLIGHT_FD") ? {} : steady(fields, names);
     // How far a ring has come is the guest's doing.
     if (request.endsWith("_VRING_BASE") && typeof shown.value === "number" && shown.value > 0) shown.value = "n";
     const words = [from, channel === "back-end" ? "(back-end channel)" : "", reply ? `= ${request}` : request, fieldsText(shown)];

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { createEventfd, createMemfd, drainEventfd, listenUnix, type OwnedFd, unixPair } from "../../src/ffi/mod.ts";
+import { createEventfd, createMemfd, drainEventfd, listenUnix, openFd, type OwnedFd, unixPair } from "../../src/ffi/mod.ts";
 import { connectUnix } from "../../src/ffi/unix_socket.ts";
 import { bit, bitsOf } from "../../src/uapi/bits.ts";
 import { decodeU64, decodeVringState, encodeU64, encodeVringAddr, encodeVringState } from "../../src/uapi/vhost.ts";
@@ -278,6 +278,20 @@ Deno.test("an in-flight region is handed out and taken back; one that does not f
   s.backend.failing.set("createInflight", 1);
   const refused = await s.peer.ask(REQUEST.GET_INFLIGHT_FD, encodeInflight({ size: 0, offset: 0, queues: 2, num: 64 }));
   assert.deepEqual([refused.payload, refused.fdCount], [new Uint8Array(24), 0]);
+  await s.end();
+});
+
+Deno.test("with requireSealed, memory that its owner could shorten reaches no device", async () => {
+  const s = await session({ options: { requireSealed: true }, protocolFeatures: bitsOf([PF.REPLY_ACK, PF.CONFIGURE_MEM_SLOTS]) });
+  using sealed = createMemfd("sealed", 4 * 4096);
+  const path = await Deno.makeTempFile();
+  await Deno.truncate(path, 4 * 4096);
+  using file = openFd(path, 2);
+  await Deno.remove(path);
+  assert.equal(await s.ack(REQUEST.ADD_MEM_REG, encodeRegion(wire(0, 4)), [file.fd]), 1n);
+  assert.match(s.errors[0]!, /F_SEAL_SHRINK is missing/);
+  assert.equal(await s.ack(REQUEST.ADD_MEM_REG, encodeRegion(wire(0, 4)), [sealed.fd]), 0n);
+  assert.deepEqual(s.backend.names, ["addMemRegion"]);
   await s.end();
 });
 

@@ -138,7 +138,8 @@ function simOptions(kind: Kind, flags: Flags): SimOptions {
     ...(cable === undefined ? {} : { cable }),
     ...(mac === undefined ? {} : { mac }),
     ...(mtu === undefined ? {} : { mtu }),
-    ...(queues === undefined ? {} : { queues }),
+    // The kernel takes no VDUSE network device with a control queue.
+    ...(queues !== undefined ? { queues } : kind === "net" && flags.vduse !== undefined ? { queues: 2 } : {}),
     ...(num === undefined ? {} : { num }),
     ...(latency === undefined ? {} : { latencyUs: latency / 1000 }),
     ...(jitter === undefined ? {} : { jitterUs: jitter / 1000 }),

@@ -1,12 +1,13 @@
 /** `svq relay`: run, start, stop, list, status, set. @module */
 import { buildCommand, buildRouteMap } from "@stricli/core";
-import { SvqError } from "../../errors.ts";
+import { EXIT, SvqError } from "../../errors.ts";
 import { DeviceSource } from "../../devices/open.ts";
 import { ControlClient } from "../../relay/control.ts";
 import type { CoreChoice } from "../../relay/core.ts";
 import { DEFAULT_RELAY_CONFIG, type IndirectChoice, type InOrderChoice, type RelayMode, type RingChoice } from "../../relay/relay.ts";
 import { controlPath, relayNames } from "../../relay/runtime_dir.ts";
 import { type FrontAddress, RelayService } from "../../relay/service.ts";
+import { prometheusText } from "../metrics.ts";
 import type { QueueStatus, RelayStatus } from "../../relay/status.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
 import type { CliContext } from "../context.ts";
@@ -30,6 +31,8 @@ interface RunFlags {
   readonly mode: RelayMode;
   readonly forceShadow: boolean;
   readonly resilient: boolean;
+  readonly requireSealed: boolean;
+  readonly drainTimeout?: number;
   readonly switchTimeout: number;
   readonly workers: number;
   readonly core: CoreChoice;
@@ -38,6 +41,7 @@ interface RunFlags {
   readonly deviceRingSize?: number;
   readonly indirect: IndirectChoice;
   readonly inOrder: InOrderChoice;
+  readonly guestIommu: boolean;
   readonly name?: string;
 }
 
@@ -63,6 +67,14 @@ const runFlags = {
     brief: "Stay in shadow mode, so that a relay that is killed and started again loses no request and repeats no answer",
     default: false,
   },
+  requireSealed: {
+    kind: "boolean",
+    brief: "Refuse guest memory that the VMM could shorten (QEMU: memory-backend-memfd,seal=on)",
+    default: false,
+  },
+  drainTimeout: durationFlag("When stopped: how long the device may take to give back what it has (default: as long as it takes)", {
+    optional: true,
+  }),
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
   workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
   core: {
@@ -92,6 +104,11 @@ const runFlags = {
     values: IN_ORDER,
     brief: "Offer IN_ORDER to the guest: where the device has it (auto), always (the relay keeps the order), or never",
     default: DEFAULT_RELAY_CONFIG.inOrder,
+  },
+  guestIommu: {
+    kind: "boolean",
+    brief: "Relay a guest with an IOMMU (iommu_platform=on,ats=on): its queues run in shadow mode, the device needs no support",
+    default: false,
   },
   name: textFlag("Name for status, set and stop (default: relay-PID)", { optional: true }),
 } as const;
@@ -140,6 +157,9 @@ const run = buildCommand({
       device: formatDeviceAddress(address),
       openDevice: (options) => source.open(options),
       deviceConnects: source.listens,
+      requireSealed: flags.requireSealed,
+      ...(flags.drainTimeout === undefined ? {} : { drainTimeoutMs: flags.drainTimeout / 1e6 }),
+      onDrainTimeout: () => Deno.exit(EXIT.timeout),
       config: {
         mode: flags.mode,
         forceShadow: flags.forceShadow || flags.resilient,
@@ -151,6 +171,7 @@ const run = buildCommand({
         ...(flags.deviceRingSize === undefined ? {} : { deviceRingSize: flags.deviceRingSize }),
         indirect: flags.indirect,
         inOrder: flags.inOrder,
+        guestIommu: flags.guestIommu,
       },
       log: (level, message) => {
         this.output.log(level, `${name}: ${message}`);
@@ -193,8 +214,11 @@ const start = buildCommand({
       ...["--guest-ring", flags.guestRing, "--device-ring", flags.deviceRing],
       ...["--indirect", flags.indirect, "--in-order", flags.inOrder],
       ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),
+      ...(flags.guestIommu ? ["--guest-iommu"] : []),
       ...(flags.forceShadow ? ["--force-shadow"] : []),
       ...(flags.resilient ? ["--resilient"] : []),
+      ...(flags.requireSealed ? ["--require-sealed"] : []),
+      ...(flags.drainTimeout === undefined ? [] : ["--drain-timeout", `${flags.drainTimeout / 1e6}ms`]),
     ];
     const child = spawnDetached(words, log);
     const failed = child.status.then(() => true);
@@ -319,8 +343,12 @@ function printStatus(context: CliContext, status: RelayStatus): void {
       `  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`,
     );
     output.line(`  memory  ${status.maps.guest} guest regions, ${status.maps.shadow} of shadow rings`);
-    const masked = [...status.masked_features, ...status.masked_protocol_features];
-    if (masked.length > 0) output.line(`  masked  ${masked.join(", ")}`);
+    for (const { feature, reason } of status.masked) output.line(`  masked  ${feature}: ${reason}`);
+    if (status.iommu !== null) {
+      const { entries, misses, invalidations } = status.iommu;
+      output.line(`  iommu   ${entries} ranges known, asked for ${misses}, taken back ${invalidations}`);
+    }
+    if (status.masked_protocol_features.length > 0) output.line(`  masked  ${status.masked_protocol_features.join(", ")}`);
     if (status.error !== null) output.line(`  error   ${status.error.message}`);
     if (status.queues.length === 0) return;
     output.line();
@@ -334,9 +362,16 @@ function printStatus(context: CliContext, status: RelayStatus): void {
 
 const status = buildCommand({
   docs: { brief: "Show what a relay does" },
-  parameters: { positional: { kind: "tuple", parameters: [relayArgument()] } },
-  async func(this: CliContext, _flags: Record<never, never>, name: string): Promise<void> {
-    printStatus(this, await askStatus(name));
+  parameters: {
+    flags: {
+      metrics: { kind: "boolean", brief: "Print the counters in Prometheus' text form, for a textfile collector", default: false },
+    },
+    positional: { kind: "tuple", parameters: [relayArgument()] },
+  },
+  async func(this: CliContext, { metrics }: { readonly metrics: boolean }, name: string): Promise<void> {
+    const answer = await askStatus(name);
+    if (metrics) this.output.write(prometheusText([answer]));
+    else printStatus(this, answer);
   },
 });
 

@@ -21,7 +21,8 @@ const queue = object({
   core: nullable(text("wasm or js; null where nothing is relayed")),
   guest_ring: choice(layouts),
   device_ring: choice(layouts),
-  num: count(),
+  num: count("Descriptors in the guest's ring"),
+  device_num: optional(count("Descriptors in the device's ring")),
   avail_idx: nullable(count("What the relay has taken of the guest's ring")),
   used_idx: nullable(count("What it has given back")),
   start_base: optional(nullable(count("Vring base at which the VMM started the queue here"))),
@@ -54,6 +55,12 @@ const relay = {
   config: optional(nullable(text("Configuration space in hexadecimal, as the VMM last read it"))),
   pins_memory: optional(nullable(flag("The device pins the guest's memory; null where nobody knows"))),
   maps: object({ guest: count(), shadow: count() }, "Memory maps made at the device"),
+  masked: optional(list(object({ feature: text(), reason: text() }), "Features of the device that the guest does not see")),
+  iommu: optional(
+    nullable(
+      object({ entries: count(), misses: count(), updates: count(), invalidations: count() }, "The guest's IOMMU, with --guest-iommu"),
+    ),
+  ),
   queues: list(queue),
 };
 

@@ -123,7 +123,7 @@ Deno.test("svq vring shows, checks, watches, saves and compares the rings of a b
           [3, /Queue 5 is not set up; these are: 0/, "dump", "relay", "--queue", "5"],
           [2, /Say whose rings/, "verify"],
           [2, /Say whose rings/, "dump", "relay", "--image", saved],
-          [2, /Cannot read/, "dump", "--image", folder.join("nothing.json")],
+          [2, /There is no file/, "dump", "--image", folder.join("nothing.json")],
           [1, /bad\.json is no ring image: \$\.queues\[0\] has neither/, "verify", "--image", folder.join("bad.json")],
           [2, /An image is compared with another one/, "diff", saved],
         ] as const

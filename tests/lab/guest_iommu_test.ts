@@ -1,0 +1,37 @@
+import assert from "node:assert/strict";
+import { labTest } from "../support/real_parts.ts";
+import { RelayProcess } from "../support/relay_process.ts";
+import { startTestpmd, startVm } from "../support/vm.ts";
+
+const IOMMU_NET = "iommu_platform=on,disable-legacy=on,ats=on";
+const IOMMU = ["-device", "intel-iommu,intremap=off,device-iotlb=on"];
+
+await labTest(
+  "a guest with an IOMMU (ats=on, device-iotlb=on) pings DPDK, which knows of none, through the relay",
+  ["qemu-10", "guest", "dpdk"],
+  async ({ folder, step }) => {
+    const socket = folder.join("net.device");
+    await using _testpmd = await startTestpmd({ folder: folder.path, socket });
+    await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}`, args: ["--guest-iommu"] });
+    await using vm = await startVm({
+      qemu: "10",
+      folder: folder.path,
+      nets: [{ socket: relay.front, properties: IOMMU_NET }],
+      run: "shell",
+      append: "intel_iommu=on iommu.strict=1",
+      extraArgs: IOMMU,
+    });
+    await vm.shell("ip link set eth0 up && ip addr add 10.77.0.2/24 dev eth0", 240_000);
+
+    await step("pings, with every page unmapped after its use", async () => {
+      assert.match(await vm.shell("cat /sys/class/net/eth0/device/../iommu_group/type 2>/dev/null || echo DMA"), /DMA/);
+      const output = await vm.shell("ping -c 20 -W 5 -A 10.77.0.1", 120_000);
+      assert.match(output, /20 packets transmitted, 20 packets received/);
+      const status = await relay.status();
+      assert.deepEqual(status.queues.map((queue) => [queue.mode, queue.errors]), status.queues.map(() => ["shadow", 0]));
+      assert.ok(status.iommu!.misses > 0 && status.iommu!.invalidations > 0, JSON.stringify(status.iommu));
+      assert.equal(BigInt(status.features) >> 33n & 1n, 1n, "the guest has ACCESS_PLATFORM");
+      console.log(`  IOMMU: ${JSON.stringify(status.iommu)}`);
+    });
+  },
+);

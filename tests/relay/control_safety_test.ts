@@ -1,0 +1,63 @@
+import assert from "node:assert/strict";
+import { RelayProcess } from "../support/relay_process.ts";
+import { TempDir } from "../support/temp.ts";
+import { waitUntil } from "../support/wait.ts";
+
+const MAIN = new URL("../../src/cli/main.ts", import.meta.url).pathname;
+
+/** Addresses at which a process listens for TCP connections, as /proc/net/tcp has them. */
+function tcpListeners(pid: number): string[] {
+  const inodes = new Set<string>();
+  for (const { name } of Deno.readDirSync(`/proc/${pid}/fd`)) {
+    try {
+      inodes.add(/^socket:\[(\d+)\]$/.exec(Deno.readLinkSync(`/proc/${pid}/fd/${name}`))?.[1] ?? "");
+    } catch { /* closed meanwhile */ }
+  }
+  const lines = ["tcp", "tcp6"].flatMap((table) => Deno.readTextFileSync(`/proc/net/${table}`).trim().split("\n").slice(1));
+  return lines.map((line) => line.trim().split(/\s+/)).filter((fields) => fields[3] === "0A" && inodes.has(fields[9]!)).map((f) => f[1]!);
+}
+
+Deno.test("a relay's control socket is its user's alone, and no signal opens a debugger", async () => {
+  using folder = new TempDir();
+  await Deno.chmod(folder.path, 0o755);
+  await using relay = await RelayProcess.start({ folder: folder.path, device: "sim:blk,size=16M" });
+  assert.equal(Deno.statSync(folder.path).mode! & 0o777, 0o700);
+  assert.equal(Deno.lstatSync(`${folder.path}/relay.sock`).mode! & 0o777, 0o600);
+  // The runtime takes the signal for itself a moment after the start, and loses it again.
+  const ignored = () => BigInt("0x" + /SigIgn:\s*(\w+)/.exec(Deno.readTextFileSync(`/proc/${relay.process.pid}/status`))![1]!);
+  await new Promise((resolve) => setTimeout(resolve, 500));
+  await waitUntil("SIGUSR1 to be ignored", () => (ignored() & (1n << 9n)) !== 0n);
+  relay.process.kill("SIGUSR1");
+  // Two answers later the runtime has seen the signal, if it sees it at all.
+  const { pid } = await relay.status();
+  await new Promise((resolve) => setTimeout(resolve, 300));
+  await relay.status();
+  assert.deepEqual(tcpListeners(pid), []);
+  await relay.stop();
+});
+
+Deno.test("a runtime directory that is a link, or somebody else's, is refused", async () => {
+  using folder = new TempDir();
+  await Deno.mkdir(folder.join("real"));
+  await Deno.symlink(folder.join("real"), folder.join("link"));
+  const { code, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: [
+      "run",
+      "-A",
+      "--quiet",
+      MAIN,
+      "relay",
+      "run",
+      "--name",
+      "x",
+      "--front",
+      `unix:${folder.join("f")}`,
+      "--device",
+      "sim:blk,size=16M",
+    ],
+    env: { SVQ_RUNTIME_DIR: folder.join("link"), NO_COLOR: "1" },
+  }).output();
+  assert.equal(code, 4);
+  assert.match(new TextDecoder().decode(stderr), /is not a directory of this user/);
+  assert.deepEqual([...Deno.readDirSync(folder.join("real"))], []);
+});

@@ -4,7 +4,6 @@
  * @module
  */
 import { EXIT, SvqError } from "../errors.ts";
-import { ignoreDebuggerSignal } from "../ffi/thread.ts";
 
 let controller: AbortController | undefined;
 
@@ -25,13 +24,16 @@ export function untilSignal(): AbortSignal {
 
 // The runtime installs its handler some time after the program has begun, and nothing tells when.
 function keepDebuggerShut(): void {
-  let left = 150;
-  const timer = setInterval(() => {
+  // Loaded here: what prints a version and ends needs no libc.
+  import("../ffi/thread.ts").then(({ ignoreDebuggerSignal }) => {
+    let left = 150;
+    const timer = setInterval(() => {
+      ignoreDebuggerSignal();
+      if (--left === 0) clearInterval(timer);
+    }, 20);
+    Deno.unrefTimer(timer);
     ignoreDebuggerSignal();
-    if (--left === 0) clearInterval(timer);
-  }, 20);
-  Deno.unrefTimer(timer);
-  ignoreDebuggerSignal();
+  });
 }
 
 function listen(name: "SIGINT" | "SIGTERM", controller: AbortController, exitCode: typeof EXIT.interrupted | typeof EXIT.terminated) {

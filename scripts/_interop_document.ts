@@ -57,8 +57,8 @@ export async function writeDocument(
     "",
     "## Seen on the way",
     "",
-    "- vhost-device-vsock stops working for good when data of the host arrives while its rings are stopped, as they are for a moment in " +
-    "every switch (and in every stop of a VM): as its source reads, its worker takes the stopped ring for an error and ends. The connection in this matrix " +
+    "- vhost-device-vsock stopped answering for good in two of three runs that switched modes with data in full flow; the cause is " +
+    "not known (its rings are stopped for a moment in every switch, as in every stop of a VM). The connection in this matrix " +
     "rests while modes change. It also keeps state of its own without DEVICE_STATE, and QEMU does not migrate it.",
     "- Back-ends on rust-vmm's crates refuse a memory table that is not in the order of addresses; svq sorts it.",
     "",

@@ -5,7 +5,6 @@
  */
 import { type ErrorRecord, fromErrorRecord, SvqError } from "../errors.ts";
 import { createEventfd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
-import type { CoreChoice } from "./core.ts";
 import type { CoreFallback, QueueFailure, QueueMiss, QueueProgress, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
 
 interface Pending {
@@ -23,16 +22,14 @@ export class RelayWorker {
   #dead: Error | undefined;
 
   /**
-   * @param counters shared memory of all queues
-   * @param core what runs the data path
+   * @param settings what the Worker is told first, besides what is made here
    * @param onFallback a queue runs on another core than it was meant to
    * @param onQueueFailure a queue of this Worker stopped itself
    * @param onMiss a queue of this Worker waits for an address of the guest's IOMMU
    * @param onDeath the Worker ended with an error: its queues are lost
    */
   constructor(
-    counters: SharedArrayBuffer,
-    core: CoreChoice,
+    settings: Omit<WorkerInit, "controlFd" | "posted">,
     onFallback: (index: number, reason: string) => void,
     onQueueFailure: (index: number, error: ErrorRecord) => void,
     onMiss: (index: number, iova: number, perm: number) => void,
@@ -52,7 +49,7 @@ export class RelayWorker {
       this.#pending.clear();
       onDeath(this.#dead);
     };
-    const init: WorkerInit = { controlFd: this.#control.fd, posted: this.#posted, counters, core };
+    const init: WorkerInit = { controlFd: this.#control.fd, posted: this.#posted, ...settings };
     this.#worker.postMessage(init);
   }
 

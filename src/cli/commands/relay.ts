@@ -9,6 +9,7 @@ import { controlPath, relayNames } from "../../relay/runtime_dir.ts";
 import { type FrontAddress, RelayService } from "../../relay/service.ts";
 import { prometheusText } from "../metrics.ts";
 import type { QueueStatus, RelayStatus } from "../../relay/status.ts";
+import type { WorkerLoad } from "../../relay/worker_load.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
 import { askStatus } from "../ask_relay.ts";
 import type { CliContext } from "../context.ts";
@@ -17,13 +18,14 @@ import { passedFds, ServiceManager } from "../service_manager.ts";
 import { aborted } from "../signals.ts";
 import { deviceFlag, durationFlag, integerFlag, pathFlag, relayArgument, textFlag } from "../parameters.ts";
 import { usageError } from "../usage.ts";
+import { listText, WORKER_FLAGS, workerConfig, type WorkerFlags, workerWords } from "../worker_flags.ts";
 
 const RINGS = ["auto", "split", "packed"] as const satisfies readonly RingChoice[];
 const INDIRECT = ["copy", "pass", "flatten"] as const satisfies readonly IndirectChoice[];
 const IN_ORDER = ["auto", "on", "off"] as const satisfies readonly InOrderChoice[];
 const MODES = ["auto", "passthrough", "notify", "used", "shadow"] as const satisfies readonly RelayMode[];
 
-interface RunFlags {
+interface RunFlags extends WorkerFlags {
   readonly front?: DeviceAddress;
   readonly socketPath?: string;
   readonly fd?: number;
@@ -35,7 +37,6 @@ interface RunFlags {
   readonly requireSealed: boolean;
   readonly drainTimeout?: number;
   readonly switchTimeout: number;
-  readonly workers: number;
   readonly core: CoreChoice;
   readonly guestRing: RingChoice;
   readonly deviceRing: RingChoice;
@@ -77,7 +78,7 @@ const runFlags = {
     optional: true,
   }),
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
-  workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
+  ...WORKER_FLAGS,
   core: {
     kind: "enum",
     values: ["auto", "wasm", "js"],
@@ -165,7 +166,7 @@ const run = buildCommand({
         mode: flags.mode,
         forceShadow: flags.forceShadow || flags.resilient,
         switchTimeoutMs: flags.switchTimeout / 1e6,
-        workers: flags.workers,
+        ...workerConfig(flags),
         core: flags.core,
         guestRing: flags.guestRing,
         deviceRing: flags.deviceRing,
@@ -201,12 +202,13 @@ const start = buildCommand({
     const front = frontOf(flags);
     if (front.kind === "fd") throw usageError("A relay in the background cannot inherit a socket", "use svq relay run --fd N");
     const device = formatDeviceAddress(deviceOf(flags));
+    workerConfig(flags);
     const name = flags.name ?? `relay-${crypto.randomUUID().slice(0, 8)}`;
     const log = controlPath(name).replace(/\.sock$/, ".log");
     const words = [
       ...["relay", "run", "--name", name, "--device", device, "--mode", flags.mode],
       ...["--front", `${front.kind === "connect" ? "connect" : "unix"}:${front.path}`],
-      ...["--switch-timeout", `${flags.switchTimeout}ns`, "--workers", String(flags.workers), "--core", flags.core],
+      ...["--switch-timeout", `${flags.switchTimeout}ns`, ...workerWords(flags), "--core", flags.core],
       ...["--guest-ring", flags.guestRing, "--device-ring", flags.deviceRing],
       ...["--indirect", flags.indirect, "--in-order", flags.inOrder],
       ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),
@@ -329,6 +331,11 @@ function queueRow(queue: QueueStatus): unknown[] {
   ];
 }
 
+function workerText({ index, cpus, sleeps, polls, poll_hits, poll_us }: WorkerLoad): string {
+  const bound = cpus.length === 0 ? "" : ` on CPU ${listText(cpus)}`;
+  return `${index}${bound}: ${sleeps} sleeps, ${polls} rounds of polling with ${poll_hits} finds, polls for ${poll_us} us now`;
+}
+
 function printStatus(context: CliContext, status: RelayStatus): void {
   const { output } = context;
   output.document({ ...status }, () => {
@@ -339,6 +346,7 @@ function printStatus(context: CliContext, status: RelayStatus): void {
       `  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`,
     );
     output.line(`  memory  ${status.maps.guest} guest regions, ${status.maps.shadow} of shadow rings`);
+    for (const load of status.workers ?? []) output.line(`  worker  ${workerText(load)}`);
     for (const { feature, reason } of status.masked) output.line(`  masked  ${feature}: ${reason}`);
     if (status.iommu !== null) {
       const { entries, misses, invalidations } = status.iommu;

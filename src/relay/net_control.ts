@@ -109,6 +109,16 @@ export class NetControl {
     return this.#refusals;
   }
 
+  /** Queue pairs in use, as far as it was said. */
+  get pairs(): number | undefined {
+    return this.#state.pairs;
+  }
+
+  /** What was set by commands that cannot be set again elsewhere. */
+  get notMigratable(): string[] {
+    return this.#state.notMigratable;
+  }
+
   /** What was set, as JSON; undefined without a control queue and without a state that waits for one. */
   get document(): NetStateDocument | undefined {
     return this.#preset?.save() ?? (this.#index < 0 ? undefined : this.#state.save());

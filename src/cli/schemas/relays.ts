@@ -61,7 +61,34 @@ const relay = {
       object({ entries: count(), misses: count(), updates: count(), invalidations: count() }, "The guest's IOMMU, with --guest-iommu"),
     ),
   ),
+  net: optional(
+    nullable(
+      object({
+        control: choice(["guest", "relay"]),
+        queue: count(),
+        pairs: nullable(count("Queue pairs in use, as far as it was said")),
+        refused: list(text(), "The newest commands that were refused"),
+        not_migratable: list(text(), "What was set and cannot be set again elsewhere"),
+      }, "The control queue of a network device, and who drives it"),
+    ),
+  ),
   queues: list(queue),
+};
+
+const coalescing = { max_packets: count(), max_usecs: count() };
+const netState = {
+  mac: optional(text("xx:xx:xx:xx:xx:xx")),
+  rx: map(flag("Receive modes that the driver has switched")),
+  mac_table: optional(object({ unicast: list(text()), multicast: list(text()) })),
+  vlans: list(count()),
+  steering: list(map(true, "pairs, rss or hash, in the order in which they were set")),
+  guest_offloads: optional(text("0x…")),
+  coalescing: object({
+    tx: optional(object(coalescing)),
+    rx: optional(object(coalescing)),
+    queues: list(object({ queue: count(), ...coalescing })),
+  }),
+  not_migratable: list(text(), "Set by commands that svq does not know"),
 };
 
 const gap = object({
@@ -83,6 +110,7 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     memory_identical: flag(),
   }),
   "svq.relay/1": document("svq.relay/1", "State of a running relay", relay),
+  "svq.net-state/1": document("svq.net-state/1", "What a driver has set through a network device's control queue", netState),
   "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", { relays: list(object(relay)) }),
   "svq.relay-stop/1": document("svq.relay-stop/1", "Relays that were stopped", { stopped: list(text()) }),
   "svq.trace.message/1": document("svq.trace.message/1", "A vhost-user message of a relay, one line each", {

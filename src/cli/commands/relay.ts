@@ -12,6 +12,7 @@ import type { QueueStatus, RelayStatus } from "../../relay/status.ts";
 import { formatMac, parseMac } from "../../net/command.ts";
 import { NetState } from "../../net/state.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
+import { askStatus } from "../ask_relay.ts";
 import type { CliContext } from "../context.ts";
 import { selfCommand } from "../self_command.ts";
 import { passedFds, ServiceManager } from "../service_manager.ts";
@@ -208,11 +209,6 @@ const run = buildCommand({
     await service.run();
   },
 });
-
-async function askStatus(name: string): Promise<RelayStatus> {
-  using client = ControlClient.connect(name, controlPath(name));
-  return await client.call("status") as RelayStatus;
-}
 
 const start = buildCommand({
   docs: {

@@ -255,7 +255,13 @@ export class ControlCore implements RelayCore {
 
   #tell(request: Request, ack: number, refused?: string): void {
     const { id, bytes } = request;
-    this.#report({ controlled: this.#index, bytes, ack, ...(id === undefined ? {} : { id }), ...(refused === undefined ? {} : { refused }) });
+    this.#report({
+      controlled: this.#index,
+      bytes,
+      ack,
+      ...(id === undefined ? {} : { id }),
+      ...(refused === undefined ? {} : { refused }),
+    });
   }
 
   #copyBack({ writable }: GuestRequest, answer: Uint8Array): void {
@@ -391,7 +397,9 @@ function deviceRing(start: QueueStart): DriverQueue {
 
 function pageOf({ device: { num, tables } }: QueueStart): { bytes: Uint8Array; iova: number; limit: number } {
   const size = tables === undefined ? 0 : Math.min(num * tables.entries * DESC_BYTES, NET_COMMAND_MAX + ANSWER_BYTES);
-  if (tables === undefined || size <= ANSWER_BYTES) throw new SvqError("RING_TOO_LARGE", `A control ring of ${num} has no room for commands`);
+  if (tables === undefined || size <= ANSWER_BYTES) {
+    throw new SvqError("RING_TOO_LARGE", `A control ring of ${num} has no room for commands`);
+  }
   return { bytes: new Uint8Array(bufferAt(tables.address, size)), iova: tables.iova, limit: size - ANSWER_BYTES };
 }
 

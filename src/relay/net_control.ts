@@ -183,7 +183,7 @@ export class NetControl {
     });
   }
 
-    // The state of a device that was reset.
+  // The state of a device that was reset.
   #forget(): void {
     this.#state.reset();
     this.#synced = false;
@@ -371,7 +371,9 @@ export class NetControl {
       return;
     }
     if (this.#index < 0) {
-      throw new SvqError("NO_CONTROL_QUEUE", "The guest runs without a control queue: the state cannot be set", { exitCode: EXIT.missingFeature });
+      throw new SvqError("NO_CONTROL_QUEUE", "The guest runs without a control queue: the state cannot be set", {
+        exitCode: EXIT.missingFeature,
+      });
     }
     const queue = this.#context.queue(this.#index);
     if (!queue.running) {

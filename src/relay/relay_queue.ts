@@ -191,7 +191,9 @@ export class RelayQueue {
   // ---- steps; the caller runs them in the lane
 
   get #ring(): GuestRing {
-    if (this.#alone) return { num: ALONE_NUM, addresses: NOWHERE, base: 0, enabled: true, kick: null, call: null, err: null, guestless: true };
+    if (this.#alone) {
+      return { num: ALONE_NUM, addresses: NOWHERE, base: 0, enabled: true, kick: null, call: null, err: null, guestless: true };
+    }
     return {
       num: this.num,
       addresses: this.addresses!,

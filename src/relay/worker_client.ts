@@ -6,7 +6,16 @@
 import { type ErrorRecord, fromErrorRecord, SvqError } from "../errors.ts";
 import { createEventfd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
 import type { CoreChoice } from "./core.ts";
-import type { ControlEvent, CoreFallback, QueueFailure, QueueMiss, QueueProgress, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
+import type {
+  ControlEvent,
+  CoreFallback,
+  QueueFailure,
+  QueueMiss,
+  QueueProgress,
+  WorkerCommand,
+  WorkerInit,
+  WorkerReply,
+} from "./messages.ts";
 
 interface Pending {
   resolve: (reply: WorkerReply) => void;

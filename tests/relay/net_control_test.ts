@@ -46,7 +46,12 @@ const commands: fc.Arbitrary<NetCommand> = fc.oneof(
   fc.record({ name: fc.constant("GUEST_OFFLOADS_SET" as const), offloads: fc.constantFrom(0n, 2n, 4n) }),
   fc.record({ name: fc.constantFrom("NOTF_COAL_TX_SET" as const, "NOTF_COAL_RX_SET" as const), coalescing }),
   fc.record({ name: fc.constant("NOTF_COAL_VQ_SET" as const), queue: fc.nat(5), coalescing }),
-  fc.record({ name: fc.constant("UNKNOWN" as const), class: fc.integer({ min: 9, max: 255 }), command: fc.nat(255), data: fc.constant("00ff") }),
+  fc.record({
+    name: fc.constant("UNKNOWN" as const),
+    class: fc.integer({ min: 9, max: 255 }),
+    command: fc.nat(255),
+    data: fc.constant("00ff"),
+  }),
 );
 
 for (const packed of [false, true]) {

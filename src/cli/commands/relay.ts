@@ -404,8 +404,8 @@ const status = buildCommand({
     if (metrics && netState) throw usageError("--metrics and --net-state exclude each other", "ask twice");
     if (netState) {
       using client = ControlClient.connect(name, controlPath(name));
-      const state = await client.call("net_state") as Record<string, unknown>;
-      this.output.document(state, () => this.output.write(JSON.stringify(state, undefined, 2) + "\n"));
+      const state = await client.call("net_state") as { schema: string };
+      this.output.document({ ...state }, () => this.output.write(JSON.stringify(state, undefined, 2) + "\n"));
       return;
     }
     const answer = await askStatus(name);

@@ -6,7 +6,12 @@ import { SvqError } from "../../src/errors.ts";
 import { NET_RX_MODES, type NetCommand } from "../../src/net/command.ts";
 import { NetState, type NetStateDocument } from "../../src/net/state.ts";
 import { DEFAULT_RELAY_CONFIG, Relay, type RelayConfig } from "../../src/relay/relay.ts";
+import { unixPair } from "../../src/ffi/mod.ts";
 import type { VhostBackend } from "../../src/vhost/backend.ts";
+import { VhostUserFrontEnd } from "../../src/vhost_user/front_end.ts";
+import { BackendServer } from "../../src/vhost_user/server.ts";
+import { Hosts, migrationTo, progress } from "../support/migration.ts";
+import { waitUntil } from "../support/wait.ts";
 
 const PAIRS = 2;
 const options = (packed = false) => ({ queues: PAIRS, depth: 8, num: 32, packed, ramSize: 8 << 20 });
@@ -171,4 +176,64 @@ Deno.test("Where the VMM keeps the control queue to itself, the relay drives it:
     await relay.setStatus(0);
     assert.deepEqual((await sim.netState()).rx, {});
   }
+});
+
+Deno.test("A guest moves to another device with all that it has set", async () => {
+  const devices: SimDevice[] = [];
+  const open = async () => {
+    devices.push(await SimDevice.open({ kind: "net", cable: "loop", queues: devices.length === 2 ? 4 : PAIRS * 2 + 1 }));
+    return devices.at(-1)!;
+  };
+  await using hosts = new Hosts({ openSource: open, openDestination: open, queues: PAIRS });
+  const guest = await hosts.guest();
+  assert.ok(await guest.driver.control({ name: "VLAN_ADD", vlan: 5 }));
+  assert.ok(await guest.driver.control({ name: "MAC_TABLE_SET", unicast: ["52:54:00:00:00:77"], multicast: [] }));
+  const state = await devices[0]!.netState();
+  const { destination, path } = hosts.destination();
+  const { source, migration } = migrationTo(path, guest);
+  using _source = source;
+  using _migration = migration;
+  const result = await migration.run();
+  assert.equal(result.outcome, "completed", result.error?.message);
+  assert.deepEqual(await devices[1]!.netState(), state);
+  const arrived = hosts.own(await destination.arrived());
+  assert.deepEqual(arrived.relay.net.document, state);
+  await progress(arrived);
+  await guest.close();
+});
+
+Deno.test("The successor of a lost device is brought to the state before its data queues start", async () => {
+  await using sim = await SimDevice.open({ kind: "net", cable: "loop", queues: 5 });
+  let server: BackendServer | undefined;
+  const connect = async () => {
+    const [a, b] = unixPair();
+    server = new BackendServer(a, sim);
+    server.run();
+    return await VhostUserFrontEnd.fromStream(b, { timeoutMs: 10_000 });
+  };
+  const first = await connect();
+  let lost = 0;
+  const errors: string[] = [];
+  await using relay = new Relay(first, { ...DEFAULT_RELAY_CONFIG, mode: "used" }, {
+    log: () => {},
+    error: (error) => errors.push(error.message),
+    deviceLost: () => lost++,
+  });
+  await using driver = await EmbeddedDriver.open(relay, options());
+  await driver.control({ name: "VLAN_ADD", vlan: 6 });
+  const state = await sim.netState();
+  const run = driver.run({ drainMs: 200 });
+  run.catch(() => {});
+  for (let round = 1; round <= 2; round++) {
+    server!.close();
+    await waitUntil("the relay to notice", () => lost === round);
+    await sim.reset();
+    await sim.setMemTable([]);
+    await relay.attach(await connect());
+    assert.deepEqual(await sim.netState(), state);
+    const before = (await driver.report()).net!.received;
+    await waitUntil("frames", async () => (await driver.report()).net!.received > before + 50);
+  }
+  assert.ok(await driver.control({ name: "VLAN_ADD", vlan: 7 }));
+  assert.deepEqual(errors, []);
 });

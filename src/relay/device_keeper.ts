@@ -4,6 +4,8 @@
  * @module
  */
 import { type ErrorRecord, toErrorRecord } from "../errors.ts";
+import { hasBit } from "../uapi/bits.ts";
+import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
 import { pause } from "./queue_steps.ts";
@@ -51,6 +53,24 @@ export class DeviceKeeper {
   /** The device; undefined before it was opened and after {@linkcode DeviceKeeper.leave}. */
   get device(): VhostBackend | undefined {
     return this.#device;
+  }
+
+  /** Takes a device that another process has opened. */
+  adopt(device: VhostBackend): void {
+    this.connections++;
+    this.#openedMs = performance.now();
+    this.#device = device;
+  }
+
+  /**
+   * The device goes back to the process that it came from: a connection with nothing of this process's memory in it, where the device
+   * takes memory region by region; others are closed.
+   */
+  async giveBack(): Promise<void> {
+    const device = this.#device;
+    if (device === undefined) return;
+    if (device.info.kind !== "vhost-user") await this.leave();
+    else if (hasBit(device.info.protocolFeatures, PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS)) await device.setMemTable([]).catch(() => {});
   }
 
   /** Opens it, at the first attempt. @throws what opening says */

@@ -90,6 +90,14 @@ export interface FrontEndOptions {
   onMessage?: MessageHook | undefined;
 }
 
+/** What was negotiated with a device, for a process that goes on with the connection. */
+export interface FrontEndState {
+  /** Facts about the device. */
+  info: BackendInfo;
+  /** Did the device offer bit 30? */
+  hasProtocolFeatures: boolean;
+}
+
 /**
  * A device behind a vhost-user socket.
  *
@@ -215,6 +223,57 @@ export class VhostUserFrontEnd implements VhostBackend {
       requester.close();
       throw error;
     }
+  }
+
+  /**
+   * Goes on with the connection of another process, which {@linkcode hold} gave: it is negotiated, its rings are stopped, and the device
+   * has no memory of the driver's where it has slots. Nothing is sent.
+   *
+   * @param sockets owned: the connection, and the channel where there is one
+   */
+  static adopt(state: FrontEndState, sockets: { stream: OwnedFd; channel?: OwnedFd | undefined }, options: FrontEndOptions = {}): VhostUserFrontEnd {
+    const events: { device?: VhostUserFrontEnd } = {};
+    const requester = new Requester(new UnixStream(sockets.stream), {
+      onMessage: options.onMessage,
+      onLost: (error) => {
+        if (events.device !== undefined) events.device.#lose(error);
+      },
+    });
+    requester.replyAck = hasBit(state.info.protocolFeatures, PROTOCOL_FEATURE.REPLY_ACK);
+    const channel = sockets.channel === undefined ? undefined : new BackEndChannel({
+      onMessage: options.onMessage,
+      onConfigChange: () => events.device?.onConfigChange?.(),
+      onDoorbell: options.onDoorbell,
+      onViolation: (error) => requester.fail(error),
+    }, sockets.channel);
+    const device = new VhostUserFrontEnd({ ...state, requester, channel }, options);
+    events.device = device;
+    if (requester.failure !== undefined) device.#lose(requester.failure);
+    return device;
+  }
+
+  /**
+   * Stops using the connection, so that another process can: nothing may be asked until {@linkcode release}. Rings must be stopped.
+   *
+   * @throws SvqError of the connection; then it is used as before
+   */
+  async hold(): Promise<{ state: FrontEndState; stream: number; channel: number | undefined }> {
+    // Where memory goes region by region, whoever comes next begins without.
+    if (this.#has(PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS)) await this.#memory.set([]);
+    try {
+      const channel = await this.#channel?.hold();
+      const stream = await this.#requester.hold();
+      return { state: { info: this.info, hasProtocolFeatures: this.#hasProtocolFeatures }, stream, channel };
+    } catch (error) {
+      this.release();
+      throw error;
+    }
+  }
+
+  /** Uses the connection again. */
+  release(): void {
+    this.#channel?.release();
+    this.#requester.release();
   }
 
   /** Asks a device what it is with GET messages only. See {@linkcode probeVhostUser}. */
@@ -452,8 +511,8 @@ async function negotiate(requester: Requester, options: FrontEndOptions, openCha
   let channel: BackEndChannel | undefined;
   if (hasBit(protocolFeatures, PROTOCOL_FEATURE.BACKEND_REQ)) {
     channel = openChannel();
-    await requester.command(REQUEST.SET_BACKEND_REQ_FD, undefined, { fds: [channel.remote.fd], timeoutMs });
-    channel.remote.close();
+    await requester.command(REQUEST.SET_BACKEND_REQ_FD, undefined, { fds: [channel.remote!.fd], timeoutMs });
+    channel.remote!.close();
   }
   await requester.command(REQUEST.SET_OWNER, undefined, { timeoutMs });
   const info: BackendInfo = {

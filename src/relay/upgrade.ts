@@ -152,6 +152,8 @@ export class Upgrade {
   /** What takes each step back, the last one first. */
   readonly #undo: (() => Promise<void> | void)[] = [];
   #child: Deno.ChildProcess | undefined;
+  /** The new process may use what it was given. */
+  #sent = false;
   /** The new process may have taken requests of the guest. */
   #touched = false;
   #failure: UpgradeFailure | undefined;
@@ -193,6 +195,7 @@ export class Upgrade {
       stage = "give up the device";
       await this.#exportDevice(state, list);
       stage = "hand over";
+      this.#sent = true;
       await link.send({ type: "state", schema: UPGRADE_SCHEMA, state }, list.fds);
       await within(TAKE_MS, "Taking over", this.#taken(link));
       await link.send({ type: "go" });
@@ -376,7 +379,7 @@ export class Upgrade {
   }
 
   async #takeConnection(relay: Relay | undefined, device: VhostUserFrontEnd): Promise<void> {
-    const unknown = this.#touched && this.#failure === undefined;
+    const unknown = this.#sent && this.#failure === undefined;
     if (relay === undefined) return device.release();
     // What the new process has left in the connection, and started in the device, nobody knows: a new connection begins with neither.
     if (unknown && /^unix:/.test(device.info.address)) {
@@ -385,7 +388,7 @@ export class Upgrade {
       return await this.#reopen(relay);
     }
     device.release();
-    if (unknown) { for (const { index, kicked } of relay.queues) if (kicked) await device.getVringBase(index); }
+    if (this.#touched && unknown) { for (const { index, kicked } of relay.queues) if (kicked) await device.getVringBase(index); }
     await relay.attach(device);
     this.#setPositions(relay);
   }

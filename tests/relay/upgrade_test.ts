@@ -92,3 +92,68 @@ for (const { name, args, packed, device } of CASES) {
       }));
   });
 }
+
+const BAD = new URL("../support/bad_upgrade.ts", import.meta.url).pathname;
+const WAYS = [
+  "ends at once",
+  "does not know the format",
+  "dies with the state in its hands",
+  "cannot use the state",
+  "dies in front of the first ring",
+  "fails with its rings running",
+  "dies with its rings running",
+];
+
+for (const { name, args, packed, device } of CASES) {
+  Deno.test(`a new version that fails at any step leaves the old relay running, and nothing is lost or done twice: ${name}`, async () => {
+    using folder = new TempDir();
+    const socket = folder.join("disk.sock");
+    await withDisk(socket, packed, () =>
+      underLoad(folder, device === "daemon" ? `unix:${socket}` : device, { args, packed }, async ({ relay, progress, upgrade }) => {
+        // In passthrough nobody records what the new version has taken: where it dies without a word the guest has to reset its device.
+        for (const way of args[1] === "passthrough" ? WAYS.slice(0, -1) : WAYS) {
+          await assert.rejects(upgrade([Deno.execPath(), "run", "-A", "--quiet", BAD, way]), { code: "UPGRADE_FAILED", exitCode: 7 }, way);
+          await progress();
+          const status = await relay.status();
+          assert.deepEqual([status.pid, status.state, status.needs_reset], [relay.process.pid, "running", false], way);
+        }
+        await assert.rejects(upgrade(["/no/such/program"]), { code: "UPGRADE_FAILED", exitCode: 7 });
+        await progress();
+        const { pid } = await upgrade();
+        await progress();
+        assert.equal((await relay.status()).pid, pid);
+      }));
+  });
+}
+
+Deno.test("a device that does not give back what it has in time keeps its relay from being upgraded, and its requests come back", async () => {
+  using folder = new TempDir();
+  const device = "sim:blk,size=32MiB,queues=2,latency=2s";
+  await using relay = await RelayProcess.start({ folder: folder.path, device, args: ["--mode", "shadow"] });
+  await using front = await VhostUserFrontEnd.connect(relay.front);
+  await using driver = await EmbeddedDriver.open(front, { depth: 4, num: 64, ramSize: 16 << 20, regionSize: 8 << 20, workload: "blk" });
+  const run = driver.run({ requests: 8 });
+  await relay.waitStatus("requests in flight", (status) => status.queues[0]?.inflight === 4);
+  const refused = relay.call("upgrade", { program: PROGRAM, drain_timeout_ms: 100 });
+  await assert.rejects(refused, { code: "UPGRADE_FAILED", exitCode: 7, message: /longer than 100 ms/ });
+  const report = await run;
+  assert.deepEqual([report.completed, report.lost, report.duplicated, report.corrupted], [8, 0, 0, 0]);
+  assert.equal((await relay.status()).pid, relay.process.pid);
+  await relay.stop();
+});
+
+Deno.test("a relay without a front-end is upgraded, and the next front-end meets the new version", async () => {
+  using folder = new TempDir();
+  await using relay = await RelayProcess.start({ folder: folder.path, device: "sim:blk,size=32MiB", args: [] });
+  const { pid } = await relay.call<UpgradeReport>("upgrade", { program: PROGRAM });
+  try {
+    await relay.process.expectExit(0);
+    await using front = await VhostUserFrontEnd.connect(relay.front);
+    await using driver = await EmbeddedDriver.open(front, { depth: 8, num: 64, ramSize: 16 << 20, regionSize: 8 << 20, workload: "blk" });
+    const report = await driver.run({ requests: 500 });
+    assert.deepEqual([report.completed, report.lost], [500, 0]);
+    assert.equal((await relay.status()).pid, pid);
+  } finally {
+    Deno.kill(pid, "SIGKILL");
+  }
+});

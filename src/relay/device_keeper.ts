@@ -4,10 +4,9 @@
  * @module
  */
 import { type ErrorRecord, toErrorRecord } from "../errors.ts";
-import { hasBit } from "../uapi/bits.ts";
-import { PROTOCOL_FEATURE } from "../uapi/vhost_user.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
+import { VhostUserFrontEnd } from "../vhost_user/front_end.ts";
 import { pause } from "./queue_steps.ts";
 import type { Relay } from "./relay.ts";
 
@@ -63,14 +62,15 @@ export class DeviceKeeper {
   }
 
   /**
-   * The device goes back to the process that it came from: a connection with nothing of this process's memory in it, where the device
-   * takes memory region by region; others are closed.
+   * The device goes back to the process that it came from: kernel and embedded devices are closed.
+   *
+   * @returns is a connection as that process knows it?
    */
-  async giveBack(): Promise<void> {
+  async giveBack(): Promise<boolean> {
     const device = this.#device;
-    if (device === undefined) return;
-    if (device.info.kind !== "vhost-user") await this.leave();
-    else if (hasBit(device.info.protocolFeatures, PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS)) await device.setMemTable([]).catch(() => {});
+    if (device instanceof VhostUserFrontEnd) return !device.memoryChanged;
+    await this.leave();
+    return true;
   }
 
   /** Opens it, at the first attempt. @throws what opening says */

@@ -94,6 +94,8 @@ export interface RelayHandover {
   features: string | null;
   logging: boolean;
   memory: RegionState[];
+  /** The file of the shadow rings: a place on the list. */
+  arena: number;
   inflight: FilePart & { queues: number; num: number } | null;
   log: FilePart | null;
   status: number | null;
@@ -125,7 +127,8 @@ export function checkHandover(relay: Relay): void {
   if (relay.needsReset) refuse("a queue has failed, and waits for the guest's reset");
   if (relay.markingAll) refuse("a switch is under way, and all guest memory counts as dirty");
   if (relay.parts.iommu) refuse("what the guest's IOMMU maps is known to this process only");
-  const bound = relay.info.ringStop !== undefined && relay.info.ringStop !== "each" && relay.queues.some(({ mode }) => mode === "passthrough" || mode === "notify");
+  const bound = relay.info.ringStop !== undefined && relay.info.ringStop !== "each" &&
+    relay.queues.some(({ mode }) => mode === "passthrough" || mode === "notify");
   if (bound) refuse(`${relay.info.address} cannot be taken off the guest's own rings while its driver runs`);
 }
 
@@ -137,6 +140,7 @@ export function exportRelay(relay: Relay, list: FdList): RelayHandover {
     features: featuresSet ? hex(relay.features) : null,
     logging: relay.logging,
     memory: relay.memory.regions.map(({ gpa, size, uaddr, fd, fdOffset }) => ({ gpa, size, uaddr, fdOffset, fd: list.add(fd) })),
+    arena: list.add(relay.arena?.fd),
     inflight: inflight === undefined ? null : { ...inflight, fd: list.add(inflight.fd) },
     log: log === undefined ? null : { ...log, fd: list.add(log.fd) },
     status: status ?? null,
@@ -167,6 +171,8 @@ function hex(word: bigint): string {
 export async function restoreRelay(relay: Relay, state: RelayHandover, fds: ReceivedFds, touched: () => Promise<void>): Promise<void> {
   const features = state.features === null ? undefined : BigInt(state.features);
   if (features !== undefined) await relay.setFeatures(features);
+  const arena = fds.take(state.arena);
+  if (arena !== undefined) relay.adoptArena(arena);
   if (state.memory.length > 0) await relay.setMemTable(state.memory.map((region) => ({ ...region, fd: fds.at(region.fd)! })));
   if (state.inflight !== null) await relay.setInflight({ ...state.inflight, fd: fds.at(state.inflight.fd)! });
   if (state.log !== null) await relay.setLogBase({ ...state.log, fd: fds.at(state.log.fd)! });
@@ -244,6 +250,7 @@ export function importConfig(config: RelayConfig, { queueModes, ...rest }: Confi
 export interface DeviceHandover {
   info: Omit<BackendInfo, "protocolFeatures" | "offeredProtocolFeatures"> & { protocolFeatures: string; offeredProtocolFeatures: string };
   hasProtocolFeatures: boolean;
+  memory: FrontEndState["memory"];
   /** The connection: a place on the list. */
   stream: number;
   /** The channel for the device's requests: a place on the list. */
@@ -252,17 +259,17 @@ export interface DeviceHandover {
 
 /** {@linkcode FrontEndState} for the way. */
 export function exportDevice(held: { state: FrontEndState; stream: number; channel: number | undefined }, list: FdList): DeviceHandover {
-  const { info, hasProtocolFeatures } = held.state;
+  const { info, hasProtocolFeatures, memory } = held.state;
   return {
     info: { ...info, protocolFeatures: hex(info.protocolFeatures), offeredProtocolFeatures: hex(info.offeredProtocolFeatures ?? 0n) },
-    hasProtocolFeatures,
+    ...{ hasProtocolFeatures, memory },
     stream: list.add(held.stream),
     channel: list.add(held.channel),
   };
 }
 
 /** The reverse of {@linkcode exportDevice}. */
-export function importDevice({ info, hasProtocolFeatures }: DeviceHandover): FrontEndState {
+export function importDevice({ info, hasProtocolFeatures, memory }: DeviceHandover): FrontEndState {
   const words = { protocolFeatures: BigInt(info.protocolFeatures), offeredProtocolFeatures: BigInt(info.offeredProtocolFeatures) };
-  return { info: { ...info, ...words }, hasProtocolFeatures };
+  return { info: { ...info, ...words }, hasProtocolFeatures, memory };
 }

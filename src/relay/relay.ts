@@ -447,6 +447,11 @@ export class Relay implements VhostBackend {
     return { featuresSet: set, iommu, status: this.#status.given, inflight: this.#inflight.place };
   }
 
+  /** See {@linkcode RelayMemory.adoptArena}. */
+  adoptArena(fd: OwnedFd): void {
+    this.#memory.adoptArena(fd);
+  }
+
   /** Takes every doorbell back from the VMM. @throws SvqError DOORBELL_KEPT */
   async withdrawDoorbells(): Promise<void> {
     for (const queue of this.queues) await this.#doorbells.withdraw(queue.index, () => queue.nudge());

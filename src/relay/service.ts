@@ -173,8 +173,7 @@ export class RelayService implements AsyncDisposable {
       // Their paths and the connection belong to the other process.
       this.#listener?.keepPath();
       this.#options.source?.listener?.keepPath();
-      await this.#keeper.giveBack();
-      await takeover.failed(error, bases);
+      await takeover.failed(error, bases, await this.#keeper.giveBack());
       throw error;
     }
     await takeover.running();
@@ -203,7 +202,10 @@ export class RelayService implements AsyncDisposable {
   async upgrade({ program, drain_timeout_ms = UPGRADE_DRAIN_MS, ...others }: Record<string, unknown>): Promise<UpgradeReport> {
     const { source, args, name, front, config, log } = this.#options;
     for (const other of Object.keys(others)) throw badParameter(`There is no parameter "${other}"`);
-    if (!(Array.isArray(program) && program.length > 0 && program.every((word) => typeof word === "string") && String(program[0]).startsWith("/"))) {
+    if (
+      !(Array.isArray(program) && program.length > 0 && program.every((word) => typeof word === "string") &&
+        String(program[0]).startsWith("/"))
+    ) {
       throw badParameter("program is the new version's path and the words in front of the relay's own");
     }
     if (!(typeof drain_timeout_ms === "number" && drain_timeout_ms > 0)) throw badParameter("drain_timeout_ms is a number of milliseconds");

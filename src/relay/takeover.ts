@@ -56,9 +56,13 @@ export class Takeover implements Disposable {
     for (const fd of received?.fds ?? []) fd.close();
   }
 
-  /** It could not be done: nothing is used any more, and the rings stand at `bases`. */
-  async failed(error: unknown, bases: readonly (readonly [index: number, base: number])[]): Promise<void> {
-    await this.#link.send({ type: "failed", error: toErrorRecord(error), bases }).catch(() => {});
+  /**
+   * It could not be done: nothing is used any more, and the rings stand at `bases`.
+   *
+   * @param clean is the connection to the device as it was handed over?
+   */
+  async failed(error: unknown, bases: readonly (readonly [index: number, base: number])[], clean: boolean): Promise<void> {
+    await this.#link.send({ type: "failed", error: toErrorRecord(error), bases, clean }).catch(() => {});
   }
 
   /** Closes what was not taken. */

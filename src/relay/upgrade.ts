@@ -39,7 +39,7 @@ export const UPGRADE_SCHEMA = "svq.upgrade/1";
 export const UPGRADE_VARIABLE = "SVQ_UPGRADE_SOCKET";
 
 /** How long the new process may take to start, ms. */
-const START_MS = 30_000;
+const START_MS = 60_000;
 /** How long it may take to make the rings run, ms. */
 const TAKE_MS = 30_000;
 /** How long a device that was closed may take until it can be opened again, ms. */
@@ -72,6 +72,8 @@ export interface UpgradeFailure extends UpgradeMessage {
   error: ErrorRecord;
   /** Where the rings stand, if it has started any. */
   bases: [index: number, base: number][];
+  /** Is the connection to the device as it was handed over? */
+  clean: boolean;
 }
 
 /** What an upgrade came to. */
@@ -220,7 +222,9 @@ export class Upgrade {
   #check(): void {
     const relay = this.#host.relay();
     if (relay !== undefined) checkHandover(relay);
-    if (this.#host.keeper.error !== undefined) throw new SvqError("UPGRADE_REFUSED", "The relay cannot be upgraded now: its device is away");
+    if (this.#host.keeper.error !== undefined) {
+      throw new SvqError("UPGRADE_REFUSED", "The relay cannot be upgraded now: its device is away");
+    }
   }
 
   async #start(): Promise<{ link: UpgradeLink; version: string }> {
@@ -236,7 +240,10 @@ export class Upgrade {
     }).spawn();
     this.#child = child;
     const ended = child.status.then(({ code }) => {
-      throw new SvqError("UPGRADE_ENDED", `The new version ended with exit code ${code} before it took over; its messages are in the relay's log`);
+      throw new SvqError(
+        "UPGRADE_ENDED",
+        `The new version ended with exit code ${code} before it took over; its messages are in the relay's log`,
+      );
     });
     return await within(START_MS, "Starting the new version", Promise.race([this.#hello(listener, child.pid), ended]));
   }
@@ -352,11 +359,15 @@ export class Upgrade {
     } catch (error) {
       // The front-end is served whatever happened: it may reset the device.
       this.#host.input.release();
-      return new SvqError("UPGRADE_FAILED", `The upgrade failed (${reason.message}), and the relay cannot go on: ${toErrorRecord(error).message}`, {
-        exitCode: EXIT.failedAfterSwitchover,
-        hint: "Restart the relay; the VMM connects again and resets the device if need be",
-        cause,
-      });
+      return new SvqError(
+        "UPGRADE_FAILED",
+        `The upgrade failed (${reason.message}), and the relay cannot go on: ${toErrorRecord(error).message}`,
+        {
+          exitCode: EXIT.failedAfterSwitchover,
+          hint: "Restart the relay; the VMM connects again and resets the device if need be",
+          cause,
+        },
+      );
     }
     if (reason.code === "UPGRADE_REFUSED" && cause instanceof SvqError) {
       return new SvqError(cause.code, cause.message, { exitCode: EXIT.migrationAborted, hint: cause.hint, cause });
@@ -379,7 +390,7 @@ export class Upgrade {
   }
 
   async #takeConnection(relay: Relay | undefined, device: VhostUserFrontEnd): Promise<void> {
-    const unknown = this.#sent && this.#failure === undefined;
+    const unknown = this.#sent && this.#failure?.clean !== true;
     if (relay === undefined) return device.release();
     // What the new process has left in the connection, and started in the device, nobody knows: a new connection begins with neither.
     if (unknown && /^unix:/.test(device.info.address)) {

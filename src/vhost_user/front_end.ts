@@ -30,7 +30,7 @@ import type {
 } from "../vhost/backend.ts";
 import { BackEndChannel } from "./back_end_channel.ts";
 import { closeFds, type MessageHook } from "./connection.ts";
-import { DeviceMemory } from "./device_memory.ts";
+import { DeviceMemory, type KnownRegion } from "./device_memory.ts";
 import {
   decodeConfig,
   decodeInflight,
@@ -96,6 +96,8 @@ export interface FrontEndState {
   info: BackendInfo;
   /** Did the device offer bit 30? */
   hasProtocolFeatures: boolean;
+  /** The memory that the device has, where it was told region by region. */
+  memory: KnownRegion[];
 }
 
 /**
@@ -226,12 +228,16 @@ export class VhostUserFrontEnd implements VhostBackend {
   }
 
   /**
-   * Goes on with the connection of another process, which {@linkcode hold} gave: it is negotiated, its rings are stopped, and the device
-   * has no memory of the driver's where it has slots. Nothing is sent.
+   * Goes on with the connection of another process, which {@linkcode hold} gave: it is negotiated, its rings are stopped.
+   * Nothing is sent.
    *
    * @param sockets owned: the connection, and the channel where there is one
    */
-  static adopt(state: FrontEndState, sockets: { stream: OwnedFd; channel?: OwnedFd | undefined }, options: FrontEndOptions = {}): VhostUserFrontEnd {
+  static adopt(
+    state: FrontEndState,
+    sockets: { stream: OwnedFd; channel?: OwnedFd | undefined },
+    options: FrontEndOptions = {},
+  ): VhostUserFrontEnd {
     const events: { device?: VhostUserFrontEnd } = {};
     const requester = new Requester(new UnixStream(sockets.stream), {
       onMessage: options.onMessage,
@@ -246,7 +252,9 @@ export class VhostUserFrontEnd implements VhostBackend {
       onDoorbell: options.onDoorbell,
       onViolation: (error) => requester.fail(error),
     }, sockets.channel);
-    const device = new VhostUserFrontEnd({ ...state, requester, channel }, options);
+    const { info, hasProtocolFeatures, memory } = state;
+    const device = new VhostUserFrontEnd({ info, hasProtocolFeatures, requester, channel }, options);
+    device.#memory.adopt(memory);
     events.device = device;
     if (requester.failure !== undefined) device.#lose(requester.failure);
     return device;
@@ -258,16 +266,20 @@ export class VhostUserFrontEnd implements VhostBackend {
    * @throws SvqError of the connection; then it is used as before
    */
   async hold(): Promise<{ state: FrontEndState; stream: number; channel: number | undefined }> {
-    // Where memory goes region by region, whoever comes next begins without.
-    if (this.#has(PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS)) await this.#memory.set([]);
     try {
       const channel = await this.#channel?.hold();
       const stream = await this.#requester.hold();
-      return { state: { info: this.info, hasProtocolFeatures: this.#hasProtocolFeatures }, stream, channel };
+      const state = { info: this.info, hasProtocolFeatures: this.#hasProtocolFeatures, memory: this.#memory.known };
+      return { state, stream, channel };
     } catch (error) {
       this.release();
       throw error;
     }
+  }
+
+  /** Has the device been told of other memory, region by region, since this object was made? */
+  get memoryChanged(): boolean {
+    return this.#has(PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS) && this.#memory.changes > 0;
   }
 
   /** Uses the connection again. */

@@ -33,7 +33,9 @@ export const upgrade = buildCommand({
     using client = ControlClient.connect(name, controlPath(name));
     const report = await client.call("upgrade", { program, drain_timeout_ms: flags.drainTimeout / 1e6 }) as UpgradeReport;
     this.output.document({ ...report }, () => {
-      const versions = report.version_before === report.version ? `version ${report.version}` : `${report.version_before} -> ${report.version}`;
+      const versions = report.version_before === report.version
+        ? `version ${report.version}`
+        : `${report.version_before} -> ${report.version}`;
       return `${name} goes on as process ${report.pid} (${versions}); its rings stood still for ${report.stall_ms} ms`;
     });
   },

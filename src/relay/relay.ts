@@ -476,6 +476,22 @@ export class Relay implements VhostBackend {
     this.#inflight.set(place, this.queues.every((queue) => queue.state === "stopped"));
   }
 
+  /** What src/relay/handover.ts cannot see otherwise. */
+  get parts(): { featuresSet: boolean; iommu: boolean; status: number | undefined; inflight: InflightPlace | undefined } {
+    const { set, iommu } = this.#negotiation;
+    return { featuresSet: set, iommu, status: this.#status.given, inflight: this.#inflight.place };
+  }
+
+  /** See {@linkcode RelayMemory.adoptArena}. */
+  adoptArena(fd: OwnedFd): void {
+    this.#memory.adoptArena(fd);
+  }
+
+  /** Takes every doorbell back from the VMM. @throws SvqError DOORBELL_KEPT */
+  async withdrawDoorbells(): Promise<void> {
+    for (const queue of this.queues) await this.#doorbells.withdraw(queue.index, () => queue.nudge());
+  }
+
   /** Has the front-end given a region that outlives the relay, in which it records what is in flight? */
   get hasInflight(): boolean {
     return this.#inflight.given;

@@ -1,4 +1,4 @@
-/** `svq relay`: run, start, stop, list, status, set. @module */
+/** `svq relay`: run, start, stop, list, status, set, upgrade. @module */
 import { buildCommand, buildRouteMap } from "@stricli/core";
 import { EXIT, SvqError } from "../../errors.ts";
 import { DeviceSource } from "../../devices/open.ts";
@@ -19,6 +19,9 @@ import { passedFds, ServiceManager } from "../service_manager.ts";
 import { aborted } from "../signals.ts";
 import { deviceFlag, durationFlag, integerFlag, pathFlag, relayArgument, textFlag } from "../parameters.ts";
 import { usageError } from "../usage.ts";
+import { Takeover } from "../../relay/takeover.ts";
+import { UPGRADE_VARIABLE } from "../../relay/upgrade.ts";
+import { upgrade } from "./relay_upgrade.ts";
 
 const RINGS = ["auto", "split", "packed"] as const satisfies readonly RingChoice[];
 const INDIRECT = ["copy", "pass", "flatten"] as const satisfies readonly IndirectChoice[];
@@ -164,11 +167,16 @@ const run = buildCommand({
       this.output.write(JSON.stringify({ type: "relay", features: [] }) + "\n");
       return;
     }
-    const front = frontOf(flags, passedFds(this.host.env));
-    const address = deviceOf(flags);
-    const name = flags.name ?? `relay-${Deno.pid}`;
     const { signal } = this;
-    using source = new DeviceSource(address);
+    const socket = this.host.env(UPGRADE_VARIABLE);
+    using takeover = socket === undefined ? undefined : await Takeover.connect(socket);
+    const front = takeover?.state.front ?? frontOf(flags, passedFds(this.host.env));
+    const address = deviceOf(flags);
+    const name = takeover?.state.name ?? flags.name ?? `relay-${Deno.pid}`;
+    using source = new DeviceSource(address, {
+      listener: takeover?.fds.take(takeover.state.deviceListener),
+      backing: takeover?.fds.take(takeover.state.backing),
+    });
     using manager = new ServiceManager(this.host.env);
     await using service = new RelayService({
       name,
@@ -176,6 +184,10 @@ const run = buildCommand({
       device: formatDeviceAddress(address),
       openDevice: (options) => source.open(options),
       deviceConnects: source.listens,
+      source,
+      args: Deno.args,
+      takeover,
+      onHandedOver: (pid) => manager.handOver(pid),
       requireSealed: flags.requireSealed,
       ...(flags.drainTimeout === undefined ? {} : { drainTimeoutMs: flags.drainTimeout / 1e6 }),
       onDrainTimeout: () => Deno.exit(EXIT.timeout),
@@ -199,7 +211,7 @@ const run = buildCommand({
       },
     });
     await service.start();
-    this.output.info(`${name}: ready`);
+    this.output.info(`${name}: ${takeover === undefined ? "ready" : "goes on"}`);
     manager.ready("waiting for a front-end");
     manager.watch(() => service.status());
     aborted(signal).then(() => {
@@ -469,6 +481,6 @@ const set = buildCommand({
 
 /** All of `svq relay`. */
 export const command = buildRouteMap({
-  routes: { run, start, stop, list, status, set },
+  routes: { run, start, stop, list, status, set, upgrade },
   docs: { brief: "Run and steer relays between a VMM and a device" },
 });

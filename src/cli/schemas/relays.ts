@@ -113,6 +113,14 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   "svq.net-state/1": document("svq.net-state/1", "What a driver has set through a network device's control queue", netState),
   "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", { relays: list(object(relay)) }),
   "svq.relay-stop/1": document("svq.relay-stop/1", "Relays that were stopped", { stopped: list(text()) }),
+  "svq.relay-upgrade/1": document("svq.relay-upgrade/1", "A relay that another process goes on with", {
+    name: text(),
+    pid_before: count("Process that handed over"),
+    pid: count("Process that goes on"),
+    version_before: text(),
+    version: text(),
+    stall_ms: count("How long the rings stood still"),
+  }),
   "svq.monitor/1": document("svq.monitor/1", "What relays did per second, a document per round", {
     time: text("When, ISO 8601"),
     interval_ms: count("Since the round before; 0 in the first, whose rates are 0"),

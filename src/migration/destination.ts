@@ -174,7 +174,7 @@ export class Destination implements AsyncDisposable {
       driver = await EmbeddedDriver.standby(relay, createMemfd("guest-ram", ram.ramSize), { ram, features, workload });
       await channel.sendJson(FRAME.ACCEPT, { features: `0x${features.toString(16)}` });
       if (!offer.dryRun) {
-        await this.#arrive(session, offer, driver);
+        await this.#arrive(session, offer, driver, relay);
         return { guest: new Guest(driver, relay, device), follow: offer.follow };
       }
     } catch (error) {
@@ -186,7 +186,7 @@ export class Destination implements AsyncDisposable {
     return undefined;
   }
 
-  async #arrive(session: Session, offer: Offer, driver: EmbeddedDriver): Promise<void> {
+  async #arrive(session: Session, offer: Offer, driver: EmbeddedDriver, relay: Relay): Promise<void> {
     const { channel } = session;
     const half = offer.ram.ramSize / 2;
     const ranges = driver.regions.map(({ gpa, size, uaddr, fdOffset }) => ({
@@ -205,7 +205,7 @@ export class Destination implements AsyncDisposable {
         continue;
       }
       if (!receiver.frozen) throw violation("STATE came before the last round");
-      await this.#prepare(channel, offer, driver, () => map.digest(touched), head);
+      await this.#prepare(channel, offer, { driver, relay }, () => map.digest(touched), head);
       break;
     }
     const commit = await channel.receive(FRAME.COMMIT, SESSION_BYTES);
@@ -230,13 +230,18 @@ export class Destination implements AsyncDisposable {
   async #prepare(
     channel: Channel,
     offer: Offer,
-    driver: EmbeddedDriver,
+    { driver, relay }: { driver: EmbeddedDriver; relay: Relay },
     digestMemory: () => Promise<Digest>,
     head: FrameHead,
   ): Promise<void> {
     const state = decodeDriverState(await channel.readPayload(head, stateLimit(offer)));
     checkRun(state);
     await driver.load(state);
+    // Before the guest is taken over: a device that refuses it leaves the guest at the source.
+    if (state.net !== undefined) {
+      await relay.net.load(state.net);
+      await relay.net.beforeData();
+    }
     const begun = performance.now();
     const digest = offer.verify ? digestText(await digestMemory()) : null;
     const verify_us = offer.verify ? Math.round((performance.now() - begun) * 1000) : 0;

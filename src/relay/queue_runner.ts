@@ -81,6 +81,11 @@ export class QueueRunner implements Runner {
     this.#count();
   }
 
+  /** What runs it. */
+  get core(): RelayCore {
+    return this.#core;
+  }
+
   /** Which core runs it. */
   get coreKind(): RelayCore["kind"] {
     return this.#core.kind;

@@ -34,8 +34,9 @@ import { InflightRegion } from "./inflight_region.ts";
 import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
 import { isBound, ModeSwitch } from "./mode_switch.ts";
+import { NetControl } from "./net_control.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
-import type { RunningMode } from "./queue_steps.ts";
+import type { QueueContext, RunningMode } from "./queue_steps.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
 import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
@@ -56,6 +57,8 @@ export class Relay implements VhostBackend {
   readonly counters: Counters;
   /** The dirty log. */
   readonly dirty: DirtyLogging;
+  /** The control queue of a network device. */
+  readonly net: NetControl;
   /** See {@linkcode VhostBackend.onConfigChange}. */
   onConfigChange: (() => void) | undefined;
   /** See {@linkcode VhostBackend.onFailure}. */
@@ -110,16 +113,19 @@ export class Relay implements VhostBackend {
     this.#config = config;
     this.#events = events;
     this.#status = new DeviceStatus(this.#slot);
-    this.#negotiation = new Negotiation(this.#slot, config);
     const { queueNum, deviceId } = device.info;
     // Net devices count queue pairs, and have a control queue; vhost-user does not say what a device is.
     this.#maxQueues = Math.min(MAX_QUEUES, deviceId === undefined || deviceId === VIRTIO_ID.net ? 2 * queueNum + 1 : queueNum);
+    this.net = this.#newNetControl(config);
+    this.#negotiation = new Negotiation(this.#slot, config, (guest, offered) => this.net.extraFeatures(guest, offered));
     if ((device.info.ringStop ?? "each") !== "each") {
       this.#group = new RingGroup({
         device: () => this.#device,
         queues: () => this.queues,
         wantedMode: (index) => this.wantedMode(index),
         check: (queue) => this.#rings.check(queue),
+        beforeStart: () => this.net.beforeStart(),
+        afterStart: () => this.net.afterStart(),
       });
     }
     this.counters = new Counters(this.#maxQueues);
@@ -145,6 +151,21 @@ export class Relay implements VhostBackend {
     // The record of what is in flight names guest memory, and a guest with an IOMMU does not: no VMM is to rely on one.
     if (config.guestIommu) Object.defineProperty(this, "setInflight", { value: undefined });
     this.#listen(device);
+  }
+
+  #newNetControl({ mac }: RelayConfig): NetControl {
+    return new NetControl({
+      device: () => this.#device,
+      features: () => this.features,
+      queues: () => this.queues,
+      queue: (index) => this.#queue(index),
+      maxQueues: this.#maxQueues,
+      spare: ({ index, lane }) => this.#newQueue(index, lane),
+      inject: async (index, commands) => void await this.#workerOf(index).send({ type: "inject", index, commands }),
+      together: (this.#slot.device.info.ringStop ?? "each") !== "each",
+      mac,
+      log: (message) => this.#events.log(message),
+    });
   }
 
   #newIommu(): GuestIommu {
@@ -180,6 +201,7 @@ export class Relay implements VhostBackend {
       status: this.#status,
       memory: () => this.memory,
       group: this.#group,
+      control: this.net,
       iommu: () => this.iommu,
       queues: () => this.queues,
       wantedMode: (index) => this.wantedMode(index),
@@ -201,6 +223,7 @@ export class Relay implements VhostBackend {
       forgetful: this.sendRarp !== undefined,
       guestPacked: () => this.#negotiation.guestPacked,
       translated: (index) => this.#negotiation.rebuilt || this.#memory.moved || this.#otherSize(index),
+      control: (index) => index === this.net.index,
       relayed: () => this.#negotiation.reordered,
       logging: () => this.logging,
       // What the device wrote between the last mark and the end of passthrough has no bit of its own.
@@ -240,6 +263,7 @@ export class Relay implements VhostBackend {
       (index, error) => this.#rings.failed(this.#queue(index), error),
       (index, iova, perm) => this.#missed(index, iova, perm),
       (error) => this.#deviceFailed(error),
+      (event) => this.net.answered(event),
     );
   }
 
@@ -323,22 +347,32 @@ export class Relay implements VhostBackend {
       if (!(Number.isInteger(index) && index >= 0 && index < this.#maxQueues)) {
         throw new SvqError("NO_SUCH_QUEUE", `Queue ${index}: the device has ${this.#device.info.queueNum} queues`);
       }
-      queue = new RelayQueue(index, this.#workers[index % this.#workers.length]!, {
-        device: () => this.#device,
-        memory: this.memory,
-        arena: () => this.#memory.arena!,
-        inflight: this.#inflight,
-        features: () => this.features,
-        devicePacked: () => this.devicePacked,
-        deviceFeatures: () => this.#negotiation.deviceFeatures,
-        deviceNum: (num) => this.#negotiation.deviceNum(num),
-        passTables: this.#config.indirect === "pass",
-        doorbells: this.#doorbells,
-        log: (message) => this.#events.log(message),
-      }, this.#group !== undefined ? this.#groupLane : new Lane());
+      queue = this.#newQueue(index, this.#group !== undefined ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
     }
     return queue;
+  }
+
+  #workerOf(index: number): RelayWorker {
+    return this.#workers[index % this.#workers.length]!;
+  }
+
+  #newQueue(index: number, lane: Lane): RelayQueue {
+    const context: QueueContext = {
+      device: () => this.#device,
+      memory: this.memory,
+      arena: () => this.#memory.arena!,
+      inflight: this.#inflight,
+      features: () => this.features,
+      devicePacked: () => this.devicePacked,
+      deviceFeatures: () => this.#negotiation.deviceFeatures,
+      deviceNum: (num) => this.#negotiation.deviceNum(num),
+      control: (index, guestless) => this.net.start(index, guestless),
+      passTables: this.#config.indirect === "pass",
+      doorbells: this.#doorbells,
+      log: (message) => this.#events.log(message),
+    };
+    return new RelayQueue(index, this.#workerOf(index), context, lane);
   }
 
   /** The mode that queue `index` should be in now. */
@@ -360,6 +394,7 @@ export class Relay implements VhostBackend {
   async setFeatures(features: bigint): Promise<void> {
     const first = !this.#negotiation.set;
     await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
+    await this.net.negotiated(this.#negotiation.deviceFeatures);
     if (!this.#negotiation.iommu) await this.iommu?.forget();
     await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n, first);
   }
@@ -444,6 +479,22 @@ export class Relay implements VhostBackend {
       throw new SvqError("RING_RUNS", "The in-flight region cannot be changed while a ring runs");
     }
     this.#inflight.set(place, this.queues.every((queue) => queue.state === "stopped"));
+  }
+
+  /** What src/relay/handover.ts cannot see otherwise. */
+  get parts(): { featuresSet: boolean; iommu: boolean; status: number | undefined; inflight: InflightPlace | undefined } {
+    const { set, iommu } = this.#negotiation;
+    return { featuresSet: set, iommu, status: this.#status.given, inflight: this.#inflight.place };
+  }
+
+  /** See {@linkcode RelayMemory.adoptArena}. */
+  adoptArena(fd: OwnedFd): void {
+    this.#memory.adoptArena(fd);
+  }
+
+  /** Takes every doorbell back from the VMM. @throws SvqError DOORBELL_KEPT */
+  async withdrawDoorbells(): Promise<void> {
+    for (const queue of this.queues) await this.#doorbells.withdraw(queue.index, () => queue.nudge());
   }
 
   /** Has the front-end given a region that outlives the relay, in which it records what is in flight? */
@@ -535,6 +586,7 @@ export class Relay implements VhostBackend {
       if (queue.running) await queue.applyEnabled();
       else await this.#rings.start(queue);
     });
+    await this.net.enabled(index);
   }
 
   // Its owner may find a successor; meanwhile the VMM is held and the guest's requests wait.
@@ -544,6 +596,7 @@ export class Relay implements VhostBackend {
     const first = this.#slot.lost === undefined;
     this.#losses++;
     this.#slot.lose(error);
+    this.net.lost();
     this.#rings.lose();
     if (first) this.#events.deviceLost(error);
   }
@@ -632,6 +685,7 @@ export class Relay implements VhostBackend {
    */
   async setStatus(status: number): Promise<void> {
     if (status === 0) await this.#rings.stop();
+    if (status === 0) this.net.reset();
     await this.#status.set(status);
   }
 
@@ -639,6 +693,7 @@ export class Relay implements VhostBackend {
   async reset(): Promise<void> {
     if (this.#slot.lost !== undefined) await this.#rings.drop();
     else await this.#rings.stop();
+    this.net.reset();
     this.#status.clear();
     await this.#slot.use((device) => device.reset());
   }
@@ -662,6 +717,7 @@ export class Relay implements VhostBackend {
     this.#device.onConfigChange = undefined;
     this.#device.onFailure = undefined;
     for (const worker of this.#workers) await worker.close();
+    this.net.close();
     for (const queue of this.#queues.values()) queue.close();
     this.#queues.clear();
     this.#doorbells.forget();

@@ -57,6 +57,11 @@ export interface RelayConfig {
   inOrder: InOrderChoice;
   /** Is a guest with an IOMMU (ACCESS_PLATFORM) relayed? All of its queues run in mode `shadow` then. */
   guestIommu: boolean;
+  /**
+   * Address of the guest's network device, `xx:xx:xx:xx:xx:xx`, for VMMs that do not tell it: where the relay drives the control queue,
+   * the device is told this address instead of being made promiscuous.
+   */
+  mac?: string;
 }
 
 /** The defaults of {@linkcode RelayConfig}. */

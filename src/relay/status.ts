@@ -61,6 +61,26 @@ export interface QueueStatus {
   error: ErrorRecord | null;
 }
 
+/** The control queue of a network device. */
+export interface NetStatus {
+  /** Who drives it: the guest, or the relay, since the VMM keeps it to itself. */
+  control: "guest" | "relay";
+  /** Its index. */
+  queue: number;
+  /** Queue pairs in use, as far as it was said. */
+  pairs: number | null;
+  /** The newest commands that were refused, with the reason. */
+  refused: readonly string[];
+  /** What the guest has set by commands that cannot be set again elsewhere. */
+  not_migratable: readonly string[];
+}
+
+/** The control queue of a relay's device. */
+export function netStatus({ net }: Relay): NetStatus | null {
+  if (net.source === undefined) return null;
+  return { control: net.source, queue: net.index, pairs: net.pairs ?? null, refused: net.refusals, not_migratable: net.notMigratable };
+}
+
 /** What is the same for all shapes of status. */
 export interface RelayStatus {
   /** `svq.relay/1`. */
@@ -120,6 +140,8 @@ export interface RelayStatus {
   pins_memory: boolean | null;
   /** The threads that run the queues. */
   workers: WorkerLoad[];
+  /** The control queue of a network device; null where none is in use. */
+  net: NetStatus | null;
   /** All queues that the front-end has set up. */
   queues: QueueStatus[];
   /** Why the device is gone. */

@@ -12,6 +12,7 @@ import { RangeTable } from "../memory/range_table.ts";
 import { DirtyBitmap } from "../dirty/bitmap.ts";
 import { CORES, COUNTER, Counters, WORKER_COUNTER } from "./counters.ts";
 import type { DataPath } from "./core.ts";
+import { ControlCore } from "./control_core.ts";
 import { CoreMaker } from "./core_maker.ts";
 import type { QueueStart, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
 import { NotifyRunner } from "./notify_runner.ts";
@@ -250,6 +251,11 @@ class RelayLoop {
   }
 
   #newRunner(queue: QueueStart, counters: Float64Array): QueueRunner {
+    if (queue.control !== undefined) {
+      const core = new ControlCore(queue, this.#path, counters, (event) => scope.postMessage(event));
+      counters[COUNTER.core] = CORES.indexOf(core.kind);
+      return new QueueRunner(queue, core, counters, (iova, perm) => scope.postMessage({ missed: queue.index, iova, perm }));
+    }
     const core = this.#maker.make(queue, counters);
     counters[COUNTER.core] = CORES.indexOf(core.kind);
     const { reason } = this.#maker;
@@ -285,7 +291,7 @@ class RelayLoop {
         const counters = this.#counters.of(queue.index);
         const runner = queue.mode === "notify" ? new NotifyRunner(queue, counters) : this.#newRunner(queue, counters);
         this.#runners.set(queue.index, runner);
-        if (queue.kickFd < 0) this.#polled.add(runner);
+        if (queue.kickFd < 0 && queue.control?.guestless !== true) this.#polled.add(runner);
         this.#watch(queue.kickFd, tokenOf(queue.index, KICK));
         this.#watch(queue.deviceCallFd, tokenOf(queue.index, CALL));
         // Neither a kick nor a call that came before this moment may be lost.
@@ -347,6 +353,13 @@ class RelayLoop {
         let count = 0;
         for (const runner of this.#runners.values()) count += runner.usesIova(command.iova, command.size);
         return { count };
+      }
+      case "inject": {
+        const runner = this.#recorded(command.index);
+        if (!(runner.core instanceof ControlCore)) throw new Error(`queue ${command.index} is no control queue`);
+        runner.core.inject(command.commands);
+        this.#busy.add(runner);
+        return {};
       }
       case "exit":
         this.#ended = true;

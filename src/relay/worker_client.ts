@@ -5,7 +5,16 @@
  */
 import { type ErrorRecord, fromErrorRecord, SvqError } from "../errors.ts";
 import { createEventfd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
-import type { CoreFallback, QueueFailure, QueueMiss, QueueProgress, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
+import type {
+  ControlEvent,
+  CoreFallback,
+  QueueFailure,
+  QueueMiss,
+  QueueProgress,
+  WorkerCommand,
+  WorkerInit,
+  WorkerReply,
+} from "./messages.ts";
 
 interface Pending {
   resolve: (reply: WorkerReply) => void;
@@ -27,6 +36,7 @@ export class RelayWorker {
    * @param onQueueFailure a queue of this Worker stopped itself
    * @param onMiss a queue of this Worker waits for an address of the guest's IOMMU
    * @param onDeath the Worker ended with an error: its queues are lost
+   * @param onControl a command on a control queue was answered
    */
   constructor(
     settings: Omit<WorkerInit, "controlFd" | "posted">,
@@ -34,11 +44,13 @@ export class RelayWorker {
     onQueueFailure: (index: number, error: ErrorRecord) => void,
     onMiss: (index: number, iova: number, perm: number) => void,
     onDeath: (error: Error) => void,
+    onControl: (event: ControlEvent) => void = () => {},
   ) {
     this.#worker = new Worker(new URL("./worker.ts", import.meta.url).href, { type: "module", name: "relay" });
-    this.#worker.onmessage = (event: MessageEvent<WorkerReply | QueueFailure | QueueMiss | CoreFallback>) => {
+    this.#worker.onmessage = (event: MessageEvent<WorkerReply | QueueFailure | QueueMiss | CoreFallback | ControlEvent>) => {
       if ("failed" in event.data) onQueueFailure(event.data.failed, event.data.error);
       else if ("fellBack" in event.data) onFallback(event.data.fellBack, event.data.reason);
+      else if ("controlled" in event.data) onControl(event.data);
       else if ("missed" in event.data) onMiss(event.data.missed, event.data.iova, event.data.perm);
       else this.#settle(event.data);
     };

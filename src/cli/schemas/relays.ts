@@ -77,7 +77,34 @@ const relay = {
     }),
     "The threads that run the queues",
   )),
+  net: optional(
+    nullable(
+      object({
+        control: choice(["guest", "relay"]),
+        queue: count(),
+        pairs: nullable(count("Queue pairs in use, as far as it was said")),
+        refused: list(text(), "The newest commands that were refused"),
+        not_migratable: list(text(), "What was set and cannot be set again elsewhere"),
+      }, "The control queue of a network device, and who drives it"),
+    ),
+  ),
   queues: list(queue),
+};
+
+const coalescing = { max_packets: count(), max_usecs: count() };
+const netState = {
+  mac: optional(text("xx:xx:xx:xx:xx:xx")),
+  rx: map(flag("Receive modes that the driver has switched")),
+  mac_table: optional(object({ unicast: list(text()), multicast: list(text()) })),
+  vlans: list(count()),
+  steering: list(map(true, "pairs, rss or hash, in the order in which they were set")),
+  guest_offloads: optional(text("0x…")),
+  coalescing: object({
+    tx: optional(object(coalescing)),
+    rx: optional(object(coalescing)),
+    queues: list(object({ queue: count(), ...coalescing })),
+  }),
+  not_migratable: list(text(), "Set by commands that svq does not know"),
 };
 
 const gap = object({
@@ -99,8 +126,17 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     memory_identical: flag(),
   }),
   "svq.relay/1": document("svq.relay/1", "State of a running relay", relay),
+  "svq.net-state/1": document("svq.net-state/1", "What a driver has set through a network device's control queue", netState),
   "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", { relays: list(object(relay)) }),
   "svq.relay-stop/1": document("svq.relay-stop/1", "Relays that were stopped", { stopped: list(text()) }),
+  "svq.relay-upgrade/1": document("svq.relay-upgrade/1", "A relay that another process goes on with", {
+    name: text(),
+    pid_before: count("Process that handed over"),
+    pid: count("Process that goes on"),
+    version_before: text(),
+    version: text(),
+    stall_ms: count("How long the rings stood still"),
+  }),
   "svq.monitor/1": document("svq.monitor/1", "What relays did per second, a document per round", {
     time: text("When, ISO 8601"),
     interval_ms: count("Since the round before; 0 in the first, whose rates are 0"),

@@ -144,7 +144,8 @@ class RelayLoop {
   /** @param keep poll the queue from now on, when there is nothing more to do at once */
   #service(runner: Runner, keep = false): void {
     try {
-      if (keep && runner instanceof QueueRunner) {
+      // Control queues are slow by nature: nothing is gained by waiting for them.
+      if (keep && runner instanceof QueueRunner && !(runner.core instanceof ControlCore)) {
         if (runner.work() === 2) return;
         this.#busy.delete(runner);
         this.#heat(runner);

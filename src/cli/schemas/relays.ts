@@ -127,7 +127,13 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   }),
   "svq.relay/1": document("svq.relay/1", "State of a running relay", relay),
   "svq.net-state/1": document("svq.net-state/1", "What a driver has set through a network device's control queue", netState),
-  "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", { relays: list(object(relay)) }),
+  "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", {
+    relays: list(object(relay)),
+    dead: optional(list(
+      object({ name: text(), code: text("NO_SUCH_RELAY where nobody listens, RELAY_SILENT, or what went wrong"), message: text() }),
+      "Control sockets that no relay answers at",
+    )),
+  }),
   "svq.relay-stop/1": document("svq.relay-stop/1", "Relays that were stopped", { stopped: list(text()) }),
   "svq.relay-upgrade/1": document("svq.relay-upgrade/1", "A relay that another process goes on with", {
     name: text(),

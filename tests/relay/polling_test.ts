@@ -205,7 +205,7 @@ Deno.test("Self-tuned polling grows while sleeps are short, and ends after a few
     polling.slept(10, now);
     seen.push(polling.budgetUs);
   }
-  assert.deepEqual(seen.slice(0, 5), [4, 8, 16, 32, 64]);
+  assert.deepEqual(seen.slice(0, 5), [16, 32, 64, 64, 64]);
   assert.equal(seen.at(-1), 64, "no longer than what a wake-up costs");
   let sleeps = 0;
   while (polling.budgetUs > 0) {
@@ -230,6 +230,25 @@ Deno.test("Self-tuned polling stops when the thread lost its CPU meanwhile, for 
   }
   assert.equal(polling.heldOff, 12);
   assert.ok(pauses[1]! > 1.5 * pauses[0]! && pauses.at(-1)! >= 1_000_000, `${pauses}`);
+});
+
+Deno.test("Self-tuned polling stops where it finds nothing and the sleeps after it are short all the same", () => {
+  const polling = new Polling("auto", 1);
+  let [rounds, now] = [0, 0];
+  for (; now < 10_000_000; now += 100) {
+    if (polling.budgetUs > 0) {
+      rounds++;
+      polling.ended(false, now);
+    }
+    polling.slept(20, now);
+  }
+  assert.ok(rounds > 0 && rounds < 400, `${rounds} rounds in 10 s`);
+  // What it found meanwhile makes it go on.
+  for (let i = 0; i < 200; i++) {
+    polling.slept(20, now += 100_000);
+    polling.ended(i % 3 > 0, now);
+  }
+  assert.equal(polling.budgetUs, 64);
 });
 
 Deno.test("Self-tuned polling never begins where there are no more CPUs than workers", () => {

@@ -73,7 +73,7 @@ const relay = {
       poll_hits: count("Times that polling found work"),
       poll_idle_ms: count("Time spent in looks that found nothing"),
       poll_us: number("How long it looks for more at present before it sleeps"),
-      poll_held_off: count("Times that self-tuned polling stopped because other threads needed the CPU"),
+      poll_held_off: count("Times that self-tuned polling stopped for a while because it did not pay"),
     }),
     "The threads that run the queues",
   )),

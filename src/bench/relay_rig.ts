@@ -8,14 +8,13 @@ import { SimDevice } from "../devices/sim_device.ts";
 import { EmbeddedDriver } from "../drivers/embedded_driver.ts";
 import { Histogram } from "../drivers/report.ts";
 import { SvqError } from "../errors.ts";
-import { unixPair } from "../ffi/mod.ts";
+import { processCpuNs, unixPair } from "../ffi/mod.ts";
 import { COUNTER } from "../relay/counters.ts";
 import type { RunningMode } from "../relay/queue_steps.ts";
 import { DEFAULT_RELAY_CONFIG, Relay, type RelayConfig } from "../relay/relay.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { VhostUserFrontEnd } from "../vhost_user/front_end.ts";
 import { BackendServer } from "../vhost_user/server.ts";
-import { processCpuNs } from "./cpu_time.ts";
 
 /** Who takes part: the driver on the device, or through a relay in one mode. */
 export const RELAY_CONTENDERS = ["direct", "passthrough", "notify", "used", "shadow"] as const;

@@ -9,7 +9,7 @@ import type { WorkerLoad } from "../relay/worker_load.ts";
 type Metric = readonly [name: string, type: "counter" | "gauge", help: string, value: (queue: QueueStatus) => number];
 
 const QUEUE_METRICS: readonly Metric[] = [
-  ["svq_queue_batches_total", "counter", "Times that chains were given to the device", (queue) => queue.batches],
+  ["svq_queue_batches_total", "counter", "Times that chains were given to the device", (queue) => queue.batches ?? 0],
   ["svq_queue_chains_total", "counter", "Chains relayed (frames, of a network device's data queues)", (queue) => queue.chains],
   ["svq_queue_bytes_total", "counter", "Bytes in the chains relayed, as their descriptors say", (queue) => queue.bytes],
   ["svq_queue_kicks_total", "counter", "Kicks of the guest that the relay took", (queue) => queue.kicks],

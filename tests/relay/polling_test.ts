@@ -11,6 +11,7 @@ import { Chain } from "../../src/vring/queue.ts";
 import { PackedDevice, PackedDriver } from "../../src/vring/packed.ts";
 import { SplitDevice, SplitDriver } from "../../src/vring/split.ts";
 import { FlatMemory, packedPlace, splitPlace } from "../support/ring_memory.ts";
+import { waitUntil } from "../support/wait.ts";
 import { explore, type Outcome } from "../vring/interleavings.ts";
 
 // ---- the handshake of a polled queue, in every interleaving with the other side of one ring
@@ -303,6 +304,23 @@ Deno.test("A relay that is not to poll sleeps after all work", async () => {
   const { polls, poll_hits, sleeps } = loads[0]!;
   assert.deepEqual({ polls, poll_hits }, { polls: 0, poll_hits: 0 });
   assert.ok(sleeps > 0);
+});
+
+Deno.test("A relay without work sleeps, however it polls", async () => {
+  await using device = await SimDevice.open({ kind: "blk", size: 16 << 20 });
+  await using relay = new Relay(device, { ...DEFAULT_RELAY_CONFIG, mode: "shadow", pollUs: 100 }, { log: () => {}, error: () => {} });
+  await using driver = await EmbeddedDriver.open(relay, { depth: 8, regionSize: 16 << 20 });
+  await driver.run({ requests: 100 });
+  const state = () => {
+    const { waits, sleeps, polls } = relay.loads[0]!;
+    return `${waits} ${sleeps} ${polls}`;
+  };
+  let before = "";
+  await waitUntil("nothing is looked at for 50 ms", async () => {
+    before = state();
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    return state() === before;
+  });
 });
 
 for (const pollUs of [0, 50]) {

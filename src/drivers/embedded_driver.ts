@@ -52,6 +52,8 @@ export interface DriverOptions {
   indirect?: boolean;
   /** Keep an in-flight region for the device, where it has one: what {@linkcode EmbeddedDriver.reattach} needs; default no. */
   inflight?: boolean;
+  /** blk: bytes of each request that moves data, a multiple of 512 and at most 64 KiB; default: random. */
+  requestSize?: number;
   /** net: bytes of a frame; default 512. */
   frameSize?: number;
   /** net: frames per second; default as fast as they are taken. */
@@ -584,5 +586,6 @@ async function blkOptions(backend: VhostBackend, features: bigint, options: Driv
     flush: has("FLUSH"),
     writeZeroes: has("WRITE_ZEROES"),
     seed,
+    ...(options.requestSize === undefined ? {} : { requestSectors: options.requestSize / 512 }),
   };
 }

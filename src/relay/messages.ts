@@ -5,6 +5,7 @@
  */
 import type { ErrorRecord } from "../errors.ts";
 import type { CoreChoice } from "./core.ts";
+import type { PollChoice } from "./polling.ts";
 import type { IotlbEntry } from "../iova/iotlb.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
@@ -177,4 +178,12 @@ export interface WorkerInit {
   counters: SharedArrayBuffer;
   /** What runs the data path. */
   core: CoreChoice;
+  /** Number of the Worker, for its counters. */
+  index: number;
+  /** How long it polls before it sleeps. */
+  poll: PollChoice;
+  /** CPUs that this process may use beyond one for each Worker. */
+  spareCpus: number;
+  /** CPUs that the Worker's thread is bound to; none: it runs where the kernel puts it. */
+  cpus: readonly number[];
 }

@@ -24,7 +24,7 @@ import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { ConfigSpace } from "./config_space.ts";
-import { Counters } from "./counters.ts";
+import { Counters, MAX_WORKERS } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
@@ -37,13 +37,13 @@ import { isBound, ModeSwitch } from "./mode_switch.ts";
 import { NetControl } from "./net_control.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
 import type { QueueContext, RunningMode } from "./queue_steps.ts";
-import type { CoreChoice } from "./core.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
 import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
 import { RingLife } from "./ring_life.ts";
 import { RelayWorker } from "./worker_client.ts";
+import { type WorkerLoad, workerLoads, type WorkerSettings, workerSettings } from "./worker_load.ts";
 
 export * from "./relay_config.ts";
 
@@ -133,7 +133,8 @@ export class Relay implements VhostBackend {
     const doorbells = (this.#group === undefined || this.#bound) && hasDoorbells(device);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1), doorbells };
     this.#inflight = new InflightRegion(this.#maxQueues);
-    for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker(config.core));
+    const workers = Math.min(MAX_WORKERS, Math.max(1, config.workers));
+    for (let i = 0; i < workers; i++) this.#workers.push(this.#newWorker(workerSettings(config, i, workers)));
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
@@ -255,10 +256,9 @@ export class Relay implements VhostBackend {
     return this.#slot.device;
   }
 
-  #newWorker(core: CoreChoice): RelayWorker {
+  #newWorker(settings: WorkerSettings): RelayWorker {
     return new RelayWorker(
-      this.counters.shared,
-      core,
+      { counters: this.counters.shared, ...settings },
       (index, reason) => this.#events.log(`queue ${index} runs on the slower JavaScript core: ${reason}`),
       (index, error) => this.#rings.failed(this.#queue(index), error),
       (index, iova, perm) => this.#missed(index, iova, perm),
@@ -269,6 +269,11 @@ export class Relay implements VhostBackend {
 
   async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<void> {
     await Promise.all(this.#workers.map((worker) => worker.send(command)));
+  }
+
+  /** What each Worker does. */
+  get loads(): WorkerLoad[] {
+    return workerLoads(this.counters, this.#workers.length, this.#config);
   }
 
   /** The queues that the front-end has touched, by index. */

@@ -424,6 +424,7 @@ export class RelayService implements AsyncDisposable {
       maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
       pins_memory: this.#keeper.device?.info.pinsMemory ?? null,
       net: relay === undefined ? null : netStatus(relay),
+      workers: relay?.loads ?? [],
       queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],
       error: this.#keeper.error ?? null,
     };

@@ -30,6 +30,7 @@ const queue = object({
   inflight: count(),
   kicks: count(),
   calls: count(),
+  batches: optional(count("Times that chains were given to the device: one or more together")),
   chains: count(),
   bytes: count(),
   dirty_pages: count(),
@@ -72,6 +73,20 @@ const relay = {
       }, "The control queue of a network device, and who drives it"),
     ),
   ),
+  workers: optional(list(
+    object({
+      index: count("Queue N belongs to worker N modulo their number"),
+      cpus: list(count(), "CPUs that it is bound to; none: any"),
+      waits: count("Calls of epoll_wait"),
+      sleeps: count("Those that could sleep"),
+      polls: count("Rounds of polling"),
+      poll_hits: count("Times that polling found work"),
+      poll_idle_ms: count("Time spent in looks that found nothing"),
+      poll_us: number("How long it looks for more at present before it sleeps"),
+      poll_held_off: count("Times that self-tuned polling stopped because other threads needed the CPU"),
+    }),
+    "The threads that run the queues",
+  )),
   queues: list(queue),
 };
 

@@ -28,7 +28,8 @@ interface Progress {
   round: number;
   done: number;
   input?: unknown;
-  signs?: number;
+  /** What inputs ended with, each once. */
+  signs?: string[];
   grown?: { fds: number; maps: number; bytes: number };
 }
 
@@ -142,7 +143,7 @@ async function fuzz(name: string, options: Options, statePath: string): Promise<
   if (code === 0 && hung === undefined && last?.grown !== undefined) {
     const { fds, maps, bytes } = last.grown;
     const steady = `grown: ${fds} descriptors, ${maps} mappings, ${(bytes / 2 ** 20).toFixed(1)} MiB`;
-    return { ok: true, line: `${date}  ${name}: ok, ${facts}, ${last.signs} outcomes; ${steady}` };
+    return { ok: true, line: `${date}  ${name}: ok, ${facts}, ${last.signs?.length} outcomes; ${steady}` };
   }
   const kept = `${statePath.replace(/\.json$/, "")}-failed-${options.seed}-${last?.round}.json`;
   Deno.writeTextFileSync(kept, JSON.stringify(last, undefined, 1));

@@ -158,7 +158,9 @@ class Session implements FuzzSession<string[]> {
     // What was allocated goes back, so that the next round finds the same relay; and it answers.
     using client = ControlClient.connect("fuzz", controlPath("fuzz"));
     const { allocations } = await client.call("iova") as { allocations: { iova: string; tag: string | null; asid: number }[] };
-    for (const { iova, asid } of allocations) await client.call("iova_free", { iova, asid }).catch(() => {});
+    for (const { iova, asid } of allocations) {
+      await client.call("iova_free", { iova: Number(iova), asid }).catch((error) => signs.add(`left: ${signOf(error)}`));
+    }
     return { count: lines.length, signs: [...signs] };
   }
 

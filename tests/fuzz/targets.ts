@@ -5,6 +5,7 @@
  */
 import { CONTROL } from "./control_target.ts";
 import { MIGRATION } from "./migration_target.ts";
+import { RINGS } from "./ring_target.ts";
 import type { FuzzTarget } from "./target.ts";
 import { VDUSE_MESSAGES } from "./vduse_target.ts";
 import { VHOST_USER, VHOST_USER_RELAY } from "./vhost_user_target.ts";
@@ -16,4 +17,5 @@ export const TARGETS: Record<string, FuzzTarget> = {
   migration: MIGRATION,
   control: CONTROL,
   vduse: VDUSE_MESSAGES,
+  rings: RINGS,
 };

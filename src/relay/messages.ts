@@ -103,9 +103,11 @@ export type WorkerCommand =
   /** What is known of the guest's IOMMU: `update` adds, `invalidate` takes back, `forget` takes back everything. */
   | { type: "iotlb"; update?: IotlbEntry; invalidate?: { iova: number; size: number }; forget?: boolean }
   | { type: "usesIova"; iova: number; size: number }
+  /** Counts the queue if it waits for this address of the guest's IOMMU. */
+  | { type: "awaits"; index: number; iova: number }
   | { type: "exit" };
 
-/** The answer: the queue's progress for `poll` and `stop`, a count for `uses`, nothing otherwise. */
+/** The answer: the queue's progress for `poll` and `stop`, a count for `uses`, `usesIova` and `awaits`, nothing otherwise. */
 export type WorkerReply = { id: number; progress?: QueueProgress; count?: number; error?: ErrorRecord };
 
 /** Sent unasked: a queue broke a rule and stopped. */

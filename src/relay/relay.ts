@@ -129,7 +129,7 @@ export class Relay implements VhostBackend {
     this.#inflight = new InflightRegion(this.#maxQueues);
     for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker(config.core));
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
-    this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
+    this.dirty = new DirtyLogging(async (place) => void await this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
     if (device.setMtu !== undefined) this.setMtu = (mtu) => this.#slot.use((device) => device.setMtu!(mtu));
     if (device.setDeviceStateFd !== undefined) {
@@ -148,10 +148,7 @@ export class Relay implements VhostBackend {
 
   #newIommu(): GuestIommu {
     return new GuestIommu({
-      tell: async (command) => {
-        const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
-        return replies.reduce((sum, { count = 0 }) => sum + count, 0);
-      },
+      tell: (command) => this.#tellWorkers(command),
       ask: async (iova, perm) => await this.onIotlbMiss?.(iova, perm),
       known: () => this.#rings.startPlaced(),
       stopRings: (iova, size) => this.#rings.stopIn(iova, size),
@@ -160,7 +157,10 @@ export class Relay implements VhostBackend {
   }
 
   #missed(index: number, iova: number, perm: number): void {
-    this.iommu?.miss(iova, perm).catch((error) => this.#rings.failed(this.#queue(index), toErrorRecord(error)));
+    this.iommu?.miss(iova, perm).catch(async (error) => {
+      // A ring that was stopped since, or started anew, does not fail for an address of the time before.
+      if (await this.#tellWorkers({ type: "awaits", index, iova }) > 0) this.#rings.failed(this.#queue(index), toErrorRecord(error));
+    }).catch((error) => this.#report(error));
   }
 
   /** See {@linkcode VhostBackend.iotlb}. @throws SvqError UNSUPPORTED unless the guest took ACCESS_PLATFORM */
@@ -243,8 +243,10 @@ export class Relay implements VhostBackend {
     );
   }
 
-  async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<void> {
-    await Promise.all(this.#workers.map((worker) => worker.send(command)));
+  // The sum of the counts in their answers.
+  async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<number> {
+    const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
+    return replies.reduce((sum, { count = 0 }) => sum + count, 0);
   }
 
   /** The queues that the front-end has touched, by index. */

@@ -37,6 +37,8 @@ class IommuGuest implements AsyncDisposable {
   /** What the driver has mapped: page -> permission. */
   readonly mapped = new Map<number, number>();
   asked = 0;
+  /** Runs after a mapping was told and before the question for it is answered, once. */
+  beforeAnswer: (() => Promise<void>) | undefined;
   device!: SimDevice;
   relay!: Relay;
   driver!: SplitDriver | PackedDriver;
@@ -76,6 +78,10 @@ class IommuGuest implements AsyncDisposable {
     const has = this.mapped.get(page);
     if (has === undefined || (has & perm) !== perm) throw new Error("nothing is mapped there");
     await this.relay.iotlb({ type: "update", iova: IOVA + page * PAGE, size: PAGE, gpa: GPA + frameOf(page) * PAGE, perm: has });
+    const late = this.beforeAnswer;
+    if (late === undefined || page < DATA_PAGE) return;
+    this.beforeAnswer = undefined;
+    await late();
   }
 
   put(page: number, offset: number, bytes: Uint8Array): void {
@@ -157,6 +163,32 @@ Deno.test("an invalidation waits for a buffer that the device holds; one of ever
   await relay.iotlb({ type: "invalidate", iova: IOVA + (DATA_PAGE + 4) * PAGE, size: PAGE });
   assert.notEqual(guest.driver.take(), -1, "it came back before the invalidation was done");
   assert.deepEqual(guest.errors, []);
+});
+
+Deno.test("an address that was told, used, unmapped and mapped again before the answer to the first question is read is asked for again", async () => {
+  for (const refused of [false, true]) {
+    await using guest = await IommuGuest.start();
+    const { relay } = guest;
+    for (let i = 0; i < 8; i++) guest.mapped.set(DATA_PAGE + i, 3);
+    guest.beforeAnswer = async () => {
+      await waitUntil("the first echo", () => guest.driver.take() >= 0);
+      await relay.iotlb({ type: "invalidate", iova: IOVA + DATA_PAGE * PAGE, size: 8 * PAGE });
+      guest.offer(DATA_PAGE, 100);
+      await waitUntil("the second echo", () => guest.driver.take() >= 0, 5_000);
+      // The VMM may even have looked after the mapping's end.
+      if (refused) throw new Error("nothing is mapped there");
+    };
+    guest.offer(DATA_PAGE, 100);
+    await waitUntil("the late answer", () => guest.beforeAnswer === undefined);
+    for (let i = 0; i < 3; i++) {
+      await relay.iotlb({ type: "invalidate", iova: IOVA + DATA_PAGE * PAGE, size: 8 * PAGE });
+      await waitUntil("room", () => relay.counters.of(0)[COUNTER.inflight] === 0);
+      guest.offer(DATA_PAGE, 100);
+      await waitUntil("an echo", () => guest.driver.take() >= 0, 5_000);
+    }
+    assert.deepEqual(guest.errors, []);
+    assert.ok(relay.queues[0]!.running);
+  }
 });
 
 Deno.test("an address that the guest's IOMMU does not map stops the queue with a name, and so does one that is mapped for another use", async () => {

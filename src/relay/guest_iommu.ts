@@ -44,8 +44,8 @@ export interface IommuContext {
   ask: (iova: number, perm: number) => Promise<void>;
   /** Something has become known: rings may start. */
   known: () => void;
-  /** Takes rings that lie in `[iova, iova + size)` away from the device. */
-  stopRings: (iova: number, size: number) => Promise<void>;
+  /** Forgets where rings in `[iova, iova + size)` lie; those that run are taken away from the device, unless it is a mere `flush`. */
+  unmapRings: (iova: number, size: number, flush: boolean) => Promise<void>;
   /** A line for the log. */
   log: (message: string) => void;
 }
@@ -104,8 +104,8 @@ export class GuestIommu {
     const range = whole ? { iova: 0, size: 2 ** 52 } : { iova, size };
     this.table.invalidate(range.iova, range.size);
     await this.#context.tell({ type: "iotlb", invalidate: range });
+    await this.#context.unmapRings(range.iova, range.size, whole);
     if (whole) return;
-    await this.#context.stopRings(iova, size);
     const deadline = performance.now() + USERS_MS;
     for (let wait = 0; await this.#context.tell({ type: "usesIova", iova, size }) > 0; wait = Math.min(wait + 1, 10)) {
       if (performance.now() > deadline) {

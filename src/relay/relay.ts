@@ -151,7 +151,7 @@ export class Relay implements VhostBackend {
       tell: (command) => this.#tellWorkers(command),
       ask: async (iova, perm) => await this.onIotlbMiss?.(iova, perm),
       known: () => this.#rings.startPlaced(),
-      stopRings: (iova, size) => this.#rings.stopIn(iova, size),
+      unmapRings: (iova, size, flush) => this.#rings.unmap(iova, size, flush),
       log: (message) => this.#events.log(message),
     });
   }
@@ -474,7 +474,11 @@ export class Relay implements VhostBackend {
     const same = now !== undefined && (queue.iovas !== undefined) === this.#negotiation.iommu && now.desc === addresses.desc &&
       now.avail === addresses.avail && now.used === addresses.used;
     if (same) {
-      if (queue.iovas !== undefined) queue.iovas = addresses;
+      if (queue.iovas !== undefined) {
+        queue.iovas = addresses;
+        // A driver that starts anew may find the same IOVAs, with other memory behind them.
+        if (queue.state === "stopped" || queue.state === "failed") queue.place(undefined);
+      }
       await queue.setLogGpa(addresses.logGpa);
       return;
     }

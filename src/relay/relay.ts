@@ -5,12 +5,11 @@
  *
  * @module
  */
-import { type ErrorRecord, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
+import { SvqError, toErrorRecord } from "../errors.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
-import { packedLayout, splitLayout } from "../vring/layout.ts";
 import type {
   BackendInfo,
   DeviceStateDirection,
@@ -24,8 +23,7 @@ import type {
 import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
-import { checkRing } from "./check_ring.ts";
-import { clampedConfig, segmentLimit } from "./config_clamp.ts";
+import { ConfigSpace } from "./config_space.ts";
 import { Counters } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
@@ -37,13 +35,13 @@ import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
 import { isBound, ModeSwitch } from "./mode_switch.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
-import { pause, type RunningMode } from "./queue_steps.ts";
+import type { RunningMode } from "./queue_steps.ts";
 import type { CoreChoice } from "./core.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
 import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
-import { PARTS } from "./ring_window.ts";
+import { RingLife } from "./ring_life.ts";
 import { RelayWorker } from "./worker_client.ts";
 
 export * from "./relay_config.ts";
@@ -100,9 +98,10 @@ export class Relay implements VhostBackend {
   readonly #log: LogSwitch;
   readonly #modes: ModeSwitch;
   readonly #status: DeviceStatus;
+  readonly #rings: RingLife;
+  readonly #configSpace: ConfigSpace;
   #closed = false;
   #deviceError: Error | undefined;
-  #configSeen: Uint8Array<ArrayBuffer> | undefined;
   #losses = 0;
 
   /** Starts the Workers; nothing is asked of the device yet. @param device open, with nothing set up; the relay drives it from now on, and does not close it */
@@ -120,7 +119,7 @@ export class Relay implements VhostBackend {
         device: () => this.#device,
         queues: () => this.queues,
         wantedMode: (index) => this.wantedMode(index),
-        check: (queue) => this.#check(queue),
+        check: (queue) => this.#rings.check(queue),
       });
     }
     this.counters = new Counters(this.#maxQueues);
@@ -137,6 +136,8 @@ export class Relay implements VhostBackend {
       this.setDeviceStateFd = (direction, phase, fd) => this.#slot.use((device) => device.setDeviceStateFd!(direction, phase, fd));
       this.checkDeviceState = () => this.#slot.use((device) => device.checkDeviceState!());
     }
+    this.#configSpace = new ConfigSpace(this.#slot, this.#negotiation);
+    this.#rings = this.#newRings();
     this.#modes = this.#newModes(config);
     this.#log = this.#newLog(config);
     this.iommu = config.guestIommu ? this.#newIommu() : undefined;
@@ -152,42 +153,14 @@ export class Relay implements VhostBackend {
         return replies.reduce((sum, { count = 0 }) => sum + count, 0);
       },
       ask: async (iova, perm) => await this.onIotlbMiss?.(iova, perm),
-      known: () => {
-        for (const queue of this.queues) if (queue.awaitsPlace) this.#later(queue, () => this.#startIfReady(queue));
-      },
-      stopRings: (iova, size) => this.#stopRingsIn(iova, size),
+      known: () => this.#rings.startPlaced(),
+      stopRings: (iova, size) => this.#rings.stopIn(iova, size),
       log: (message) => this.#events.log(message),
     });
   }
 
-  #later(queue: RelayQueue, step: () => Promise<void>): void {
-    queue.lane.run(step).catch((error) => this.#report(error));
-  }
-
-  // The guest unmaps a ring: it starts again where it is mapped next.
-  async #stopRingsIn(iova: number, size: number): Promise<void> {
-    for (const queue of this.queues) {
-      const { iovas } = queue;
-      if (iovas === undefined || !queue.running) continue;
-      const sizes = (this.#negotiation.guestPacked ? packedLayout : splitLayout)(queue.num);
-      if (!PARTS.some((part) => iovas[part] < iova + size && iovas[part] + sizes[part].size > iova)) continue;
-      await this.#left(queue, async () => {
-        queue.place(undefined);
-        await this.#startIfReady(queue);
-      });
-    }
-  }
-
   #missed(index: number, iova: number, perm: number): void {
-    this.iommu?.miss(iova, perm).catch((error) => this.#queueFailed(index, toErrorRecord(error)));
-  }
-
-  // Where the ring of a guest with an IOMMU lies. @returns false while that is not known
-  #placed(queue: RelayQueue): boolean {
-    if (!this.#negotiation.iommu || queue.iovas === undefined || queue.addresses !== undefined || queue.num === 0) return true;
-    const failed = (error: unknown) => this.#queueFailed(queue.index, toErrorRecord(error));
-    queue.place(this.iommu!.ring(this.memory, queue.iovas, queue.num, this.#negotiation.guestPacked, failed));
-    return queue.addresses !== undefined;
+    this.iommu?.miss(iova, perm).catch((error) => this.#rings.failed(this.#queue(index), toErrorRecord(error)));
   }
 
   /** See {@linkcode VhostBackend.iotlb}. @throws SvqError UNSUPPORTED unless the guest took ACCESS_PLATFORM */
@@ -197,6 +170,23 @@ export class Relay implements VhostBackend {
     }
     if (change.type === "invalidate") await this.iommu.invalidate(change.iova, change.size);
     else await this.iommu.update({ iova: change.iova, size: change.size, gpa: change.gpa, perm: change.perm });
+  }
+
+  #newRings(): RingLife {
+    return new RingLife({
+      slot: this.#slot,
+      negotiation: this.#negotiation,
+      status: this.#status,
+      memory: () => this.memory,
+      group: this.#group,
+      iommu: () => this.iommu,
+      queues: () => this.queues,
+      wantedMode: (index) => this.wantedMode(index),
+      applyMode: () => this.applyMode(),
+      deviceFailed: () => this.#deviceError !== undefined,
+      events: this.#events,
+      report: (error) => this.#report(error),
+    });
   }
 
   #newModes(config: RelayConfig): ModeSwitch {
@@ -247,7 +237,7 @@ export class Relay implements VhostBackend {
       this.counters.shared,
       core,
       (index, reason) => this.#events.log(`queue ${index} runs on the slower JavaScript core: ${reason}`),
-      (index, error) => this.#queueFailed(index, error),
+      (index, error) => this.#rings.failed(this.#queue(index), error),
       (index, iova, perm) => this.#missed(index, iova, perm),
       (error) => this.#deviceFailed(error),
     );
@@ -384,11 +374,6 @@ export class Relay implements VhostBackend {
     await this.#modes.apply();
   }
 
-  async #leave(queue: RelayQueue): Promise<void> {
-    if (this.#group !== undefined) await this.#group.stop();
-    else await queue.leave();
-  }
-
   /** See {@linkcode VhostBackend.setLogBase}. */
   async setLogBase(log: LogRegion): Promise<void> {
     await this.dirty.setVmmLog(log, this.memory.endGpa);
@@ -507,7 +492,7 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.getVringBase}. Resolves when the device holds nothing and the last dirty bit is set. */
   async getVringBase(index: number): Promise<number> {
     const queue = this.#queue(index);
-    return await this.#left(queue, async () => {
+    return await this.#rings.left(queue, async () => {
       // The VMM reads the log when it has the answer: of a queue that could not be switched, nothing else is known.
       this.#log.markAllIfBehind();
       queue.unkick();
@@ -516,30 +501,13 @@ export class Relay implements VhostBackend {
     });
   }
 
-  // Where the device was lost with requests in hand that cannot be made available again, its successor finishes them first.
-  async #left<T>(queue: RelayQueue, next: () => Promise<T>): Promise<T> {
-    for (;;) {
-      try {
-        return await queue.lane.run(async () => {
-          await this.#leave(queue);
-          return await next();
-        });
-      } catch (error) {
-        const lost = this.#slot.lost !== undefined && error instanceof SvqError && error.code === "RING_GAP";
-        if (!(lost || deviceIsGone(error)) || this.#events.deviceLost === undefined) throw error;
-        await pause(0);
-        await this.#slot.present();
-      }
-    }
-  }
-
   /** See {@linkcode VhostBackend.setVringKick}. */
   async setVringKick(index: number, fd: number | null): Promise<void> {
     const queue = this.#queue(index);
     // A new kick eventfd for a ring that runs: the ring changes hands once.
-    await this.#left(queue, async () => {
+    await this.#rings.left(queue, async () => {
       queue.setKick(fd);
-      await this.#startIfReady(queue);
+      await this.#rings.start(queue);
     });
   }
 
@@ -560,50 +528,8 @@ export class Relay implements VhostBackend {
     queue.enableSeen = true;
     await queue.lane.run(async () => {
       if (queue.running) await queue.applyEnabled();
-      else await this.#startIfReady(queue);
+      else await this.#rings.start(queue);
     });
-  }
-
-  async #startIfReady(queue: RelayQueue): Promise<void> {
-    if (!this.#placed(queue)) return;
-    if (this.#group !== undefined) {
-      // They start together, when the last one can.
-      if (this.queues.every((other) => !other.kicked || this.#placed(other))) await this.#group.start();
-      return;
-    }
-    if (queue.state !== "stopped" || !queue.ready) return;
-    try {
-      this.#check(queue);
-      if (this.#slot.lost !== undefined) return queue.wait();
-      await this.#status.ensureDriverOk();
-      await queue.enter(this.wantedMode(queue.index));
-      // What a relay before this one had in hand is done first, in a mode that keeps a record.
-      if (queue.mode !== this.wantedMode(queue.index)) this.applyMode().catch((error) => this.#report(error));
-    } catch (error) {
-      if (deviceIsGone(error) && this.#events.deviceLost !== undefined) return queue.wait();
-      queue.fail(error);
-      throw error;
-    }
-  }
-
-  #check(queue: RelayQueue): void {
-    // Checked when it was mapped.
-    if (queue.window === undefined) checkRing(queue, this.memory, this.#negotiation.guestPacked);
-  }
-
-  #queueFailed(index: number, error: ErrorRecord): void {
-    const queue = this.#queue(index);
-    this.#events.error(error);
-    queue.lane.run(async () => {
-      if (!queue.running) return;
-      try {
-        if (this.#group !== undefined) await this.#group.stop();
-        else await queue.abandon();
-      } finally {
-        queue.fail(fromErrorRecord(error));
-      }
-      await this.#group?.start();
-    }).catch((failure) => this.#report(failure));
   }
 
   // Its owner may find a successor; meanwhile the VMM is held and the guest's requests wait.
@@ -613,7 +539,7 @@ export class Relay implements VhostBackend {
     const first = this.#slot.lost === undefined;
     this.#losses++;
     this.#slot.lose(error);
-    for (const queue of this.queues) queue.lane.run(() => queue.lose()).catch((failure) => this.#report(failure));
+    this.#rings.lose();
     if (first) this.#events.deviceLost(error);
   }
 
@@ -632,7 +558,7 @@ export class Relay implements VhostBackend {
       await adopt();
       if (this.#memory.atDevice) await device.setMemTable(this.#memory.table());
       await this.#status.beforeRings(device);
-      for (const queue of this.queues) await queue.lane.run(() => queue.recover(this.wantedMode(queue.index)));
+      await this.#rings.recover();
       await this.#status.afterRings(device);
       if (losses !== this.#losses) throw new SvqError("DEVICE_LOST", "The device was lost again at once");
     } catch (error) {
@@ -641,17 +567,9 @@ export class Relay implements VhostBackend {
     }
     this.#slot.found();
     // What became ready in the meantime, and what the VMM wishes by now.
-    for (const queue of this.queues) await queue.lane.run(() => queue.recover(this.wantedMode(queue.index)));
+    await this.#rings.recover();
     this.applyMode().catch((error) => this.#report(error));
-    this.#compareConfig().catch((error) => this.#report(error));
-  }
-
-  // A disk may have been resized while nobody was there to tell.
-  async #compareConfig(): Promise<void> {
-    const seen = this.#configSeen;
-    if (seen === undefined) return;
-    const now = await this.#readConfig(this.#device, 0, seen.length);
-    if (now.some((byte, i) => byte !== seen[i])) this.onConfigChange?.();
+    this.#configSpace.changed().then((changed) => changed && this.onConfigChange?.()).catch((error) => this.#report(error));
   }
 
   /** No successor will come: whoever waits for one is told so. */
@@ -685,23 +603,12 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.getConfig}. */
   async getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
-    const bytes = await this.#slot.use((device) => this.#readConfig(device, offset, size));
-    if (offset === 0) this.#configSeen = bytes.slice();
-    return bytes;
-  }
-
-  // A request that the guest may make must fit the device's ring.
-  async #readConfig(device: VhostBackend, offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
-    const read = (at: number, bytes: number) => device.getConfig(at, bytes);
-    const num = this.#negotiation.deviceRingLimit;
-    if (num === undefined) return await read(offset, size);
-    const limit = segmentLimit(device.info, await device.getFeatures());
-    return limit === undefined ? await read(offset, size) : await clampedConfig(read, offset, size, limit, num);
+    return await this.#configSpace.read(offset, size);
   }
 
   /** The configuration space as the front-end last read it from its start. */
   get configSeen(): Uint8Array<ArrayBuffer> | undefined {
-    return this.#configSeen;
+    return this.#configSpace.seen;
   }
 
   /** See {@linkcode VhostBackend.setConfig}. */
@@ -719,54 +626,26 @@ export class Relay implements VhostBackend {
    * and only then asks for them.
    */
   async setStatus(status: number): Promise<void> {
-    if (status === 0) await this.#stopRings();
+    if (status === 0) await this.#rings.stop();
     await this.#status.set(status);
   }
 
   /** See {@linkcode VhostBackend.reset}. */
   async reset(): Promise<void> {
-    if (this.#slot.lost !== undefined) await this.#dropRings();
-    else await this.#stopRings();
+    if (this.#slot.lost !== undefined) await this.#rings.drop();
+    else await this.#rings.stop();
     this.#status.clear();
     await this.#slot.use((device) => device.reset());
   }
 
-  async #stopRings(): Promise<void> {
-    for (const queue of this.queues) {
-      if (this.#deviceError === undefined) await this.#left(queue, () => Promise.resolve(queue.unkick()));
-      else await queue.lane.run(() => Promise.resolve(queue.unkick()));
-    }
-  }
-
-  // What a lost device held is of no interest to a guest that resets it.
-  async #dropRings(): Promise<void> {
-    for (const queue of this.queues) {
-      await queue.lane.run(async () => {
-        if (queue.state === "waiting") await queue.abandon();
-        if (this.#deviceError === undefined) await this.#leave(queue);
-        queue.unkick();
-      });
-    }
-  }
-
   /** See {@linkcode VhostBackend.suspend}. Stops every ring. */
   async suspend(): Promise<void> {
-    await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#leave(queue))));
+    await this.#rings.suspend();
   }
 
   /** See {@linkcode VhostBackend.resume}. Starts what {@linkcode suspend} stopped. */
   async resume(): Promise<void> {
-    await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#startIfReady(queue))));
-  }
-
-  async #stopAll(): Promise<void> {
-    for (const queue of this.queues) {
-      await queue.lane.run(async () => {
-        const reachable = this.#deviceError === undefined && this.#slot.lost === undefined;
-        if (reachable) await this.#leave(queue).catch((error) => this.#report(error));
-        queue.forget();
-      });
-    }
+    await this.#rings.resume();
   }
 
   /** Stops every ring, lets go of guest memory, and leaves the device to its owner. */
@@ -774,7 +653,7 @@ export class Relay implements VhostBackend {
     if (this.#closed) return;
     this.#closed = true;
     this.#slot.giveUp("The relay has ended");
-    await this.#stopAll();
+    await this.#rings.end();
     this.#device.onConfigChange = undefined;
     this.#device.onFailure = undefined;
     for (const worker of this.#workers) await worker.close();

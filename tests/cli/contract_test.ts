@@ -54,6 +54,7 @@ const CONTRACTS: Record<string, Contract> = {
   "vring watch": { good: ["relay", "--count", "2", "--interval", "20ms"], prints: "lines svq.vring/1", bad: [["nobody"], 3] },
   "vring diff": { elsewhere: "tests/cli/commands/vring_test.ts", bad: [["/nonexistent/a", "/nonexistent/b"], 2] },
   "trace": { good: ["relay"], prints: "lines svq.trace.message/1", bad: [["nobody"], 3] },
+  "monitor": { good: ["relay", "--count", "2", "--interval", "20ms"], prints: "lines svq.monitor/1", bad: [["nobody"], 3] },
   "doctor": { good: ["--for", "user"], prints: "svq.doctor/1", bad: [["--for", "nothing"], 2] },
   "schema": { good: [], prints: "svq.schemas/1", bad: [["nothing"], 2] },
   "completions": { good: ["bash"], prints: "text", bad: [["cmd"], 2] },

@@ -34,8 +34,7 @@ for (const qemu of ["7.2", "10"] as const) {
         const status = await relay.setMode("shadow");
         assert.equal(status.queues[0]!.mode, "shadow");
         const before = await vm.nextHeartbeat();
-        const after = await vm.nextHeartbeat();
-        assert.ok(after.ops > before.ops);
+        await vm.progress(before);
         assert.ok((await relay.status()).queues[0]!.chains > 0);
       });
 

@@ -10,6 +10,7 @@ import { type FrontAddress, RelayService } from "../../relay/service.ts";
 import { prometheusText } from "../metrics.ts";
 import type { QueueStatus, RelayStatus } from "../../relay/status.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
+import { askStatus } from "../ask_relay.ts";
 import type { CliContext } from "../context.ts";
 import { selfCommand } from "../self_command.ts";
 import { passedFds, ServiceManager } from "../service_manager.ts";
@@ -189,11 +190,6 @@ const run = buildCommand({
     await service.run();
   },
 });
-
-async function askStatus(name: string): Promise<RelayStatus> {
-  using client = ControlClient.connect(name, controlPath(name));
-  return await client.call("status") as RelayStatus;
-}
 
 const start = buildCommand({
   docs: {

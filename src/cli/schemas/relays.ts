@@ -86,6 +86,26 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   "svq.relay/1": document("svq.relay/1", "State of a running relay", relay),
   "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", { relays: list(object(relay)) }),
   "svq.relay-stop/1": document("svq.relay-stop/1", "Relays that were stopped", { stopped: list(text()) }),
+  "svq.monitor/1": document("svq.monitor/1", "What relays did per second, a document per round", {
+    time: text("When, ISO 8601"),
+    interval_ms: count("Since the round before; 0 in the first, whose rates are 0"),
+    relays: list(object({
+      name: text(),
+      state: text("As in svq.relay/1"),
+      logging: flag("The VMM has the dirty log on"),
+      queues: list(object({
+        index: count(),
+        mode: text("As in svq.relay/1"),
+        inflight: count("Now"),
+        chains_per_s: count(),
+        bytes_per_s: count(),
+        kicks_per_s: count(),
+        calls_per_s: count(),
+        dirty_pages_per_s: count(),
+      })),
+    })),
+    events: list(object({ relay: text(), queue: nullable(count()), text: text() }), "What happened since the round before"),
+  }),
   "svq.trace.message/1": document("svq.trace.message/1", "A vhost-user message of a relay, one line each", {
     seq: count("Number of the message, from 1"),
     time_us: count("Microseconds since 1970"),

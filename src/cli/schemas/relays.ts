@@ -109,6 +109,7 @@ const netState = {
 const gap = object({
   total: number(),
   stop: optional(nullable(number())),
+  disk: optional(nullable(number("The last blocks of a disk that was copied"))),
   last_round: optional(nullable(number())),
   state: optional(nullable(number())),
   resume: optional(nullable(number())),
@@ -200,6 +201,14 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     downtime_us: nullable(gap),
     requests: optional(nullable(object(requests))),
     memory_identical: optional(nullable(flag())),
+    disk: optional(nullable(object({
+      shared: flag("Both sides show the same disk: nothing was copied"),
+      size_bytes: count(),
+      rounds: list(
+        object({ blocks: count("Of 4096 bytes"), zero_blocks: count("Of these, blocks of zeros"), bytes: count(), ms: number() }),
+        "Rounds of the disk, the one while the guest stood still included",
+      ),
+    }))),
     throttle_percent: optional(count("How much of its time the guest was held still at most, because it wrote too fast")),
     total_ms: optional(nullable(number("From the start of copying to the end"))),
     setup_ms: optional(nullable(number())),

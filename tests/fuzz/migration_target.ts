@@ -17,6 +17,7 @@ import { hexText, welcome } from "../../src/migration/handshake.ts";
 import { decodeOffer, encodeOffer, type Offer } from "../../src/migration/offer.ts";
 import { PageMap, PageReceiver } from "../../src/migration/pages.ts";
 import {
+  decodeRound,
   encodeHello,
   encodeRange,
   encodeRound,
@@ -54,7 +55,8 @@ interface Input {
 const encoder = new TextEncoder();
 const frame = (type: number, payload: Uint8Array<ArrayBuffer> = new Uint8Array(0)): Frame => ({ type, payload: toText(payload) });
 const json = (type: number, value: unknown) => frame(type, encoder.encode(JSON.stringify(value)));
-const round = (number: number, pages: number, frozen: boolean, checksum = EMPTY) => encodeRound({ round: number, frozen, pages, checksum });
+const round = (number: number, pages: number, frozen: boolean, checksum = EMPTY) =>
+  encodeRound({ round: number, frozen, disk: false, pages, checksum });
 
 function offer(): Record<string, unknown> {
   const document: Offer = {
@@ -63,6 +65,7 @@ function offer(): Record<string, unknown> {
     ram: RAM,
     regions: new RamLayout(RAM).regions(-1).map(({ gpa, size }) => ({ gpa, size })),
     workload: { kind: "loopback", options: { seed: 1 } },
+    disk: null,
     verify: true,
     follow: false,
     dryRun: false,
@@ -306,7 +309,9 @@ async function serve(stream: UnixStream, signs: Set<string>): Promise<void> {
     for (;;) {
       const head = await channel.receiveHead([FRAME.ROUND, FRAME.STATE]);
       if (head.type === FRAME.ROUND) {
-        await receiver.receive(head);
+        const mark = decodeRound(await channel.readPayload(head, 24));
+        if (mark.disk) throw violation("a round of the disk comes that was not agreed on");
+        await receiver.receive(mark);
         continue;
       }
       if (!receiver.frozen) throw violation("STATE came before the last round");

@@ -39,6 +39,7 @@ const FILES = "/lab/files";
 export const SVQ_IN_VM: readonly string[] = [...DENO_RUN, `${FILES}/${SVQ_ENTRY}`];
 const OUTCOMES = "outcomes.jsonl";
 const GROUP_VARIABLE = "SVQ_LAB_GROUP";
+const FILTER_VARIABLE = "SVQ_LAB_FILTER";
 
 /** Whether this process runs inside the lab VM. */
 export const inVm: boolean = Deno.env.get("SVQ_IN_LAB") === "1";
@@ -77,13 +78,14 @@ async function whyUnavailable(): Promise<string | null> {
  */
 export function vmTest(name: string, options: VmTestOptions, body: Body): void {
   if (inVm) {
-    if (Deno.env.get(GROUP_VARIABLE) === groupKey(options)) {
+    if (Deno.env.get(GROUP_VARIABLE) === groupKey(options) && wanted(name)) {
       if (bodies.size === 0) addEventListener("load", () => void runBodies());
       bodies.set(name, body);
     }
     return;
   }
   if (selection.only === "vp" ? options.vp === undefined : selection.only && groupKey(selection.only) !== groupKey(options)) return;
+  if (!wanted(name)) return;
   if (unavailable !== null) {
     Deno.test({ name: `${name} (skipped: ${unavailable})`, ignore: true, fn: () => {} });
     return;
@@ -106,6 +108,11 @@ export function vmTest(name: string, options: VmTestOptions, body: Body): void {
   });
 }
 
+// `deno test --filter` does not reach into the VM: SVQ_LAB_FILTER=TEXT runs single tests there.
+function wanted(name: string): boolean {
+  return name.includes(Deno.env.get(FILTER_VARIABLE) ?? "");
+}
+
 function groupKey({ files, modules, setup, env, vp, memoryMiB }: VmTestOptions): string {
   return JSON.stringify([files, modules, setup, env, vp, memoryMiB]);
 }
@@ -114,7 +121,7 @@ async function runGroup(key: string, { options, files }: Group): Promise<{ resul
   const result = await runInVm([...DENO_RUN, `${FILES}/${TEST_ENTRY}`], {
     ...options,
     files: { ...await bundleLabTest([...files]), ...options.files },
-    env: { ...options.env, [GROUP_VARIABLE]: key },
+    env: { ...options.env, [GROUP_VARIABLE]: key, [FILTER_VARIABLE]: Deno.env.get(FILTER_VARIABLE) ?? "" },
   });
   const lines = new TextDecoder().decode(result.outputs[OUTCOMES] ?? new Uint8Array()).split("\n").filter(Boolean);
   return { result, outcomes: new Map(lines.map((line) => JSON.parse(line) as Outcome).map((outcome) => [outcome.name, outcome])) };

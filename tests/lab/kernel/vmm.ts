@@ -143,7 +143,11 @@ vmTest("svq migrate vm takes a guest from one nested QEMU and vDPA device to ano
     assert.equal(await ended, 0, texts.stderr + texts.stdout);
     const document = JSON.parse(texts.stdout);
     assert.equal(document.outcome, "completed");
-    assert.deepEqual(document.positions.map(({ index, agree }: { index: number; agree: boolean }) => [index, agree]), [[0, true]]);
+    assert.deepEqual(
+      document.positions.map(({ index, agree }: { index: number; agree: boolean }) => [index, agree]),
+      [[0, true]],
+      texts.stdout + from.log(),
+    );
     const goesOn = () => destination.stdout.text.length > 2 * SECTORS;
     await waitUntil("two rounds more", goesOn, PATIENCE_MS).catch((error) =>
       Promise.reject(new Error(`${error.message}: ${destination.stdout.text}`))

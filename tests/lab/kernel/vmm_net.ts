@@ -46,6 +46,8 @@ async function chains(relay: string, queue: number): Promise<number> {
 }
 
 async function migrate(from: string, to: string): Promise<void> {
+  const exists = (name: string) => () => Array.from(Deno.readDirSync("/tmp")).some((entry) => entry.name === `${name}.qmp`);
+  for (const name of [from, to]) await waitUntil("the monitor", exists(name), PATIENCE_MS);
   const words = ["--source", `/tmp/${from}.qmp`, "--destination", `/tmp/${to}.qmp`, "--source-relay", from, "--destination-relay", to];
   const { ended, texts } = startSvq("migrate", "vm", ...words, "--uri", `unix:/tmp/${from}.migration`, "-j");
   assert.equal(await ended, 0, texts.stderr + texts.stdout);

@@ -254,9 +254,7 @@ export class QueueSteps {
     const resume = packed
       ? recoverPacked(part, num, (slot) => Atomics.load(new Uint16Array(memory.buffer(ring.addresses.desc + 16 * slot, 16)), 7))
       : recoverSplit(part, num, Atomics.load(new Uint16Array(memory.buffer(ring.addresses.used, 4)), 1));
-    const isOurs = packed
-      ? isOfPackedRing(part, num, resume, this.#descriptors(ring))
-      : isOfSplitRing(part, num, resume, this.#splitWords(ring));
+    const isOurs = packed ? isOfPackedRing(num, resume, this.#descriptors(ring)) : isOfSplitRing(part, num, resume, this.#splitWords(ring));
     if (!isOurs) {
       this.#context.log(
         `queue ${this.#index}: the guest's device was reset while no relay ran: what the one before had in hand is forgotten`,

@@ -15,8 +15,6 @@ const USED_IDX = 7;
 const AVAIL = 1 << 7;
 const USED = 1 << 15;
 const START = 1 << 15;
-/** Packed: the used position that the driver has seen, and behind it the one after the batch under way. */
-const POSITION = 12;
 const KEPT = VRING_DESC_F_NEXT | VRING_DESC_F_WRITE | VRING_DESC_F_INDIRECT;
 
 /** A split ring in memory, as 16-bit and 32-bit words from the first byte of each part. */
@@ -78,19 +76,16 @@ export function isUnusedPackedRing(desc: Uint16Array, num: number): boolean {
  * @param chains what `recoverPacked` would make of the record
  * @param desc the descriptor ring, 16-bit words
  */
-export function isOfPackedRing(part: RingPart, num: number, chains: InflightChains, desc: Uint16Array): boolean {
+export function isOfPackedRing(num: number, chains: InflightChains, desc: Uint16Array): boolean {
   if (chains.ids.length === 0 && chains.used === START) return true;
   if (!isUnusedPackedRing(desc, num)) return true;
   if (chains.used !== START) return false;
-  const halves = words16("in-flight region", part, inflightPartSize(num, true), 4);
-  // While used elements are being written, lengths in the ring are those of the elements.
-  const writing = halves[POSITION] !== halves[POSITION + 1];
-  return chains.descriptors.every(([address, length, flags], slot) => {
+  // Not the lengths: a relay that was killed may have written some of used elements that it never made visible.
+  return chains.descriptors.every(([address, , flags], slot) => {
     const at = 8 * slot;
     const low = desc[at]! + desc[at + 1]! * 0x1_0000;
     const high = desc[at + 2]! + desc[at + 3]! * 0x1_0000;
-    const isSame = writing || desc[at + 4]! + desc[at + 5]! * 0x1_0000 === length;
-    return isSame && low + high * 0x1_0000_0000 === address &&
+    return low + high * 0x1_0000_0000 === address &&
       sameKind(desc[at + 7]!, flags);
   });
 }

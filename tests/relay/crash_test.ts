@@ -62,6 +62,7 @@ for (const { name, args, packed } of CASES) {
       const options = { depth: 48, num: 64, queues: 2, packed, ramSize: 32 << 20, regionSize: 24 << 20, inflight: true };
       await using driver = await EmbeddedDriver.open(device, { ...options, workload: "blk" });
       const run = driver.run({ durationMs: 3_600_000 });
+      let redone = 0;
       for (let kill = 0; kill < KILLS; kill++) {
         const before = (await driver.report()).completed;
         await waitUntil("requests", async () => (await driver.report()).completed > before + 100);
@@ -72,7 +73,9 @@ for (const { name, args, packed } of CASES) {
         relay = await start();
         device = await connect(relay);
         await driver.reattach(device);
+        redone += (await relay.status()).queues.reduce((sum, queue) => sum + queue.redone, 0);
       }
+      assert.ok(redone > 0, "no kill came with a request in hand that the next relay did again");
       const before = (await driver.report()).completed;
       await waitUntil("requests after the last kill", async () => (await driver.report()).completed > before + 100);
       const status = await relay.status();

@@ -205,7 +205,7 @@ class World {
       ? recoverPacked(part, num, (slot) => new Uint16Array(this.#memory.buffer(desc + 16 * slot, 16))[7]!)
       : recoverSplit(part, num, new Uint16Array(this.#memory.buffer(used, 4))[1]!);
     const isOurs = packed
-      ? isOfPackedRing(part, num, chains, new Uint16Array(this.#memory.buffer(desc, 16 * num)))
+      ? isOfPackedRing(num, chains, new Uint16Array(this.#memory.buffer(desc, 16 * num)))
       : isOfSplitRing(part, num, chains, {
         avail: new Uint16Array(this.#memory.buffer(avail, 4 + 2 * num)),
         used: new Uint32Array(this.#memory.buffer(used, 4 + 8 * num)),

@@ -118,6 +118,6 @@ for (
   Deno.test(`a packed queue's record is told from one of an earlier life of the device: ${name}`, () => {
     const part = packedRecord(taken, givenBack);
     const chains = recoverPacked(part, NUM, (slot) => ring[8 * slot + 7]!);
-    assert.equal(isOfPackedRing(part, NUM, chains, ring), ours);
+    assert.equal(isOfPackedRing(NUM, chains, ring), ours);
   });
 }

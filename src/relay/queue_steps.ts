@@ -19,7 +19,7 @@ import { deviceIsGone } from "./device_slot.ts";
 import { INFLIGHT_STATE, type InflightChains, inflightState, recoverPacked, recoverSplit, setInflightState } from "../vring/inflight.ts";
 import { isOfPackedRing, isOfSplitRing, isUnusedPackedRing } from "../vring/inflight_life.ts";
 import type { InflightPart, InflightRegion } from "./inflight_region.ts";
-import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
+import type { ControlStart, QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { resumableUsedIndex } from "./ring_evidence.ts";
 import type { RingWindow } from "./ring_window.ts";
 import type { RelayWorker } from "./worker_client.ts";
@@ -50,6 +50,8 @@ export interface QueueContext {
   deviceFeatures: () => bigint;
   /** Descriptors in the device's ring for a guest's ring of `num`. */
   deviceNum: (num: number) => number;
+  /** How the Worker is to run a control queue; undefined for the others. */
+  control: (index: number, guestless: boolean) => ControlStart | undefined;
   /** Is the device given the guest's own indirect tables in mode `shadow`? */
   passTables: boolean;
   /** Doorbells that the VMM may map: see src/relay/doorbells.ts. */
@@ -74,6 +76,8 @@ export interface GuestRing {
   call: number | null;
   /** Error eventfd. */
   err: number | null;
+  /** The relay drives the device's ring by itself: there is no ring of a guest's. */
+  guestless?: boolean;
   /** With an IOMMU: the ring in one piece. */
   window?: RingWindow | undefined;
   /** What a relay before this one had in flight; for the first start only. */
@@ -419,7 +423,9 @@ export class QueueSteps {
     const guest = this.#place(ring);
     const local = this.#context.arena().local(this.#index, device.num);
     const features = this.#context.deviceFeatures();
-    const part = this.#part(ring);
+    const control = this.#context.control(this.#index, ring.guestless === true);
+    // One command at a time is at the device, and the guest's ring shows which.
+    const part = control === undefined ? this.#part(ring) : undefined;
     return {
       index: this.#index,
       mode,
@@ -443,6 +449,7 @@ export class QueueSteps {
       paused: !ring.enabled,
       ...(part === undefined || mode === "notify" ? {} : { inflight: { address: part.address, size: part.size } }),
       ...(ring.resume === undefined ? {} : { resume: ring.resume }),
+      ...(control === undefined ? {} : { control }),
     };
   }
 

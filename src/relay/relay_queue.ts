@@ -31,6 +31,10 @@ export interface SwitchTimes {
   count: number;
 }
 
+/** Descriptors of a ring that the relay drives by itself. */
+const ALONE_NUM = 64;
+const NOWHERE: VringAddresses = { desc: 0, avail: 0, used: 0 };
+
 /** One queue: the front-end's settings and the mode it runs in. */
 export class RelayQueue {
   /** Ring size in descriptors; 0 before the front-end has set it. */
@@ -66,6 +70,7 @@ export class RelayQueue {
   #err: OwnedFd | undefined;
   // While the device is gone: the mode whose record of what is in flight the Worker keeps.
   #record: "used" | "shadow" | undefined;
+  #alone = false;
   // Of a relay before this one; until the ring has started.
   #resume: InflightChains | undefined;
   readonly #steps: QueueSteps;
@@ -81,14 +86,26 @@ export class RelayQueue {
     this.#steps = new QueueSteps(index, worker, context);
   }
 
+  /** Does the relay drive the device's ring by itself? */
+  get alone(): boolean {
+    return this.#alone;
+  }
+
+  /** The relay drives the device's ring by itself: the front-end has none, or not yet. The ring must be stopped. */
+  driveAlone(): void {
+    this.#alone = true;
+    this.num = ALONE_NUM;
+    this.addresses = NOWHERE;
+  }
+
   /** Has the front-end said both that the ring starts and whether it is enabled? */
   get decided(): boolean {
-    return this.#kickSet && this.enableSeen;
+    return this.#alone || (this.#kickSet && this.enableSeen);
   }
 
   /** Has the front-end started the ring, enabled or not? */
   get kicked(): boolean {
-    return this.#kickSet;
+    return this.#kickSet || this.#alone;
   }
 
   /** The front-end's eventfds, borrowed: for a relay in another process. */
@@ -181,6 +198,9 @@ export class RelayQueue {
   // ---- steps; the caller runs them in the lane
 
   get #ring(): GuestRing {
+    if (this.#alone) {
+      return { num: ALONE_NUM, addresses: NOWHERE, base: 0, enabled: true, kick: null, call: null, err: null, guestless: true };
+    }
     return {
       num: this.num,
       addresses: this.addresses!,
@@ -196,6 +216,7 @@ export class RelayQueue {
 
   // Before the ring starts: what a relay before this one has left. Only the modes with a record can do requests again.
   #takeOver(mode: RunningMode): RunningMode {
+    if (this.#alone) return mode;
     try {
       const found = this.#steps.takeOver(this.#ring);
       if (found !== undefined) {
@@ -228,7 +249,7 @@ export class RelayQueue {
     this.#resume = undefined;
     this.state = mode;
     // The front-end may have changed it in the middle of the step, without waiting for the lane.
-    await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
+    await this.#steps.setLogGpa(mode, this.addresses?.logGpa);
     // An eventfd consumed during the switch would be lost otherwise.
     this.#signalGuest();
     if (mode === "passthrough") this.context.doorbells.offer(this.index);
@@ -288,7 +309,7 @@ export class RelayQueue {
     this.redone += this.#resume?.ids.length ?? 0;
     this.#resume = undefined;
     this.state = mode;
-    await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
+    await this.#steps.setLogGpa(mode, this.addresses?.logGpa);
     this.#steps.kickDevice(mode, this.#ring);
     this.#signalGuest();
     if (mode === "passthrough") this.context.doorbells.offer(this.index);
@@ -462,6 +483,7 @@ export class RelayQueue {
     this.#kickSet = false;
     this.num = 0;
     this.base = 0;
+    this.#alone = false;
     this.startBase = this.lastBase = undefined;
     // A window stays until `close`: a Worker may still look at a ring whose device is gone.
     this.addresses = undefined;

@@ -8,6 +8,7 @@ import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
+import type { NetStateDocument } from "../net/state.ts";
 import { Hold } from "../vhost_user/hold.ts";
 import { BackendServer, type ServerState } from "../vhost_user/server.ts";
 import { type ControlMethod, ControlServer } from "./control.ts";
@@ -22,7 +23,7 @@ import { VhostUserFrontEnd } from "../vhost_user/front_end.ts";
 import { maskedOf } from "../vhost/masked.ts";
 import { Relay, type RelayConfig, type RelayMode } from "./relay.ts";
 import { pause } from "./queue_steps.ts";
-import { queueStatus, type RelayStatus } from "./status.ts";
+import { netStatus, queueStatus, type RelayStatus } from "./status.ts";
 import { relayVrings } from "./vring_dump.ts";
 
 /** Where the front-end is met. A descriptor is a connection, or a socket that listens. */
@@ -143,6 +144,7 @@ export class RelayService implements AsyncDisposable {
         this.stop();
         return { stopping: true };
       },
+      net_state: async () => netState(await this.#relayNow()),
       vrings: (params) => this.#vrings(params),
       messages: (params) => this.#readMessages(params),
       iova: async () => this.#iova.show(await this.#relayNow()),
@@ -421,6 +423,8 @@ export class RelayService implements AsyncDisposable {
       iommu: relay?.iommu?.status ?? null,
       maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
       pins_memory: this.#keeper.device?.info.pinsMemory ?? null,
+      net: relay === undefined ? null : netStatus(relay),
+      workers: relay?.loads ?? [],
       queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],
       error: this.#keeper.error ?? null,
     };
@@ -429,7 +433,7 @@ export class RelayService implements AsyncDisposable {
   /** Changes mode, force_shadow or switch_timeout_ms; resolves with the status when every queue is in its mode. */
   async set(params: Record<string, unknown>): Promise<RelayStatus> {
     const { config } = this.#options;
-    const { mode, queue, force_shadow, switch_timeout_ms, ...others } = params;
+    const { mode, queue, force_shadow, switch_timeout_ms, net_state, ...others } = params;
     for (const name of Object.keys(others)) throw badParameter(`There is nothing called "${name}" to set`);
     if (mode !== undefined && !MODES.includes(mode as RelayMode)) throw badParameter(`"${mode}" is no mode: ${MODES.join(", ")}`);
     if (force_shadow !== undefined && typeof force_shadow !== "boolean") throw badParameter("force_shadow is true or false");
@@ -447,6 +451,7 @@ export class RelayService implements AsyncDisposable {
     }
     if (force_shadow !== undefined) config.forceShadow = force_shadow;
     if (switch_timeout_ms !== undefined) config.switchTimeoutMs = switch_timeout_ms;
+    if (net_state !== undefined) await (await this.#relayNow()).net.load(net_state);
     await this.#relay?.applyMode();
     return await this.status();
   }
@@ -498,6 +503,15 @@ export class RelayService implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+function netState({ net }: Relay): NetStateDocument {
+  const { document } = net;
+  if (document !== undefined) return document;
+  throw new SvqError("NO_CONTROL_QUEUE", "No control queue of a network device is in use here: there is no state", {
+    exitCode: EXIT.missingFeature,
+    hint: "The device must offer CTRL_VQ, and a guest must have started it",
+  });
 }
 
 function refused(why: string): SvqError {

@@ -11,7 +11,7 @@ import type { ManualAllocation } from "./relay_memory.ts";
 import type { Relay } from "./relay.ts";
 
 /** An allocation that a new relay gets again, where it was. */
-export type Kept = ManualAllocation & { iova: number };
+export type KeptAllocation = ManualAllocation & { iova: number };
 
 /** The layout of a relay, with its owner. */
 export type RelayIovaDocument = IovaDocument & { relay: string; device: string };
@@ -57,7 +57,7 @@ export function allocationRequest(params: Record<string, unknown>): ManualAlloca
 
 /** What the operator has allocated in a relay, over the lives of its front-ends. */
 export class RelayIova {
-  readonly #kept: Kept[] = [];
+  readonly #kept: KeptAllocation[] = [];
   readonly #names: { name: string; device: string };
 
   /** Nothing is allocated. */
@@ -90,12 +90,12 @@ export class RelayIova {
   }
 
   /** What is allocated, as plain data: for a relay in another process. */
-  get kept(): readonly Kept[] {
+  get kept(): readonly KeptAllocation[] {
     return this.#kept;
   }
 
   /** Takes over what a relay in another process has {@linkcode kept}; to be called before {@linkcode restore}. */
-  adopt(kept: readonly Kept[]): void {
+  adopt(kept: readonly KeptAllocation[]): void {
     this.#kept.push(...kept);
   }
 

@@ -55,6 +55,8 @@ export interface QueueStatus {
   errors: number;
   /** Times that the device's ring was full. */
   full: number;
+  /** Requests that a relay before this one had in hand, and that were given to the device again. */
+  redone: number;
   /** Cost of switching. */
   switches: SwitchTimes;
   /** Why the queue failed. */
@@ -194,6 +196,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     doorbell: relay.doorbells.includes(queue.index),
     errors: of("errors"),
     full: of("full"),
+    redone: queue.redone,
     switches: { ...queue.times },
     error: queue.error ?? null,
   };

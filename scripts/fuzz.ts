@@ -27,6 +27,7 @@ interface Progress {
   seed: number;
   round: number;
   done: number;
+  step?: number;
   input?: unknown;
   /** What inputs ended with, each once. */
   signs?: string[];
@@ -96,12 +97,15 @@ function cpuMs(pid: number): number {
 async function watch(child: Deno.ChildProcess, path: string): Promise<string | undefined> {
   let ended = false;
   child.status.then(() => ended = true);
-  let [round, cpu, since] = [NaN, 0, performance.now()];
+  let [place, cpu, since] = ["", 0, performance.now()];
   while (!ended) {
     await Promise.race([child.status, new Promise((resolve) => setTimeout(resolve, LOOK_MS))]);
     const now = readProgress(path);
-    if (now === undefined || now.input === undefined || now.round !== round) {
-      [round, cpu, since] = [now?.round ?? NaN, cpuMs(child.pid), performance.now()];
+    // Half of it, or what comes before and after all rounds.
+    if (now?.input === undefined) continue;
+    const here = `${now.round} ${now.step}`;
+    if (here !== place) {
+      [place, cpu, since] = [here, cpuMs(child.pid), performance.now()];
       continue;
     }
     const busy = cpuMs(child.pid) - cpu;

@@ -66,16 +66,35 @@ function save(path: string, state: SoakState): void {
   Deno.renameSync(`${path}.new`, path);
 }
 
+let running: Deno.ChildProcess | undefined;
+
+// A soak that is told to end takes its test along. The run that it cut short is not counted.
+function endWithChild(): void {
+  for (const signal of ["SIGTERM", "SIGINT"] as const) {
+    Deno.addSignalListener(signal, () => {
+      const child = running;
+      if (child === undefined) Deno.exit(130);
+      child.kill("SIGTERM");
+      child.status.then(() => Deno.exit(130));
+    });
+  }
+}
+
 async function runOnce(file: string, state: FileState, logPath: string): Promise<boolean> {
   const report = await Deno.makeTempFile({ prefix: "svq-soak-", suffix: ".xml" });
   const begun = performance.now();
   try {
-    const { code, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    const child = new Deno.Command(Deno.execPath(), {
       args: ["test", "-A", "--no-check", `--junit-path=${report}`, file],
       cwd: ROOT,
       env: { NO_COLOR: "1", SVQ_SOAK: "1" },
       stdin: "null",
-    }).output();
+      stdout: "piped",
+      stderr: "piped",
+    }).spawn();
+    running = child;
+    const { code, stdout, stderr } = await child.output();
+    running = undefined;
     const decoder = new TextDecoder();
     Deno.writeTextFileSync(logPath, decoder.decode(stdout) + decoder.decode(stderr));
     const counts = parseJunit(await Deno.readTextFile(report));
@@ -146,6 +165,7 @@ async function main(words: readonly string[]): Promise<number> {
     console.error(`No file in tests/lab is called like ${unused}: ${all.map((path) => path.slice("tests/lab/".length)).join(", ")}`);
     return 2;
   }
+  endWithChild();
   await ensureHostLab();
   const folder = `${labFolder()}/soak`;
   await Deno.mkdir(folder, { recursive: true });

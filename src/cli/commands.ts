@@ -25,6 +25,7 @@ export const COMMANDS: Readonly<Record<string, LazyCommand>> = {
   demo: { brief: "Show a live migration on embedded parts: needs no root, no VMM, no device", load: () => import("./commands/demo.ts") },
   vring: { brief: "Show and check the rings of a relay", load: () => import("./commands/vring.ts") },
   trace: { brief: "Show what a VMM, a relay and a device say to each other", load: () => import("./commands/trace.ts") },
+  monitor: { brief: "Watch what relays do, per second", load: () => import("./commands/monitor.ts") },
   doctor: { brief: "Check whether this host is ready, and say what to do", load: () => import("./commands/doctor.ts") },
   schema: { brief: "Print the JSON schema of a document", load: () => import("./commands/schema.ts") },
   completions: { brief: "Print the completion script of a shell", load: () => import("./commands/completions.ts") },

@@ -53,3 +53,11 @@ export function aborted(signal: AbortSignal): Promise<void> {
   if (signal.aborted) return Promise.resolve();
   return new Promise((resolve) => signal.addEventListener("abort", () => resolve(), { once: true }));
 }
+
+/** Resolves after `ms`, or as soon as `signal` aborts. */
+export function pauseUnless(ms: number, signal?: AbortSignal): Promise<void> {
+  if (signal === undefined) return new Promise((resolve) => setTimeout(resolve, ms));
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const slept = new Promise<void>((resolve) => timer = setTimeout(resolve, ms));
+  return Promise.race([slept, aborted(signal)]).finally(() => clearTimeout(timer));
+}

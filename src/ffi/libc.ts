@@ -113,6 +113,8 @@ const symbols = {
   recvmsg: { parameters: ["i32", "buffer", "i32"], result: "i32" },
   // int sched_setaffinity(pid_t pid, size_t size, const cpu_set_t *mask); pid 0 is the calling thread
   sched_setaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+  // int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *mask)
+  sched_getaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
   // int sched_yield(void)
   sched_yield: { parameters: [], result: "i32" },
   // int prctl(int option, unsigned long arg2, 0, 0, 0)

@@ -5,12 +5,11 @@
  *
  * @module
  */
-import { type ErrorRecord, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
+import { SvqError, toErrorRecord } from "../errors.ts";
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
-import { packedLayout, splitLayout } from "../vring/layout.ts";
 import type {
   BackendInfo,
   DeviceStateDirection,
@@ -24,9 +23,8 @@ import type {
 import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
-import { checkRing } from "./check_ring.ts";
-import { clampedConfig, segmentLimit } from "./config_clamp.ts";
-import { Counters } from "./counters.ts";
+import { ConfigSpace } from "./config_space.ts";
+import { Counters, MAX_WORKERS } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
@@ -36,15 +34,16 @@ import { InflightRegion } from "./inflight_region.ts";
 import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
 import { isBound, ModeSwitch } from "./mode_switch.ts";
+import { NetControl } from "./net_control.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
-import { pause, type RunningMode } from "./queue_steps.ts";
-import type { CoreChoice } from "./core.ts";
+import type { QueueContext, RunningMode } from "./queue_steps.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
 import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
-import { PARTS } from "./ring_window.ts";
+import { RingLife } from "./ring_life.ts";
 import { RelayWorker } from "./worker_client.ts";
+import { type WorkerLoad, workerLoads, type WorkerSettings, workerSettings } from "./worker_load.ts";
 
 export * from "./relay_config.ts";
 
@@ -58,6 +57,8 @@ export class Relay implements VhostBackend {
   readonly counters: Counters;
   /** The dirty log. */
   readonly dirty: DirtyLogging;
+  /** The control queue of a network device. */
+  readonly net: NetControl;
   /** See {@linkcode VhostBackend.onConfigChange}. */
   onConfigChange: (() => void) | undefined;
   /** See {@linkcode VhostBackend.onFailure}. */
@@ -100,9 +101,10 @@ export class Relay implements VhostBackend {
   readonly #log: LogSwitch;
   readonly #modes: ModeSwitch;
   readonly #status: DeviceStatus;
+  readonly #rings: RingLife;
+  readonly #configSpace: ConfigSpace;
   #closed = false;
   #deviceError: Error | undefined;
-  #configSeen: Uint8Array<ArrayBuffer> | undefined;
   #losses = 0;
 
   /** Starts the Workers; nothing is asked of the device yet. @param device open, with nothing set up; the relay drives it from now on, and does not close it */
@@ -111,16 +113,19 @@ export class Relay implements VhostBackend {
     this.#config = config;
     this.#events = events;
     this.#status = new DeviceStatus(this.#slot);
-    this.#negotiation = new Negotiation(this.#slot, config);
     const { queueNum, deviceId } = device.info;
     // Net devices count queue pairs, and have a control queue; vhost-user does not say what a device is.
     this.#maxQueues = Math.min(MAX_QUEUES, deviceId === undefined || deviceId === VIRTIO_ID.net ? 2 * queueNum + 1 : queueNum);
+    this.net = this.#newNetControl(config);
+    this.#negotiation = new Negotiation(this.#slot, config, (guest, offered) => this.net.extraFeatures(guest, offered));
     if ((device.info.ringStop ?? "each") !== "each") {
       this.#group = new RingGroup({
         device: () => this.#device,
         queues: () => this.queues,
         wantedMode: (index) => this.wantedMode(index),
-        check: (queue) => this.#check(queue),
+        check: (queue) => this.#rings.check(queue),
+        beforeStart: () => this.net.beforeStart(),
+        afterStart: () => this.net.afterStart(),
       });
     }
     this.counters = new Counters(this.#maxQueues);
@@ -128,15 +133,18 @@ export class Relay implements VhostBackend {
     const doorbells = (this.#group === undefined || this.#bound) && hasDoorbells(device);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1), doorbells };
     this.#inflight = new InflightRegion(this.#maxQueues);
-    for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker(config.core));
+    const workers = Math.min(MAX_WORKERS, Math.max(1, config.workers));
+    for (let i = 0; i < workers; i++) this.#workers.push(this.#newWorker(workerSettings(config, i, workers)));
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
-    this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
+    this.dirty = new DirtyLogging(async (place) => void await this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
     if (device.setMtu !== undefined) this.setMtu = (mtu) => this.#slot.use((device) => device.setMtu!(mtu));
     if (device.setDeviceStateFd !== undefined) {
       this.setDeviceStateFd = (direction, phase, fd) => this.#slot.use((device) => device.setDeviceStateFd!(direction, phase, fd));
       this.checkDeviceState = () => this.#slot.use((device) => device.checkDeviceState!());
     }
+    this.#configSpace = new ConfigSpace(this.#slot, this.#negotiation);
+    this.#rings = this.#newRings();
     this.#modes = this.#newModes(config);
     this.#log = this.#newLog(config);
     this.iommu = config.guestIommu ? this.#newIommu() : undefined;
@@ -145,49 +153,36 @@ export class Relay implements VhostBackend {
     this.#listen(device);
   }
 
-  #newIommu(): GuestIommu {
-    return new GuestIommu({
-      tell: async (command) => {
-        const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
-        return replies.reduce((sum, { count = 0 }) => sum + count, 0);
-      },
-      ask: async (iova, perm) => await this.onIotlbMiss?.(iova, perm),
-      known: () => {
-        for (const queue of this.queues) if (queue.awaitsPlace) this.#later(queue, () => this.#startIfReady(queue));
-      },
-      stopRings: (iova, size) => this.#stopRingsIn(iova, size),
+  #newNetControl({ mac }: RelayConfig): NetControl {
+    return new NetControl({
+      device: () => this.#device,
+      features: () => this.features,
+      queues: () => this.queues,
+      queue: (index) => this.#queue(index),
+      maxQueues: this.#maxQueues,
+      spare: ({ index, lane }) => this.#newQueue(index, lane),
+      inject: async (index, commands) => void await this.#workerOf(index).send({ type: "inject", index, commands }),
+      together: (this.#slot.device.info.ringStop ?? "each") !== "each",
+      mac,
       log: (message) => this.#events.log(message),
     });
   }
 
-  #later(queue: RelayQueue, step: () => Promise<void>): void {
-    queue.lane.run(step).catch((error) => this.#report(error));
-  }
-
-  // The guest unmaps a ring: it starts again where it is mapped next.
-  async #stopRingsIn(iova: number, size: number): Promise<void> {
-    for (const queue of this.queues) {
-      const { iovas } = queue;
-      if (iovas === undefined || !queue.running) continue;
-      const sizes = (this.#negotiation.guestPacked ? packedLayout : splitLayout)(queue.num);
-      if (!PARTS.some((part) => iovas[part] < iova + size && iovas[part] + sizes[part].size > iova)) continue;
-      await this.#left(queue, async () => {
-        queue.place(undefined);
-        await this.#startIfReady(queue);
-      });
-    }
+  #newIommu(): GuestIommu {
+    return new GuestIommu({
+      tell: (command) => this.#tellWorkers(command),
+      ask: async (iova, perm) => await this.onIotlbMiss?.(iova, perm),
+      known: () => this.#rings.startPlaced(),
+      unmapRings: (iova, size, flush) => this.#rings.unmap(iova, size, flush),
+      log: (message) => this.#events.log(message),
+    });
   }
 
   #missed(index: number, iova: number, perm: number): void {
-    this.iommu?.miss(iova, perm).catch((error) => this.#queueFailed(index, toErrorRecord(error)));
-  }
-
-  // Where the ring of a guest with an IOMMU lies. @returns false while that is not known
-  #placed(queue: RelayQueue): boolean {
-    if (!this.#negotiation.iommu || queue.iovas === undefined || queue.addresses !== undefined || queue.num === 0) return true;
-    const failed = (error: unknown) => this.#queueFailed(queue.index, toErrorRecord(error));
-    queue.place(this.iommu!.ring(this.memory, queue.iovas, queue.num, this.#negotiation.guestPacked, failed));
-    return queue.addresses !== undefined;
+    this.iommu?.miss(iova, perm).catch(async (error) => {
+      // A ring that was stopped since, or started anew, does not fail for an address of the time before.
+      if (await this.#tellWorkers({ type: "awaits", index, iova }) > 0) this.#rings.failed(this.#queue(index), toErrorRecord(error));
+    }).catch((error) => this.#report(error));
   }
 
   /** See {@linkcode VhostBackend.iotlb}. @throws SvqError UNSUPPORTED unless the guest took ACCESS_PLATFORM */
@@ -197,6 +192,24 @@ export class Relay implements VhostBackend {
     }
     if (change.type === "invalidate") await this.iommu.invalidate(change.iova, change.size);
     else await this.iommu.update({ iova: change.iova, size: change.size, gpa: change.gpa, perm: change.perm });
+  }
+
+  #newRings(): RingLife {
+    return new RingLife({
+      slot: this.#slot,
+      negotiation: this.#negotiation,
+      status: this.#status,
+      memory: () => this.memory,
+      group: this.#group,
+      control: this.net,
+      iommu: () => this.iommu,
+      queues: () => this.queues,
+      wantedMode: (index) => this.wantedMode(index),
+      applyMode: () => this.applyMode(),
+      deviceFailed: () => this.#deviceError !== undefined,
+      events: this.#events,
+      report: (error) => this.#report(error),
+    });
   }
 
   #newModes(config: RelayConfig): ModeSwitch {
@@ -210,6 +223,7 @@ export class Relay implements VhostBackend {
       forgetful: this.sendRarp !== undefined,
       guestPacked: () => this.#negotiation.guestPacked,
       translated: (index) => this.#negotiation.rebuilt || this.#memory.moved || this.#otherSize(index),
+      control: (index) => index === this.net.index,
       relayed: () => this.#negotiation.reordered,
       logging: () => this.logging,
       // What the device wrote between the last mark and the end of passthrough has no bit of its own.
@@ -242,19 +256,26 @@ export class Relay implements VhostBackend {
     return this.#slot.device;
   }
 
-  #newWorker(core: CoreChoice): RelayWorker {
+  #newWorker(settings: WorkerSettings): RelayWorker {
     return new RelayWorker(
-      this.counters.shared,
-      core,
+      { counters: this.counters.shared, ...settings },
       (index, reason) => this.#events.log(`queue ${index} runs on the slower JavaScript core: ${reason}`),
-      (index, error) => this.#queueFailed(index, error),
+      (index, error) => this.#rings.failed(this.#queue(index), error),
       (index, iova, perm) => this.#missed(index, iova, perm),
       (error) => this.#deviceFailed(error),
+      (event) => this.net.answered(event),
     );
   }
 
-  async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<void> {
-    await Promise.all(this.#workers.map((worker) => worker.send(command)));
+  // The sum of the counts in their answers.
+  async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<number> {
+    const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
+    return replies.reduce((sum, { count = 0 }) => sum + count, 0);
+  }
+
+  /** What each Worker does. */
+  get loads(): WorkerLoad[] {
+    return workerLoads(this.counters, this.#workers.length, this.#config);
   }
 
   /** The queues that the front-end has touched, by index. */
@@ -328,22 +349,32 @@ export class Relay implements VhostBackend {
       if (!(Number.isInteger(index) && index >= 0 && index < this.#maxQueues)) {
         throw new SvqError("NO_SUCH_QUEUE", `Queue ${index}: the device has ${this.#device.info.queueNum} queues`);
       }
-      queue = new RelayQueue(index, this.#workers[index % this.#workers.length]!, {
-        device: () => this.#device,
-        memory: this.memory,
-        arena: () => this.#memory.arena!,
-        inflight: this.#inflight,
-        features: () => this.features,
-        devicePacked: () => this.devicePacked,
-        deviceFeatures: () => this.#negotiation.deviceFeatures,
-        deviceNum: (num) => this.#negotiation.deviceNum(num),
-        passTables: this.#config.indirect === "pass",
-        doorbells: this.#doorbells,
-        log: (message) => this.#events.log(message),
-      }, this.#group !== undefined ? this.#groupLane : new Lane());
+      queue = this.#newQueue(index, this.#group !== undefined ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
     }
     return queue;
+  }
+
+  #workerOf(index: number): RelayWorker {
+    return this.#workers[index % this.#workers.length]!;
+  }
+
+  #newQueue(index: number, lane: Lane): RelayQueue {
+    const context: QueueContext = {
+      device: () => this.#device,
+      memory: this.memory,
+      arena: () => this.#memory.arena!,
+      inflight: this.#inflight,
+      features: () => this.features,
+      devicePacked: () => this.devicePacked,
+      deviceFeatures: () => this.#negotiation.deviceFeatures,
+      deviceNum: (num) => this.#negotiation.deviceNum(num),
+      control: (index, guestless) => this.net.start(index, guestless),
+      passTables: this.#config.indirect === "pass",
+      doorbells: this.#doorbells,
+      log: (message) => this.#events.log(message),
+    };
+    return new RelayQueue(index, this.#workerOf(index), context, lane);
   }
 
   /** The mode that queue `index` should be in now. */
@@ -365,6 +396,7 @@ export class Relay implements VhostBackend {
   async setFeatures(features: bigint): Promise<void> {
     const first = !this.#negotiation.set;
     await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
+    await this.net.negotiated(this.#negotiation.deviceFeatures);
     if (!this.#negotiation.iommu) await this.iommu?.forget();
     await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n, first);
   }
@@ -382,11 +414,6 @@ export class Relay implements VhostBackend {
   /** Brings every running queue into the wanted mode; resolves when all are. @throws the first error of a queue */
   async applyMode(): Promise<void> {
     await this.#modes.apply();
-  }
-
-  async #leave(queue: RelayQueue): Promise<void> {
-    if (this.#group !== undefined) await this.#group.stop();
-    else await queue.leave();
   }
 
   /** See {@linkcode VhostBackend.setLogBase}. */
@@ -456,6 +483,22 @@ export class Relay implements VhostBackend {
     this.#inflight.set(place, this.queues.every((queue) => queue.state === "stopped"));
   }
 
+  /** What src/relay/handover.ts cannot see otherwise. */
+  get parts(): { featuresSet: boolean; iommu: boolean; status: number | undefined; inflight: InflightPlace | undefined } {
+    const { set, iommu } = this.#negotiation;
+    return { featuresSet: set, iommu, status: this.#status.given, inflight: this.#inflight.place };
+  }
+
+  /** See {@linkcode RelayMemory.adoptArena}. */
+  adoptArena(fd: OwnedFd): void {
+    this.#memory.adoptArena(fd);
+  }
+
+  /** Takes every doorbell back from the VMM. @throws SvqError DOORBELL_KEPT */
+  async withdrawDoorbells(): Promise<void> {
+    for (const queue of this.queues) await this.#doorbells.withdraw(queue.index, () => queue.nudge());
+  }
+
   /** Has the front-end given a region that outlives the relay, in which it records what is in flight? */
   get hasInflight(): boolean {
     return this.#inflight.given;
@@ -487,7 +530,11 @@ export class Relay implements VhostBackend {
     const same = now !== undefined && (queue.iovas !== undefined) === this.#negotiation.iommu && now.desc === addresses.desc &&
       now.avail === addresses.avail && now.used === addresses.used;
     if (same) {
-      if (queue.iovas !== undefined) queue.iovas = addresses;
+      if (queue.iovas !== undefined) {
+        queue.iovas = addresses;
+        // A driver that starts anew may find the same IOVAs, with other memory behind them.
+        if (queue.state === "stopped" || queue.state === "failed") queue.place(undefined);
+      }
       await queue.setLogGpa(addresses.logGpa);
       return;
     }
@@ -507,7 +554,7 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.getVringBase}. Resolves when the device holds nothing and the last dirty bit is set. */
   async getVringBase(index: number): Promise<number> {
     const queue = this.#queue(index);
-    return await this.#left(queue, async () => {
+    return await this.#rings.left(queue, async () => {
       // The VMM reads the log when it has the answer: of a queue that could not be switched, nothing else is known.
       this.#log.markAllIfBehind();
       queue.unkick();
@@ -516,30 +563,13 @@ export class Relay implements VhostBackend {
     });
   }
 
-  // Where the device was lost with requests in hand that cannot be made available again, its successor finishes them first.
-  async #left<T>(queue: RelayQueue, next: () => Promise<T>): Promise<T> {
-    for (;;) {
-      try {
-        return await queue.lane.run(async () => {
-          await this.#leave(queue);
-          return await next();
-        });
-      } catch (error) {
-        const lost = this.#slot.lost !== undefined && error instanceof SvqError && error.code === "RING_GAP";
-        if (!(lost || deviceIsGone(error)) || this.#events.deviceLost === undefined) throw error;
-        await pause(0);
-        await this.#slot.present();
-      }
-    }
-  }
-
   /** See {@linkcode VhostBackend.setVringKick}. */
   async setVringKick(index: number, fd: number | null): Promise<void> {
     const queue = this.#queue(index);
     // A new kick eventfd for a ring that runs: the ring changes hands once.
-    await this.#left(queue, async () => {
+    await this.#rings.left(queue, async () => {
       queue.setKick(fd);
-      await this.#startIfReady(queue);
+      await this.#rings.start(queue);
     });
   }
 
@@ -560,50 +590,9 @@ export class Relay implements VhostBackend {
     queue.enableSeen = true;
     await queue.lane.run(async () => {
       if (queue.running) await queue.applyEnabled();
-      else await this.#startIfReady(queue);
+      else await this.#rings.start(queue);
     });
-  }
-
-  async #startIfReady(queue: RelayQueue): Promise<void> {
-    if (!this.#placed(queue)) return;
-    if (this.#group !== undefined) {
-      // They start together, when the last one can.
-      if (this.queues.every((other) => !other.kicked || this.#placed(other))) await this.#group.start();
-      return;
-    }
-    if (queue.state !== "stopped" || !queue.ready) return;
-    try {
-      this.#check(queue);
-      if (this.#slot.lost !== undefined) return queue.wait();
-      await this.#status.ensureDriverOk();
-      await queue.enter(this.wantedMode(queue.index));
-      // What a relay before this one had in hand is done first, in a mode that keeps a record.
-      if (queue.mode !== this.wantedMode(queue.index)) this.applyMode().catch((error) => this.#report(error));
-    } catch (error) {
-      if (deviceIsGone(error) && this.#events.deviceLost !== undefined) return queue.wait();
-      queue.fail(error);
-      throw error;
-    }
-  }
-
-  #check(queue: RelayQueue): void {
-    // Checked when it was mapped.
-    if (queue.window === undefined) checkRing(queue, this.memory, this.#negotiation.guestPacked);
-  }
-
-  #queueFailed(index: number, error: ErrorRecord): void {
-    const queue = this.#queue(index);
-    this.#events.error(error);
-    queue.lane.run(async () => {
-      if (!queue.running) return;
-      try {
-        if (this.#group !== undefined) await this.#group.stop();
-        else await queue.abandon();
-      } finally {
-        queue.fail(fromErrorRecord(error));
-      }
-      await this.#group?.start();
-    }).catch((failure) => this.#report(failure));
+    await this.net.enabled(index);
   }
 
   // Its owner may find a successor; meanwhile the VMM is held and the guest's requests wait.
@@ -613,7 +602,8 @@ export class Relay implements VhostBackend {
     const first = this.#slot.lost === undefined;
     this.#losses++;
     this.#slot.lose(error);
-    for (const queue of this.queues) queue.lane.run(() => queue.lose()).catch((failure) => this.#report(failure));
+    this.net.lost();
+    this.#rings.lose();
     if (first) this.#events.deviceLost(error);
   }
 
@@ -632,7 +622,7 @@ export class Relay implements VhostBackend {
       await adopt();
       if (this.#memory.atDevice) await device.setMemTable(this.#memory.table());
       await this.#status.beforeRings(device);
-      for (const queue of this.queues) await queue.lane.run(() => queue.recover(this.wantedMode(queue.index)));
+      await this.#rings.recover();
       await this.#status.afterRings(device);
       if (losses !== this.#losses) throw new SvqError("DEVICE_LOST", "The device was lost again at once");
     } catch (error) {
@@ -641,17 +631,9 @@ export class Relay implements VhostBackend {
     }
     this.#slot.found();
     // What became ready in the meantime, and what the VMM wishes by now.
-    for (const queue of this.queues) await queue.lane.run(() => queue.recover(this.wantedMode(queue.index)));
+    await this.#rings.recover();
     this.applyMode().catch((error) => this.#report(error));
-    this.#compareConfig().catch((error) => this.#report(error));
-  }
-
-  // A disk may have been resized while nobody was there to tell.
-  async #compareConfig(): Promise<void> {
-    const seen = this.#configSeen;
-    if (seen === undefined) return;
-    const now = await this.#readConfig(this.#device, 0, seen.length);
-    if (now.some((byte, i) => byte !== seen[i])) this.onConfigChange?.();
+    this.#configSpace.changed().then((changed) => changed && this.onConfigChange?.()).catch((error) => this.#report(error));
   }
 
   /** No successor will come: whoever waits for one is told so. */
@@ -685,23 +667,12 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.getConfig}. */
   async getConfig(offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
-    const bytes = await this.#slot.use((device) => this.#readConfig(device, offset, size));
-    if (offset === 0) this.#configSeen = bytes.slice();
-    return bytes;
-  }
-
-  // A request that the guest may make must fit the device's ring.
-  async #readConfig(device: VhostBackend, offset: number, size: number): Promise<Uint8Array<ArrayBuffer>> {
-    const read = (at: number, bytes: number) => device.getConfig(at, bytes);
-    const num = this.#negotiation.deviceRingLimit;
-    if (num === undefined) return await read(offset, size);
-    const limit = segmentLimit(device.info, await device.getFeatures());
-    return limit === undefined ? await read(offset, size) : await clampedConfig(read, offset, size, limit, num);
+    return await this.#configSpace.read(offset, size);
   }
 
   /** The configuration space as the front-end last read it from its start. */
   get configSeen(): Uint8Array<ArrayBuffer> | undefined {
-    return this.#configSeen;
+    return this.#configSpace.seen;
   }
 
   /** See {@linkcode VhostBackend.setConfig}. */
@@ -719,54 +690,28 @@ export class Relay implements VhostBackend {
    * and only then asks for them.
    */
   async setStatus(status: number): Promise<void> {
-    if (status === 0) await this.#stopRings();
+    if (status === 0) await this.#rings.stop();
+    if (status === 0) this.net.reset();
     await this.#status.set(status);
   }
 
   /** See {@linkcode VhostBackend.reset}. */
   async reset(): Promise<void> {
-    if (this.#slot.lost !== undefined) await this.#dropRings();
-    else await this.#stopRings();
+    if (this.#slot.lost !== undefined) await this.#rings.drop();
+    else await this.#rings.stop();
+    this.net.reset();
     this.#status.clear();
     await this.#slot.use((device) => device.reset());
   }
 
-  async #stopRings(): Promise<void> {
-    for (const queue of this.queues) {
-      if (this.#deviceError === undefined) await this.#left(queue, () => Promise.resolve(queue.unkick()));
-      else await queue.lane.run(() => Promise.resolve(queue.unkick()));
-    }
-  }
-
-  // What a lost device held is of no interest to a guest that resets it.
-  async #dropRings(): Promise<void> {
-    for (const queue of this.queues) {
-      await queue.lane.run(async () => {
-        if (queue.state === "waiting") await queue.abandon();
-        if (this.#deviceError === undefined) await this.#leave(queue);
-        queue.unkick();
-      });
-    }
-  }
-
   /** See {@linkcode VhostBackend.suspend}. Stops every ring. */
   async suspend(): Promise<void> {
-    await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#leave(queue))));
+    await this.#rings.suspend();
   }
 
   /** See {@linkcode VhostBackend.resume}. Starts what {@linkcode suspend} stopped. */
   async resume(): Promise<void> {
-    await Promise.all(this.queues.map((queue) => queue.lane.run(() => this.#startIfReady(queue))));
-  }
-
-  async #stopAll(): Promise<void> {
-    for (const queue of this.queues) {
-      await queue.lane.run(async () => {
-        const reachable = this.#deviceError === undefined && this.#slot.lost === undefined;
-        if (reachable) await this.#leave(queue).catch((error) => this.#report(error));
-        queue.forget();
-      });
-    }
+    await this.#rings.resume();
   }
 
   /** Stops every ring, lets go of guest memory, and leaves the device to its owner. */
@@ -774,10 +719,11 @@ export class Relay implements VhostBackend {
     if (this.#closed) return;
     this.#closed = true;
     this.#slot.giveUp("The relay has ended");
-    await this.#stopAll();
+    await this.#rings.end();
     this.#device.onConfigChange = undefined;
     this.#device.onFailure = undefined;
     for (const worker of this.#workers) await worker.close();
+    this.net.close();
     for (const queue of this.#queues.values()) queue.close();
     this.#queues.clear();
     this.#doorbells.forget();

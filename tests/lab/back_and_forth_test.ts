@@ -19,8 +19,7 @@ async function move(pair: MigrationPair, from: End, to: End): Promise<void> {
       downtime_us!.total / 1000
     } ms, queue 0 stopped at ${positions[0]!.source_base}`,
   );
-  const after = await to.vm.nextHeartbeat();
-  assert.ok(after.ops > before.ops, "the workload goes on");
+  await to.vm.progress(before);
   const [stopped, went] = [(await from.side.relay.status()).queues[0]!, (await to.side.relay.status()).queues[0]!];
   assert.ok(stopped.last_base !== null && stopped.last_base === went.start_base, `${stopped.last_base} and ${went.start_base}`);
   assert.equal(went.mode, "passthrough");
@@ -78,8 +77,7 @@ for (const [how, code] of [["--cancel-after", 7], ["SIGINT", 130]] as const) {
       const status = await pair.a.relay.status();
       assert.deepEqual({ logging: status.logging, mode: status.queues[0]!.mode }, { logging: false, mode: "passthrough" });
       assert.equal((await source.qmp.execute<{ status: string }>("query-status")).status, "running");
-      const after = await source.nextHeartbeat();
-      assert.ok(after.ops > before.ops, "the guest goes on at the source");
+      await source.progress(before);
 
       await first[Symbol.asyncDispose]();
       await pair.b.relay.waitStatus("is free for the next guest", (status) => status.state === "waiting");

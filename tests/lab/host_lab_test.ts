@@ -41,8 +41,7 @@ for (const qemu of ["7.2", "10"] as const) {
       await source.waitReady();
       const before = await source.nextHeartbeat();
       const figures = await migrate(source, destination, uri, { stopGuest: qemu === "7.2" });
-      const after = await destination.nextHeartbeat();
-      assert.ok(after.ops > before.ops, "the workload goes on at the destination");
+      await destination.progress(before);
       const result = await destination.finishWorkload();
       assert.equal(result.ok, true, `${result.line}\n${result.errorLines.join("\n")}`);
       assert.equal((await verifyImage(image)).digest, result.digest);

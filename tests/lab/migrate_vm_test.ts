@@ -24,7 +24,7 @@ for (const qemu of ["7.2", "10"] as const) {
         const before = await source.nextHeartbeat();
         const late = await migrateVm(pair, from, { side: pair.b, vm: first }, [...uri, "--max-bandwidth", "1MiB", "--timeout", "2s"], 124);
         assert.deepEqual([late.outcome, late.error?.code], ["cancelled", "MIGRATION_TIMEOUT"]);
-        assert.ok((await source.nextHeartbeat()).ops > before.ops);
+        await source.progress(before);
       });
       await first[Symbol.asyncDispose]();
       await pair.b.relay.waitStatus("is free for the next guest", (status) => status.state === "waiting");
@@ -51,10 +51,9 @@ for (const qemu of ["7.2", "10"] as const) {
         index: 0,
         agree: qemu === "7.2" ? null : true,
       }]);
-      const after = await destination.nextHeartbeat();
+      await destination.progress(before);
       const [stopped, went] = [(await pair.a.relay.status()).queues[0]!, (await pair.b.relay.status()).queues[0]!];
       assert.ok(stopped.last_base !== null && stopped.last_base === went.start_base, `${stopped.last_base} and ${went.start_base}`);
-      assert.ok(after.ops > before.ops, "the workload goes on at the destination");
       const status = await pair.b.relay.status();
       assert.equal(status.queues[0]!.mode, "passthrough", "the destination's relay does not log");
       await assertSound(destination, pair.image);

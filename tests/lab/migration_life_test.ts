@@ -79,8 +79,7 @@ for (const [mode, args] of Object.entries(MODES)) {
           await relayA.waitStatus("lost", (status) => status.state === "device-lost");
           daemon = await storageDaemon({ version: "10", image, socket: socketA, qmpSocket: monitor });
           await relayA.waitStatus("back", (status) => status.state === "running");
-          const { ops } = await source.nextHeartbeat();
-          await waitUntil("more requests", async () => (await source.nextHeartbeat()).ops > ops);
+          await source.progress(await source.nextHeartbeat());
         });
 
         await step("system_reset", async () => {
@@ -99,7 +98,7 @@ for (const [mode, args] of Object.entries(MODES)) {
         await step("the migration ends and the guest goes on", async () => {
           await endQuickly(source, destination);
           const before = await destination.nextHeartbeat();
-          await waitUntil("more requests", async () => (await destination.nextHeartbeat()).ops > before.ops);
+          await destination.progress(before);
           for (const relay of [relayA, relayB]) assert.deepEqual((await relay.status()).queues.map((queue) => queue.errors), [0]);
           const result = await destination.finishWorkload();
           assert.equal(result.ok, true, `${result.line}\n${result.errorLines.join("\n")}`);
@@ -143,8 +142,7 @@ for (const [mode, args] of Object.entries(MODES)) {
       await endQuickly(source, destination);
       const log = (await relayA.messages()).find(({ from, request, reply }) => from === "vmm" && request === "SET_LOG_BASE" && !reply);
       assert.ok(Number(log!.fields.size) >= (2 ** 32 + (128 << 20)) / 4096 / 8, `a log of ${log!.fields.size} bytes`);
-      const { ops } = await destination.nextHeartbeat();
-      await waitUntil("more requests", async () => (await destination.nextHeartbeat()).ops > ops);
+      await destination.progress(await destination.nextHeartbeat());
       for (const relay of [relayA, relayB]) assert.deepEqual((await relay.status()).queues.map((queue) => queue.errors), [0]);
       const result = await destination.finishWorkload();
       assert.equal(result.ok, true, `${result.line}\n${result.errorLines.join("\n")}`);

@@ -22,8 +22,7 @@ for (const qemu of ["7.2", "10"] as const) {
       const before = await source.nextHeartbeat();
       // QEMU 7.2 under TCG forgets pages that the guest writes while it migrates, with or without any vhost device.
       const figures = await migrate(source, destination, uri, { stopGuest: qemu === "7.2" });
-      const after = await destination.nextHeartbeat();
-      assert.ok(after.ops > before.ops, "the workload goes on at the destination");
+      await destination.progress(before);
       await assertSound(destination, pair.image);
       for (const side of [pair.a, pair.b]) {
         assert.equal(side.proxy.deviceWasToldToLog, false, "the device was never sent LOG_ALL nor a log");

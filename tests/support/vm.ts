@@ -200,6 +200,16 @@ export class Vm implements AsyncDisposable {
     return this.heartbeats(since).at(-1)!;
   }
 
+  /** A report with more requests done than in `before`: the workload goes on. On a busy machine one report may be as the one before it. */
+  async progress(before: Heartbeat): Promise<Heartbeat> {
+    const deadline = performance.now() + 30_000;
+    for (;;) {
+      const now = await this.nextHeartbeat();
+      if (now.ops > before.ops) return now;
+      if (performance.now() > deadline) throw new Error(`The workload stands still at ${now.ops} requests`);
+    }
+  }
+
   /** All reports of the workload, from line `since` on. */
   heartbeats(since = 0): Heartbeat[] {
     return this.serial.lines.slice(since).filter((line) => line.text.startsWith("SVQ ops=")).map((line) => {

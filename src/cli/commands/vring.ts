@@ -6,7 +6,7 @@ import { encodeImage, type RingSide, type VringImage } from "../../vring/image.t
 import type { CliContext } from "../context.ts";
 import { ExitWith } from "../exit_with.ts";
 import { durationFlag, integerFlag, numberListFlag, pathFlag, relayArgument } from "../parameters.ts";
-import { aborted } from "../signals.ts";
+import { pauseUnless } from "../signals.ts";
 import { usageError } from "../usage.ts";
 import { askRelay, confirm, readImage, type Selection, type VringDocument, vringDocument } from "../vring_document.ts";
 import { printDiff, printDump, printVerify, watchLine } from "../vring_text.ts";
@@ -42,13 +42,6 @@ const optionalRelay = { kind: "tuple", parameters: [{ ...relayArgument(), option
 
 function selection({ queue, side }: SelectFlags): Selection {
   return { queues: queue, side };
-}
-
-function pause(ms: number, signal?: AbortSignal): Promise<void> {
-  if (signal === undefined) return new Promise((resolve) => setTimeout(resolve, ms));
-  let timer: ReturnType<typeof setTimeout> | undefined;
-  const slept = new Promise<void>((resolve) => timer = setTimeout(resolve, ms));
-  return Promise.race([slept, aborted(signal)]).finally(() => clearTimeout(timer));
 }
 
 /** Either a relay's name or an image file, and not both. */
@@ -112,7 +105,7 @@ const verify = buildCommand({
     const document = look(image, true);
     const suspicious = document.queues.some((ring) => ring.anomalies.length > 0);
     if ("relay" in source && suspicious) {
-      await pause(SECOND_LOOK_MS);
+      await pauseUnless(SECOND_LOOK_MS);
       confirm(document, look(image, false), look(await load(source, wanted), true));
     }
     for (const ring of document.queues) delete ring.descriptors;
@@ -159,7 +152,7 @@ const watch = buildCommand({
       });
       before = document;
       if (round === flags.count) return;
-      await pause(flags.interval / 1e6, signal);
+      await pauseUnless(flags.interval / 1e6, signal);
     }
   },
 });
@@ -192,7 +185,7 @@ const diff = buildCommand({
     if (second === undefined && "path" in a) throw usageError("An image is compared with another one", "name a second image, or a relay");
     const before = await load(a, wanted);
     if (second === undefined) {
-      await pause(flags.interval / 1e6, this.signal);
+      await pauseUnless(flags.interval / 1e6, this.signal);
       if (this.signal.aborted) throw this.signal.reason;
     }
     const after = await load(second === undefined ? a : await source(second), wanted);

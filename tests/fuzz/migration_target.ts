@@ -17,6 +17,7 @@ import { hexText, welcome } from "../../src/migration/handshake.ts";
 import { decodeOffer, encodeOffer, type Offer } from "../../src/migration/offer.ts";
 import { PageMap, PageReceiver } from "../../src/migration/pages.ts";
 import {
+  decodeRound,
   encodeHello,
   encodeRange,
   encodeRound,
@@ -54,7 +55,8 @@ interface Input {
 const encoder = new TextEncoder();
 const frame = (type: number, payload: Uint8Array<ArrayBuffer> = new Uint8Array(0)): Frame => ({ type, payload: toText(payload) });
 const json = (type: number, value: unknown) => frame(type, encoder.encode(JSON.stringify(value)));
-const round = (number: number, pages: number, frozen: boolean, checksum = EMPTY) => encodeRound({ round: number, frozen, pages, checksum });
+const round = (number: number, pages: number, frozen: boolean, disk = false, checksum = EMPTY) =>
+  encodeRound({ round: number, frozen, disk, pages, checksum });
 
 function offer(): Record<string, unknown> {
   const document: Offer = {
@@ -66,6 +68,7 @@ function offer(): Record<string, unknown> {
     verify: true,
     follow: false,
     dryRun: false,
+    disk: null,
   };
   return structuredClone(encodeOffer(document));
 }
@@ -122,7 +125,10 @@ function any(random: Random): Frame {
           : range(random.once(3) ? random.u32() : 256 + random.below(128), random.once(3) ? random.u32() : 1),
       );
     case 2:
-      return frame(FRAME.ROUND, round(1 + random.below(3), random.once(3) ? random.u32() : random.below(256), random.once(2)));
+      return frame(
+        FRAME.ROUND,
+        round(1 + random.below(3), random.once(3) ? random.u32() : random.below(256), random.once(2), random.once(8)),
+      );
     case 3:
       return frame(FRAME.ROUND_END, round(1 + random.below(3), random.below(4), random.once(2)));
     case 4:
@@ -306,7 +312,9 @@ async function serve(stream: UnixStream, signs: Set<string>): Promise<void> {
     for (;;) {
       const head = await channel.receiveHead([FRAME.ROUND, FRAME.STATE]);
       if (head.type === FRAME.ROUND) {
-        await receiver.receive(head);
+        const mark = decodeRound(await channel.readPayload(head, 24));
+        if (mark.disk) throw violation("a round of the disk comes that was not agreed on");
+        await receiver.receive(mark);
         continue;
       }
       if (!receiver.frozen) throw violation("STATE came before the last round");

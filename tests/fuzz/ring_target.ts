@@ -148,7 +148,7 @@ class World implements AsyncDisposable {
     driver.publish();
     signalEventfd(this.fds[1]!.kick.fd);
     for (let id = driver.take(), looks = 0; id < 0; id = driver.take(), looks++) {
-      if (looks > 5000) throw new Error("The other queue does not answer");
+      if (looks > 1000) throw new Error(`The other queue does not answer: ${[...this.signs].join("; ")}; ${this.device.errors.join("; ")}`);
       await new Promise((resolve) => setTimeout(resolve, looks < 20 ? 0 : 2));
     }
     if (!one) assert.equal(new DataView(this.bytes.buffer).getUint32(ECHO + 4096), word, "the other queue's answer");

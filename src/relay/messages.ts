@@ -144,9 +144,11 @@ export type WorkerCommand =
   | { type: "usesIova"; iova: number; size: number }
   /** A control queue: commands of the relay's own, each told back. */
   | { type: "inject"; index: number; commands: OwnCommand[] }
+  /** Counts the queue if it waits for this address of the guest's IOMMU. */
+  | { type: "awaits"; index: number; iova: number }
   | { type: "exit" };
 
-/** The answer: the queue's progress for `poll` and `stop`, a count for `uses`, nothing otherwise. */
+/** The answer: the queue's progress for `poll` and `stop`, a count for `uses`, `usesIova` and `awaits`, nothing otherwise. */
 export type WorkerReply = { id: number; progress?: QueueProgress; count?: number; error?: ErrorRecord };
 
 /** Sent unasked: a queue broke a rule and stopped. */

@@ -4,6 +4,7 @@
  * @module
  */
 import { signalEventfd } from "../ffi/mod.ts";
+import type { IotlbEntry } from "../iova/iotlb.ts";
 import type { RelayCore } from "./core.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, QueueStart } from "./messages.ts";
@@ -33,8 +34,10 @@ export interface Runner {
   uses(gpa: number, size: number): number;
   /** The same by IOVA, for a guest with an IOMMU. */
   usesIova(iova: number, size: number): number;
-  /** The table of the guest's IOMMU has grown. @returns whether the queue waited for that */
-  known(): boolean;
+  /** The table of the guest's IOMMU has grown. @returns whether the queue waits for something there */
+  known(entry: IotlbEntry): boolean;
+  /** Whether it has asked for this address of the guest's IOMMU and not been told. */
+  awaits(iova: number): boolean;
   /** Where the queue stands. */
   progress(): QueueProgress;
   /** A rule was broken: the queue stops here. */
@@ -128,11 +131,17 @@ export class QueueRunner implements Runner {
     return this.#failed ? 0 : this.#core.usesIova?.(iova, size) ?? 0;
   }
 
-  /** The table of the guest's IOMMU has grown. @returns whether the queue waited for that */
-  known(): boolean {
-    const waited = this.#asked >= 0;
+  /** The table of the guest's IOMMU has grown. @returns whether the queue waits for something there */
+  known({ iova, size }: IotlbEntry): boolean {
+    if (this.#asked < iova || this.#asked >= iova + size) return false;
+    // If it is not enough, or taken back by the time of the next look, the address is asked for again.
     this.#asked = -1;
-    return waited;
+    return true;
+  }
+
+  /** Whether it has asked for this address of the guest's IOMMU and not been told. */
+  awaits(iova: number): boolean {
+    return !this.#failed && this.#asked === iova;
   }
 
   #askMissing(): void {

@@ -136,7 +136,7 @@ export class Relay implements VhostBackend {
     const workers = Math.min(MAX_WORKERS, Math.max(1, config.workers));
     for (let i = 0; i < workers; i++) this.#workers.push(this.#newWorker(workerSettings(config, i, workers)));
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
-    this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
+    this.dirty = new DirtyLogging(async (place) => void await this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
     if (device.setMtu !== undefined) this.setMtu = (mtu) => this.#slot.use((device) => device.setMtu!(mtu));
     if (device.setDeviceStateFd !== undefined) {
@@ -170,19 +170,19 @@ export class Relay implements VhostBackend {
 
   #newIommu(): GuestIommu {
     return new GuestIommu({
-      tell: async (command) => {
-        const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
-        return replies.reduce((sum, { count = 0 }) => sum + count, 0);
-      },
+      tell: (command) => this.#tellWorkers(command),
       ask: async (iova, perm) => await this.onIotlbMiss?.(iova, perm),
       known: () => this.#rings.startPlaced(),
-      stopRings: (iova, size) => this.#rings.stopIn(iova, size),
+      unmapRings: (iova, size, flush) => this.#rings.unmap(iova, size, flush),
       log: (message) => this.#events.log(message),
     });
   }
 
   #missed(index: number, iova: number, perm: number): void {
-    this.iommu?.miss(iova, perm).catch((error) => this.#rings.failed(this.#queue(index), toErrorRecord(error)));
+    this.iommu?.miss(iova, perm).catch(async (error) => {
+      // A ring that was stopped since, or started anew, does not fail for an address of the time before.
+      if (await this.#tellWorkers({ type: "awaits", index, iova }) > 0) this.#rings.failed(this.#queue(index), toErrorRecord(error));
+    }).catch((error) => this.#report(error));
   }
 
   /** See {@linkcode VhostBackend.iotlb}. @throws SvqError UNSUPPORTED unless the guest took ACCESS_PLATFORM */
@@ -267,8 +267,10 @@ export class Relay implements VhostBackend {
     );
   }
 
-  async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<void> {
-    await Promise.all(this.#workers.map((worker) => worker.send(command)));
+  // The sum of the counts in their answers.
+  async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<number> {
+    const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
+    return replies.reduce((sum, { count = 0 }) => sum + count, 0);
   }
 
   /** What each Worker does. */
@@ -528,7 +530,11 @@ export class Relay implements VhostBackend {
     const same = now !== undefined && (queue.iovas !== undefined) === this.#negotiation.iommu && now.desc === addresses.desc &&
       now.avail === addresses.avail && now.used === addresses.used;
     if (same) {
-      if (queue.iovas !== undefined) queue.iovas = addresses;
+      if (queue.iovas !== undefined) {
+        queue.iovas = addresses;
+        // A driver that starts anew may find the same IOVAs, with other memory behind them.
+        if (queue.state === "stopped" || queue.state === "failed") queue.place(undefined);
+      }
       await queue.setLogGpa(addresses.logGpa);
       return;
     }

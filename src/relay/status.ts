@@ -55,6 +55,8 @@ export interface QueueStatus {
   errors: number;
   /** Times that the device's ring was full. */
   full: number;
+  /** Requests that a relay before this one had in hand, and that were given to the device again. */
+  redone: number;
   /** Cost of switching. */
   switches: SwitchTimes;
   /** Why the queue failed. */
@@ -138,10 +140,10 @@ export interface RelayStatus {
   maps: { guest: number; shadow: number };
   /** The device pins the guest's memory; null where nobody knows. */
   pins_memory: boolean | null;
-  /** The threads that run the queues. */
-  workers: WorkerLoad[];
   /** The control queue of a network device; null where none is in use. */
   net: NetStatus | null;
+  /** The threads that run the queues. */
+  workers: WorkerLoad[];
   /** All queues that the front-end has set up. */
   queues: QueueStatus[];
   /** Why the device is gone. */
@@ -194,6 +196,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     doorbell: relay.doorbells.includes(queue.index),
     errors: of("errors"),
     full: of("full"),
+    redone: queue.redone,
     switches: { ...queue.times },
     error: queue.error ?? null,
   };

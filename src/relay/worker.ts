@@ -355,6 +355,8 @@ class RelayLoop {
       case "iotlb":
         this.#learn(command);
         return {};
+      case "awaits":
+        return { count: this.#runners.get(command.index)?.awaits(command.iova) === true ? 1 : 0 };
       case "usesIova": {
         let count = 0;
         for (const runner of this.#runners.values()) count += runner.usesIova(command.iova, command.size);
@@ -379,7 +381,7 @@ class RelayLoop {
     if (invalidate !== undefined) iotlb.invalidate(invalidate.iova, invalidate.size);
     if (update === undefined) return;
     iotlb.update(update);
-    for (const runner of this.#runners.values()) if (runner.known()) this.#busy.add(runner);
+    for (const runner of this.#runners.values()) if (runner.known(update)) this.#busy.add(runner);
   }
 
   #watch(fd: number, token: number): void {

@@ -37,6 +37,7 @@ const queue = object({
   dirty_pages: count(),
   doorbell: optional(flag("The VMM kicks the device by its own doorbell, past the relay")),
   errors: count(),
+  redone: optional(count("Requests of a killed relay before this one that were given to the device again")),
 });
 
 const relay = {
@@ -63,6 +64,17 @@ const relay = {
       object({ entries: count(), misses: count(), updates: count(), invalidations: count() }, "The guest's IOMMU, with --guest-iommu"),
     ),
   ),
+  net: optional(
+    nullable(
+      object({
+        control: choice(["guest", "relay"]),
+        queue: count(),
+        pairs: nullable(count("Queue pairs in use, as far as it was said")),
+        refused: list(text(), "The newest commands that were refused"),
+        not_migratable: list(text(), "What was set and cannot be set again elsewhere"),
+      }, "The control queue of a network device, and who drives it"),
+    ),
+  ),
   workers: optional(list(
     object({
       index: count("Queue N belongs to worker N modulo their number"),
@@ -77,17 +89,6 @@ const relay = {
     }),
     "The threads that run the queues",
   )),
-  net: optional(
-    nullable(
-      object({
-        control: choice(["guest", "relay"]),
-        queue: count(),
-        pairs: nullable(count("Queue pairs in use, as far as it was said")),
-        refused: list(text(), "The newest commands that were refused"),
-        not_migratable: list(text(), "What was set and cannot be set again elsewhere"),
-      }, "The control queue of a network device, and who drives it"),
-    ),
-  ),
   queues: list(queue),
 };
 
@@ -110,6 +111,7 @@ const netState = {
 const gap = object({
   total: number(),
   stop: optional(nullable(number())),
+  disk: optional(nullable(number("The last blocks of a disk that was copied"))),
   last_round: optional(nullable(number())),
   state: optional(nullable(number())),
   resume: optional(nullable(number())),
@@ -207,6 +209,14 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     downtime_us: nullable(gap),
     requests: optional(nullable(object(requests))),
     memory_identical: optional(nullable(flag())),
+    disk: optional(nullable(object({
+      shared: flag("Both sides show the same disk: nothing was copied"),
+      size_bytes: count(),
+      rounds: list(
+        object({ blocks: count("Of 4096 bytes"), zero_blocks: count("Of these, blocks of zeros"), bytes: count(), ms: number() }),
+        "Rounds of the disk, the one while the guest stood still included",
+      ),
+    }))),
     throttle_percent: optional(count("How much of its time the guest was held still at most, because it wrote too fast")),
     total_ms: optional(nullable(number("From the start of copying to the end"))),
     setup_ms: optional(nullable(number())),

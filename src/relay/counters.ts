@@ -32,6 +32,8 @@ export const COUNTER = {
   full: 11,
   /** Which core runs it: 0 none, 1 js, 2 wasm. */
   core: 12,
+  /** Frames that a capture had no room for. */
+  uncaptured: 13,
 } as const;
 
 /** Name of a counter. */

@@ -142,12 +142,13 @@ export class NetControl {
   // vhost-user devices that count pairs (DPDK) offer the bit and have no such ring.
   async #reachable(offered: bigint): Promise<boolean> {
     const { info } = this.#context.device();
-    if (!info.hasConfig || !this.#isNet(offered)) return false;
+    if (!info.hasConfig || !this.isNet(offered)) return false;
     await this.#readPairs();
     return info.kind === "vhost-vdpa" || info.queueNum === 2 * this.#pairsMax + 1;
   }
 
-  #isNet(features: bigint): boolean {
+  /** Is it a network device, as far as these features tell? */
+  isNet(features: bigint): boolean {
     const { deviceId } = this.#context.device().info;
     return deviceId === VIRTIO_ID.net || (deviceId === undefined && looksLikeNet(features));
   }
@@ -161,7 +162,7 @@ export class NetControl {
   /** Features were negotiated. @param word what the device was told */
   async negotiated(word: bigint): Promise<void> {
     if (word === this.#word) return;
-    const used = (word & CTRL_VQ) !== 0n && this.#isNet(word);
+    const used = (word & CTRL_VQ) !== 0n && this.isNet(word);
     if (used) await this.#readPairs();
     const index = used ? netControlQueueIndex(word, this.#pairsMax) : -1;
     const known = index < this.#context.maxQueues;

@@ -24,7 +24,8 @@ import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { ConfigSpace } from "./config_space.ts";
-import { Counters } from "./counters.ts";
+import { Capture } from "./capture_control.ts";
+import { COUNTER, Counters } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
@@ -59,6 +60,8 @@ export class Relay implements VhostBackend {
   readonly dirty: DirtyLogging;
   /** The control queue of a network device. */
   readonly net: NetControl;
+  /** What is captured of its frames. */
+  readonly capture: Capture;
   /** See {@linkcode VhostBackend.onConfigChange}. */
   onConfigChange: (() => void) | undefined;
   /** See {@linkcode VhostBackend.onFailure}. */
@@ -145,6 +148,13 @@ export class Relay implements VhostBackend {
     this.#configSpace = new ConfigSpace(this.#slot, this.#negotiation);
     this.#rings = this.#newRings();
     this.#modes = this.#newModes(config);
+    this.capture = new Capture({
+      isNet: () => this.net.isNet(this.features),
+      features: () => this.features,
+      workers: this.#workers.length,
+      dropped: () => this.queues.reduce((sum, { index }) => sum + this.counters.of(index)[COUNTER.uncaptured]!, 0),
+      restart: () => this.#modes.apply(true),
+    });
     this.#log = this.#newLog(config);
     this.iommu = config.guestIommu ? this.#newIommu() : undefined;
     // The record of what is in flight names guest memory, and a guest with an IOMMU does not: no VMM is to rely on one.
@@ -223,7 +233,7 @@ export class Relay implements VhostBackend {
       guestPacked: () => this.#negotiation.guestPacked,
       translated: (index) => this.#negotiation.rebuilt || this.#memory.moved || this.#otherSize(index),
       control: (index) => index === this.net.index,
-      relayed: () => this.#negotiation.reordered,
+      relayed: () => this.#negotiation.reordered || this.capture.on,
       logging: () => this.logging,
       // What the device wrote between the last mark and the end of passthrough has no bit of its own.
       changed: () => this.#log.markAllIfBehind(),
@@ -363,6 +373,7 @@ export class Relay implements VhostBackend {
       deviceFeatures: () => this.#negotiation.deviceFeatures,
       deviceNum: (num) => this.#negotiation.deviceNum(num),
       control: (index, guestless) => this.net.start(index, guestless),
+      capture: (index) => this.capture.start(index, index % this.#workers.length),
       passTables: this.#config.indirect === "pass",
       doorbells: this.#doorbells,
       log: (message) => this.#events.log(message),

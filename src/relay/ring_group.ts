@@ -46,6 +46,13 @@ export class RingGroup {
     for (const queue of direct) if (isRelayed(wantedMode(queue.index))) throw this.#cannotLeave(queue);
     for (const queue of direct) await queue.exchange(wantedMode(queue.index) === "notify" ? "notify" : "passthrough");
     if (direct.length === wrong.length) return;
+    await this.restart();
+  }
+
+  /** Stops all rings and starts them anew, in the modes that they should be in. */
+  async restart(): Promise<void> {
+    const direct = this.#context.queues().find((queue) => queue.running && !isRelayed(queue.mode!));
+    if (direct !== undefined) throw this.#cannotLeave(direct);
     await this.stop();
     await this.start();
   }

@@ -12,6 +12,7 @@ import type { NetStateDocument } from "../net/state.ts";
 import { BackendServer } from "../vhost_user/server.ts";
 import { ControlServer } from "./control.ts";
 import { DeviceKeeper, RETRY_MAX_MS, RETRY_MIN_MS } from "./device_keeper.ts";
+import { FrameReader } from "./frame_reader.ts";
 import { RelayIova } from "./iova_control.ts";
 import { MessageLog, type TracedMessage } from "./message_log.ts";
 import { controlPath } from "./runtime_dir.ts";
@@ -71,6 +72,7 @@ export class RelayService implements AsyncDisposable {
   #fd: OwnedFd | undefined;
   #stream: UnixStream | undefined;
   readonly #messages = new MessageLog();
+  readonly #frames: FrameReader;
   readonly #keeper: DeviceKeeper;
   readonly #iova: RelayIova;
   #connectedMs = -Infinity;
@@ -83,6 +85,7 @@ export class RelayService implements AsyncDisposable {
   constructor(options: RelayServiceOptions) {
     this.#options = options;
     this.#iova = new RelayIova(options);
+    this.#frames = new FrameReader(options.name);
     this.#keeper = new DeviceKeeper({ open: options.openDevice, onMessage: this.#messages.hook("device"), log: options.log });
   }
 
@@ -106,6 +109,7 @@ export class RelayService implements AsyncDisposable {
         return { stopping: true };
       },
       net_state: async () => netState(await this.#relayNow()),
+      frames: async (params) => await this.#frames.read(await this.#relayNow(), params),
       vrings: (params) => this.#vrings(params),
       messages: (params) => this.#readMessages(params),
       iova: async () => this.#iova.show(await this.#relayNow()),
@@ -166,6 +170,7 @@ export class RelayService implements AsyncDisposable {
       await this.#serve(stream);
       this.#stream = undefined;
       await this.#keeper.interrupt();
+      await this.#frames.end();
       await this.#relay!.close();
       this.#relay = undefined;
       if (this.#stopping || this.#fd !== undefined) break;
@@ -350,6 +355,7 @@ export class RelayService implements AsyncDisposable {
     this.#listener?.close();
     this.#fd?.close();
     await this.#keeper.interrupt();
+    await this.#frames.end();
     await this.#relay?.close();
     this.#relay = undefined;
     await this.#keeper.close();

@@ -6,6 +6,7 @@
  */
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
+import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
 import type { NetStateDocument } from "../net/state.ts";
@@ -263,6 +264,7 @@ export class RelayService implements AsyncDisposable {
     const relay = this.#relay;
     const device = this.#keeper.device;
     if (relay !== undefined && !relay.deviceLost) await relay.getFeatures().catch(() => {});
+    const frames = device?.info.deviceId === VIRTIO_ID.net ? await device.frameCounts?.().catch(() => undefined) : undefined;
     return {
       schema: "svq.relay/1",
       name,
@@ -291,7 +293,7 @@ export class RelayService implements AsyncDisposable {
       maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
       pins_memory: this.#keeper.device?.info.pinsMemory ?? null,
       net: relay === undefined ? null : netStatus(relay),
-      queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],
+      queues: relay?.queues.map((queue) => queueStatus(relay, queue, frames)) ?? [],
       error: this.#keeper.error ?? null,
     };
   }

@@ -10,6 +10,16 @@ import type { Relay, RelayMode } from "./relay.ts";
 import { isRelayed } from "./queue_steps.ts";
 import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
 
+/** Frames of one queue, as a network device counts them. */
+export interface FrameCounts {
+  /** Frames that came through or went out. */
+  frames: number;
+  /** Bytes of those, without the packet header. */
+  bytes: number;
+  /** Frames that the device dropped. */
+  drops: number;
+}
+
 /** One queue in {@linkcode RelayStatus}. */
 export interface QueueStatus {
   /** Which queue. */
@@ -52,6 +62,10 @@ export interface QueueStatus {
   errors: number;
   /** Times that the device's ring was full. */
   full: number;
+  /** Frames that a capture had no room for. */
+  uncaptured: number;
+  /** What an embedded network device says of the queue; null for other devices. The relay itself never drops a frame. */
+  frames: FrameCounts | null;
   /** Cost of switching. */
   switches: SwitchTimes;
   /** Why the queue failed. */
@@ -149,8 +163,12 @@ function passthroughPositions(relay: Relay, queue: RelayQueue): { avail: number;
   return { avail: word(avail), used: word(used) };
 }
 
-/** The state of one queue. */
-export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
+/**
+ * The state of one queue.
+ *
+ * @param frames what the device itself counts, by queue
+ */
+export function queueStatus(relay: Relay, queue: RelayQueue, frames?: readonly FrameCounts[]): QueueStatus {
   const counters = relay.counters.of(queue.index);
   const of = (name: keyof typeof COUNTER) => counters[COUNTER[name]]!;
   const format = (relay.features & 1n << 34n) !== 0n ? "packed" : "split";
@@ -188,6 +206,8 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     doorbell: relay.doorbells.includes(queue.index),
     errors: of("errors"),
     full: of("full"),
+    uncaptured: of("uncaptured"),
+    frames: frames?.[queue.index] ?? null,
     switches: { ...queue.times },
     error: queue.error ?? null,
   };

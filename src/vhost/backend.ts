@@ -219,6 +219,8 @@ export interface VhostBackend extends AsyncDisposable {
   onDoorbell?: ((index: number, doorbell: Doorbell | undefined) => Promise<boolean>) | undefined;
   /** virtio-net: announce the guest (6 bytes MAC), where the device has VHOST_USER_PROTOCOL_F_RARP. */
   sendRarp?(mac: Uint8Array<ArrayBuffer>): Promise<void>;
+  /** virtio-net: what the device counts of each queue, where it tells it. */
+  frameCounts?(): Promise<{ frames: number; bytes: number; drops: number }[]>;
   /** virtio-net: the MTU agreed on, where the device has VHOST_USER_PROTOCOL_F_MTU. */
   setMtu?(mtu: number): Promise<void>;
   /**

@@ -35,6 +35,10 @@ const queue = object({
   dirty_pages: count(),
   doorbell: optional(flag("The VMM kicks the device by its own doorbell, past the relay")),
   errors: count(),
+  uncaptured: optional(count("Frames that a capture had no room for")),
+  frames: optional(
+    nullable(object({ frames: count(), bytes: count(), drops: count() }, "As an embedded network device counts them; null for others")),
+  ),
 });
 
 const relay = {

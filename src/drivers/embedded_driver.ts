@@ -20,7 +20,7 @@ import { NET_FRAME_RANGE, type NetWorkloadOptions } from "./net_workload.ts";
 import type { BackendInfo, InflightPlace, LogRegion, VhostBackend } from "../vhost/backend.ts";
 import { PACKED_BASE_START } from "../vring/packed.ts";
 import { RamLayout, type RamOptions } from "./layout.ts";
-import type { FinishedEvent, OpenCommand, RunCommand, WorkerState, WorkloadOptions } from "./messages.ts";
+import type { DiskOpenCommand, DiskRequest, FinishedEvent, OpenCommand, RunCommand, WorkerState, WorkloadOptions } from "./messages.ts";
 import type { DriverReport } from "./report.ts";
 import { checkDriverState, type DriverState } from "./state.ts";
 
@@ -52,6 +52,8 @@ export interface DriverOptions {
   indirect?: boolean;
   /** Keep an in-flight region for the device, where it has one: what {@linkcode EmbeddedDriver.reattach} needs; default no. */
   inflight?: boolean;
+  /** blk: bytes of each request that moves data, a multiple of 512 and at most 64 KiB; default: random. */
+  requestSize?: number;
   /** net: bytes of a frame; default 512. */
   frameSize?: number;
   /** net: frames per second; default as fast as they are taken. */
@@ -176,7 +178,7 @@ export class EmbeddedDriver implements AsyncDisposable {
       throw error;
     }
     try {
-      await driver.#introduce();
+      await driver.introduce();
       return driver;
     } catch (error) {
       await driver.close();
@@ -211,7 +213,7 @@ export class EmbeddedDriver implements AsyncDisposable {
     const driver = new EmbeddedDriver(backend, shape, ram);
     try {
       await driver.#open(undefined);
-      await driver.#introduce();
+      await driver.introduce();
       if (inflight) {
         driver.#inflight = await backend.createInflight?.(shape.ram.queues, shape.ram.num);
         if (driver.#inflight !== undefined) await backend.setInflight!(driver.#inflight.place);
@@ -245,7 +247,8 @@ export class EmbeddedDriver implements AsyncDisposable {
     await this.#link.call("open", command);
   }
 
-  async #introduce(): Promise<void> {
+  /** After the device was reset in {@linkcode standby}: features and memory once more. */
+  async introduce(): Promise<void> {
     const backend = this.#backend;
     await backend.setStatus(STATUS_UP);
     await backend.setFeatures(this.#shape.features);
@@ -294,7 +297,7 @@ export class EmbeddedDriver implements AsyncDisposable {
     const missing = this.#shape.features & ~await backend.getFeatures();
     if (missing !== 0n) throw missingFeature(backend, missing);
     this.#backend = backend;
-    await this.#introduce();
+    await this.introduce();
     if (this.#inflight !== undefined) await backend.setInflight?.(this.#inflight.place);
     await this.#setRings(this.#fds.map((_, index) => this.#usedBase(index)));
     await this.startRings();
@@ -415,6 +418,38 @@ export class EmbeddedDriver implements AsyncDisposable {
     await this.#link.call("log", mapping === undefined ? undefined : { address: mapping.address, size: mapping.length });
     this.#log?.close();
     this.#log = mapping;
+  }
+
+  /**
+   * Makes ready for copying the disk while the guest works, through the guest's own first queue; {@linkcode closeDisk} undoes it.
+   *
+   * @param buffers how many are wanted at most, each of BLOCK_BYTES
+   * @param dirty where the workload's writes are marked from now on, a bit for each 4096 bytes of disk
+   * @returns offsets in RAM: of a block for heads, then of the buffers
+   * @throws SvqError NO_DISK, RAM_TOO_SMALL; DISK_BUSY when the device still has requests of an earlier copy
+   */
+  openDisk(buffers: number, dirty: SharedArrayBuffer): Promise<number[]> {
+    return this.#link.call<number[]>("disk-open", { buffers, dirty } satisfies DiskOpenCommand);
+  }
+
+  /** Does requests on the disk, each in a buffer of its own; resolves when all are back. @throws SvqError DISK_IO */
+  diskRequests(requests: readonly DiskRequest[]): Promise<void> {
+    return this.#link.call("disk", requests);
+  }
+
+  /** Keeps some sectors free of the workload's requests, until {@linkcode closeDisk}. @returns undefined when all are in use */
+  holdSectors(): Promise<{ sector: number; count: number } | undefined> {
+    return this.#link.call("disk-hold");
+  }
+
+  /** Marks what the writes that are out may change, as if they were done: when the guest stands still for the last time. */
+  markDiskWrites(): Promise<void> {
+    return this.#link.call("disk-mark");
+  }
+
+  /** Ends a copy: buffers go back to the workload, and nothing is marked any more. @throws SvqError DISK_BUSY */
+  closeDisk(): Promise<void> {
+    return this.#link.call("disk-close");
   }
 
   /** Stops the device's rings; it drains what is out. @returns the base of each queue */
@@ -584,5 +619,6 @@ async function blkOptions(backend: VhostBackend, features: bigint, options: Driv
     flush: has("FLUSH"),
     writeZeroes: has("WRITE_ZEROES"),
     seed,
+    ...(options.requestSize === undefined ? {} : { requestSectors: options.requestSize / 512 }),
   };
 }

@@ -32,12 +32,14 @@ export interface Offer {
   follow: boolean;
   /** Only ask. */
   dryRun: boolean;
+  /** Copy the disk where the destination's is another one, or in any case; null: both share it. */
+  disk: "auto" | "yes" | null;
 }
 
 /** The JSON form. */
 export function encodeOffer(offer: Offer): Record<string, unknown> {
-  const { session, features, ram, regions, workload, verify, follow, dryRun } = offer;
-  return { session, features: `0x${features.toString(16)}`, ram, regions, workload, verify, follow, dry_run: dryRun };
+  const { session, features, ram, regions, workload, verify, follow, dryRun, disk } = offer;
+  return { session, features: `0x${features.toString(16)}`, ram, regions, workload, verify, follow, dry_run: dryRun, disk };
 }
 
 function record(value: unknown, what: string): Record<string, unknown> {
@@ -120,6 +122,13 @@ function workloadOf(value: unknown, ram: RamOptions): WorkloadOptions {
   return workload;
 }
 
+// A source that does not know of it shares the disk.
+function decodeDisk(value: unknown): Offer["disk"] {
+  if (value === undefined || value === null) return null;
+  if (value !== "auto" && value !== "yes") throw violation("disk in its OFFER is neither auto nor yes");
+  return value;
+}
+
 /**
  * Reads an OFFER that a peer sent.
  *
@@ -146,6 +155,7 @@ export function decodeOffer(document: Record<string, unknown>, session: string):
     verify: truth(document.verify, "verify"),
     follow: truth(document.follow, "follow"),
     dryRun: truth(document.dry_run, "dry_run"),
+    disk: decodeDisk(document.disk),
   };
 }
 

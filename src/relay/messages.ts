@@ -6,6 +6,7 @@
 import type { ErrorRecord } from "../errors.ts";
 import type { CaptureStart } from "./capture.ts";
 import type { CoreChoice } from "./core.ts";
+import type { PollChoice } from "./polling.ts";
 import type { IotlbEntry } from "../iova/iotlb.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
@@ -146,9 +147,11 @@ export type WorkerCommand =
   | { type: "usesIova"; iova: number; size: number }
   /** A control queue: commands of the relay's own, each told back. */
   | { type: "inject"; index: number; commands: OwnCommand[] }
+  /** Counts the queue if it waits for this address of the guest's IOMMU. */
+  | { type: "awaits"; index: number; iova: number }
   | { type: "exit" };
 
-/** The answer: the queue's progress for `poll` and `stop`, a count for `uses`, nothing otherwise. */
+/** The answer: the queue's progress for `poll` and `stop`, a count for `uses`, `usesIova` and `awaits`, nothing otherwise. */
 export type WorkerReply = { id: number; progress?: QueueProgress; count?: number; error?: ErrorRecord };
 
 /** Sent unasked: a queue broke a rule and stopped. */
@@ -180,4 +183,12 @@ export interface WorkerInit {
   counters: SharedArrayBuffer;
   /** What runs the data path. */
   core: CoreChoice;
+  /** Number of the Worker, for its counters. */
+  index: number;
+  /** How long it polls before it sleeps. */
+  poll: PollChoice;
+  /** CPUs that this process may use beyond one for each Worker. */
+  spareCpus: number;
+  /** CPUs that the Worker's thread is bound to; none: it runs where the kernel puts it. */
+  cpus: readonly number[];
 }

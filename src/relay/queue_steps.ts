@@ -257,6 +257,11 @@ export class QueueSteps {
     return { base: resume.base, resume };
   }
 
+  /** Does the front-end's region have a part for this ring? */
+  recorded(ring: GuestRing): boolean {
+    return this.#part(ring) !== undefined;
+  }
+
   #part(ring: GuestRing): InflightPart | undefined {
     if (ring.window !== undefined) return undefined;
     return this.#context.inflight.part(this.#index, ring.num, this.#place(ring).packed);

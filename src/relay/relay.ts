@@ -25,7 +25,7 @@ import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { ConfigSpace } from "./config_space.ts";
 import { Capture } from "./capture_control.ts";
-import { COUNTER, Counters } from "./counters.ts";
+import { COUNTER, Counters, MAX_WORKERS } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
@@ -38,13 +38,13 @@ import { isBound, ModeSwitch } from "./mode_switch.ts";
 import { NetControl } from "./net_control.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
 import type { QueueContext, RunningMode } from "./queue_steps.ts";
-import type { CoreChoice } from "./core.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
 import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
 import { RingLife } from "./ring_life.ts";
 import { RelayWorker } from "./worker_client.ts";
+import { type WorkerLoad, workerLoads, type WorkerSettings, workerSettings } from "./worker_load.ts";
 
 export * from "./relay_config.ts";
 
@@ -136,9 +136,10 @@ export class Relay implements VhostBackend {
     const doorbells = (this.#group === undefined || this.#bound) && hasDoorbells(device);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1), doorbells };
     this.#inflight = new InflightRegion(this.#maxQueues);
-    for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker(config.core));
+    const workers = Math.min(MAX_WORKERS, Math.max(1, config.workers));
+    for (let i = 0; i < workers; i++) this.#workers.push(this.#newWorker(workerSettings(config, i, workers)));
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
-    this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
+    this.dirty = new DirtyLogging(async (place) => void await this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
     if (device.setMtu !== undefined) this.setMtu = (mtu) => this.#slot.use((device) => device.setMtu!(mtu));
     if (device.setDeviceStateFd !== undefined) {
@@ -179,19 +180,19 @@ export class Relay implements VhostBackend {
 
   #newIommu(): GuestIommu {
     return new GuestIommu({
-      tell: async (command) => {
-        const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
-        return replies.reduce((sum, { count = 0 }) => sum + count, 0);
-      },
+      tell: (command) => this.#tellWorkers(command),
       ask: async (iova, perm) => await this.onIotlbMiss?.(iova, perm),
       known: () => this.#rings.startPlaced(),
-      stopRings: (iova, size) => this.#rings.stopIn(iova, size),
+      unmapRings: (iova, size, flush) => this.#rings.unmap(iova, size, flush),
       log: (message) => this.#events.log(message),
     });
   }
 
   #missed(index: number, iova: number, perm: number): void {
-    this.iommu?.miss(iova, perm).catch((error) => this.#rings.failed(this.#queue(index), toErrorRecord(error)));
+    this.iommu?.miss(iova, perm).catch(async (error) => {
+      // A ring that was stopped since, or started anew, does not fail for an address of the time before.
+      if (await this.#tellWorkers({ type: "awaits", index, iova }) > 0) this.#rings.failed(this.#queue(index), toErrorRecord(error));
+    }).catch((error) => this.#report(error));
   }
 
   /** See {@linkcode VhostBackend.iotlb}. @throws SvqError UNSUPPORTED unless the guest took ACCESS_PLATFORM */
@@ -265,10 +266,9 @@ export class Relay implements VhostBackend {
     return this.#slot.device;
   }
 
-  #newWorker(core: CoreChoice): RelayWorker {
+  #newWorker(settings: WorkerSettings): RelayWorker {
     return new RelayWorker(
-      this.counters.shared,
-      core,
+      { counters: this.counters.shared, ...settings },
       (index, reason) => this.#events.log(`queue ${index} runs on the slower JavaScript core: ${reason}`),
       (index, error) => this.#rings.failed(this.#queue(index), error),
       (index, iova, perm) => this.#missed(index, iova, perm),
@@ -277,8 +277,15 @@ export class Relay implements VhostBackend {
     );
   }
 
-  async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<void> {
-    await Promise.all(this.#workers.map((worker) => worker.send(command)));
+  // The sum of the counts in their answers.
+  async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<number> {
+    const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
+    return replies.reduce((sum, { count = 0 }) => sum + count, 0);
+  }
+
+  /** What each Worker does. */
+  get loads(): WorkerLoad[] {
+    return workerLoads(this.counters, this.#workers.length, this.#config);
   }
 
   /** The queues that the front-end has touched, by index. */
@@ -487,6 +494,22 @@ export class Relay implements VhostBackend {
     this.#inflight.set(place, this.queues.every((queue) => queue.state === "stopped"));
   }
 
+  /** What src/relay/handover.ts cannot see otherwise. */
+  get parts(): { featuresSet: boolean; iommu: boolean; status: number | undefined; inflight: InflightPlace | undefined } {
+    const { set, iommu } = this.#negotiation;
+    return { featuresSet: set, iommu, status: this.#status.given, inflight: this.#inflight.place };
+  }
+
+  /** See {@linkcode RelayMemory.adoptArena}. */
+  adoptArena(fd: OwnedFd): void {
+    this.#memory.adoptArena(fd);
+  }
+
+  /** Takes every doorbell back from the VMM. @throws SvqError DOORBELL_KEPT */
+  async withdrawDoorbells(): Promise<void> {
+    for (const queue of this.queues) await this.#doorbells.withdraw(queue.index, () => queue.nudge());
+  }
+
   /** Has the front-end given a region that outlives the relay, in which it records what is in flight? */
   get hasInflight(): boolean {
     return this.#inflight.given;
@@ -518,7 +541,11 @@ export class Relay implements VhostBackend {
     const same = now !== undefined && (queue.iovas !== undefined) === this.#negotiation.iommu && now.desc === addresses.desc &&
       now.avail === addresses.avail && now.used === addresses.used;
     if (same) {
-      if (queue.iovas !== undefined) queue.iovas = addresses;
+      if (queue.iovas !== undefined) {
+        queue.iovas = addresses;
+        // A driver that starts anew may find the same IOVAs, with other memory behind them.
+        if (queue.state === "stopped" || queue.state === "failed") queue.place(undefined);
+      }
       await queue.setLogGpa(addresses.logGpa);
       return;
     }

@@ -106,6 +106,11 @@ export class RelayQueue {
     return this.#kickSet || this.#alone;
   }
 
+  /** The front-end's eventfds, borrowed: for a relay in another process. */
+  get eventfds(): { kick: number | null; call: number | null; err: number | null } {
+    return { kick: this.#kick?.fd ?? null, call: this.#call?.fd ?? null, err: this.#err?.fd ?? null };
+  }
+
   /** With an IOMMU: the ring in one piece. */
   get window(): RingWindow | undefined {
     return this.#window;
@@ -451,6 +456,18 @@ export class RelayQueue {
   async setLogGpa(logGpa: number | undefined): Promise<void> {
     if (this.addresses !== undefined) this.addresses = { ...this.addresses, logGpa };
     if (this.mode !== undefined) await this.#steps.setLogGpa(this.mode, logGpa);
+  }
+
+  /**
+   * A relay in another process has had this ring, which is stopped here, and has ended without a word: where it goes on is what the
+   * VMM's record says, or else the guest's ring. A step.
+   */
+  distrust(): void {
+    if (this.state !== "stopped" || !this.ready) return;
+    if (this.#steps.recorded(this.#ring)) return this.context.inflight.lookAgain(this.index);
+    const base = this.#steps.resumableBase(this.#ring);
+    if (base === undefined) this.fail(inflightUnknown(this.index, "the process that was to go on with it has ended"));
+    else this.base = base;
   }
 
   /** The front-end's settings are gone with it. */

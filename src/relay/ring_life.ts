@@ -136,17 +136,22 @@ export class RingLife {
     }
   }
 
-  /** The guest unmaps this range: the rings in it stop, and start again where they are mapped next. */
-  async stopIn(iova: number, size: number): Promise<void> {
+  /**
+   * The guest unmaps this range: the rings in it stop, and start again where they are mapped next.
+   *
+   * @param flush the VMM forgets what it has told: rings that run stay where they are
+   */
+  async unmap(iova: number, size: number, flush: boolean): Promise<void> {
     for (const queue of this.#context.queues()) {
       const { iovas } = queue;
-      if (iovas === undefined || !queue.running) continue;
+      if (iovas === undefined || queue.num === 0) continue;
       const sizes = (this.#context.negotiation.guestPacked ? packedLayout : splitLayout)(queue.num);
       if (!PARTS.some((part) => iovas[part] < iova + size && iovas[part] + sizes[part].size > iova)) continue;
-      await this.left(queue, async () => {
-        queue.place(undefined);
-        await this.start(queue);
-      });
+      const forget = async () => {
+        if (queue.state === "stopped") queue.place(undefined);
+      };
+      if (queue.running && !flush) await this.left(queue, () => forget().then(() => this.start(queue)));
+      else await queue.lane.run(forget);
     }
   }
 

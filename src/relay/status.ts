@@ -7,6 +7,7 @@ import type { ErrorRecord } from "../errors.ts";
 import { CORES, COUNTER } from "./counters.ts";
 import type { IommuStatus } from "./guest_iommu.ts";
 import type { Relay, RelayMode } from "./relay.ts";
+import type { WorkerLoad } from "./worker_load.ts";
 import { isRelayed } from "./queue_steps.ts";
 import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
 
@@ -50,6 +51,8 @@ export interface QueueStatus {
   kicks: number;
   /** Calls that the relay gave the guest. */
   calls: number;
+  /** Times that chains were given to the device: one or more together. */
+  batches: number;
   /** Chains relayed. */
   chains: number;
   /** Bytes in them. */
@@ -151,6 +154,8 @@ export interface RelayStatus {
   pins_memory: boolean | null;
   /** The control queue of a network device; null where none is in use. */
   net: NetStatus | null;
+  /** The threads that run the queues. */
+  workers: WorkerLoad[];
   /** All queues that the front-end has set up. */
   queues: QueueStatus[];
   /** Why the device is gone. */
@@ -200,6 +205,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue, frames?: readonly F
     inflight,
     kicks: of("kicks"),
     calls: of("calls"),
+    batches: of("batches"),
     chains: of("chains"),
     bytes: of("bytes"),
     dirty_pages: of("dirtyPages"),

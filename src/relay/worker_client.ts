@@ -5,7 +5,6 @@
  */
 import { type ErrorRecord, fromErrorRecord, SvqError } from "../errors.ts";
 import { createEventfd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
-import type { CoreChoice } from "./core.ts";
 import type {
   ControlEvent,
   CoreFallback,
@@ -32,8 +31,7 @@ export class RelayWorker {
   #dead: Error | undefined;
 
   /**
-   * @param counters shared memory of all queues
-   * @param core what runs the data path
+   * @param settings what the Worker is told first, besides what is made here
    * @param onFallback a queue runs on another core than it was meant to
    * @param onQueueFailure a queue of this Worker stopped itself
    * @param onMiss a queue of this Worker waits for an address of the guest's IOMMU
@@ -41,8 +39,7 @@ export class RelayWorker {
    * @param onControl a command on a control queue was answered
    */
   constructor(
-    counters: SharedArrayBuffer,
-    core: CoreChoice,
+    settings: Omit<WorkerInit, "controlFd" | "posted">,
     onFallback: (index: number, reason: string) => void,
     onQueueFailure: (index: number, error: ErrorRecord) => void,
     onMiss: (index: number, iova: number, perm: number) => void,
@@ -64,7 +61,7 @@ export class RelayWorker {
       this.#pending.clear();
       onDeath(this.#dead);
     };
-    const init: WorkerInit = { controlFd: this.#control.fd, posted: this.#posted, counters, core };
+    const init: WorkerInit = { controlFd: this.#control.fd, posted: this.#posted, ...settings };
     this.#worker.postMessage(init);
   }
 

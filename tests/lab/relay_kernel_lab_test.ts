@@ -12,6 +12,8 @@ import { VhostUserFrontEnd } from "../../src/vhost_user/front_end.ts";
 import { BackendServer } from "../../src/vhost_user/server.ts";
 import { Gate } from "../support/gate.ts";
 import { HandMemory, HandRing } from "../support/hand_ring.ts";
+import { RelayProcess } from "../support/relay_process.ts";
+import { TempDir } from "../support/temp.ts";
 import { vmTest, type VmTestOptions } from "../support/lab_vm.ts";
 import { waitUntil } from "../support/wait.ts";
 
@@ -96,6 +98,24 @@ vmTest("modes change under load on vdpa_sim_blk, and the device leaves the guest
   }
   assert.equal(relay.queues[0]!.times.count, 7);
   await finish(driver, run, errors);
+});
+
+vmTest("a relay on vdpa_sim_blk is upgraded under load: the new version opens the device anew, and nothing is lost", plain, async () => {
+  using folder = new TempDir();
+  await using relay = await RelayProcess.start({ folder: folder.path, device: "vdpa:blk0", args: ["--mode", "shadow"] });
+  await using front = await VhostUserFrontEnd.connect(relay.front, { timeoutMs: PATIENCE_MS });
+  await using driver = await EmbeddedDriver.open(front, SHAPE);
+  const run = driver.run();
+  await progress(driver, "the old version");
+  const { pid } = await relay.upgrade();
+  await progress(driver, "the new version");
+  assert.equal((await relay.status()).pid, pid);
+  // The device is held by the old one, which opens it again.
+  const bad = [Deno.execPath(), "run", "-A", "--quiet", new URL("../support/bad_upgrade.ts", import.meta.url).pathname];
+  await assert.rejects(relay.upgrade([...bad, "fails with its rings running"]), { code: "UPGRADE_FAILED", exitCode: 7 });
+  await progress(driver, "the version that goes on");
+  assert.equal((await relay.status()).pid, pid);
+  await finish(driver, run, []);
 });
 
 async function atRest(name: string): Promise<void> {

@@ -1,4 +1,4 @@
-/** `svq relay`: run, start, stop, list, status, set. @module */
+/** `svq relay`: run, start, stop, list, status, set, upgrade. @module */
 import { buildCommand, buildRouteMap } from "@stricli/core";
 import { EXIT, SvqError } from "../../errors.ts";
 import { DeviceSource } from "../../devices/open.ts";
@@ -11,6 +11,7 @@ import { prometheusText } from "../metrics.ts";
 import type { QueueStatus, RelayStatus } from "../../relay/status.ts";
 import { formatMac, parseMac } from "../../net/command.ts";
 import { NetState } from "../../net/state.ts";
+import type { WorkerLoad } from "../../relay/worker_load.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
 import { askStatus } from "../ask_relay.ts";
 import type { CliContext } from "../context.ts";
@@ -19,13 +20,17 @@ import { passedFds, ServiceManager } from "../service_manager.ts";
 import { aborted } from "../signals.ts";
 import { deviceFlag, durationFlag, integerFlag, pathFlag, relayArgument, textFlag } from "../parameters.ts";
 import { usageError } from "../usage.ts";
+import { Takeover } from "../../relay/takeover.ts";
+import { UPGRADE_VARIABLE } from "../../relay/upgrade.ts";
+import { upgrade } from "./relay_upgrade.ts";
+import { listText, WORKER_FLAGS, workerConfig, type WorkerFlags, workerWords } from "../worker_flags.ts";
 
 const RINGS = ["auto", "split", "packed"] as const satisfies readonly RingChoice[];
 const INDIRECT = ["copy", "pass", "flatten"] as const satisfies readonly IndirectChoice[];
 const IN_ORDER = ["auto", "on", "off"] as const satisfies readonly InOrderChoice[];
 const MODES = ["auto", "passthrough", "notify", "used", "shadow"] as const satisfies readonly RelayMode[];
 
-interface RunFlags {
+interface RunFlags extends WorkerFlags {
   readonly front?: DeviceAddress;
   readonly socketPath?: string;
   readonly fd?: number;
@@ -37,7 +42,6 @@ interface RunFlags {
   readonly requireSealed: boolean;
   readonly drainTimeout?: number;
   readonly switchTimeout: number;
-  readonly workers: number;
   readonly core: CoreChoice;
   readonly guestRing: RingChoice;
   readonly deviceRing: RingChoice;
@@ -88,7 +92,7 @@ const runFlags = {
     optional: true,
   }),
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
-  workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
+  ...WORKER_FLAGS,
   core: {
     kind: "enum",
     values: ["auto", "wasm", "js"],
@@ -164,11 +168,16 @@ const run = buildCommand({
       this.output.write(JSON.stringify({ type: "relay", features: [] }) + "\n");
       return;
     }
-    const front = frontOf(flags, passedFds(this.host.env));
-    const address = deviceOf(flags);
-    const name = flags.name ?? `relay-${Deno.pid}`;
     const { signal } = this;
-    using source = new DeviceSource(address);
+    const socket = this.host.env(UPGRADE_VARIABLE);
+    using takeover = socket === undefined ? undefined : await Takeover.connect(socket);
+    const front = takeover?.state.front ?? frontOf(flags, passedFds(this.host.env));
+    const address = deviceOf(flags);
+    const name = takeover?.state.name ?? flags.name ?? `relay-${Deno.pid}`;
+    using source = new DeviceSource(address, {
+      listener: takeover?.fds.take(takeover.state.deviceListener),
+      backing: takeover?.fds.take(takeover.state.backing),
+    });
     using manager = new ServiceManager(this.host.env);
     await using service = new RelayService({
       name,
@@ -176,6 +185,10 @@ const run = buildCommand({
       device: formatDeviceAddress(address),
       openDevice: (options) => source.open(options),
       deviceConnects: source.listens,
+      source,
+      args: Deno.args,
+      takeover,
+      onHandedOver: (pid) => manager.handOver(pid),
       requireSealed: flags.requireSealed,
       ...(flags.drainTimeout === undefined ? {} : { drainTimeoutMs: flags.drainTimeout / 1e6 }),
       onDrainTimeout: () => Deno.exit(EXIT.timeout),
@@ -183,7 +196,7 @@ const run = buildCommand({
         mode: flags.mode,
         forceShadow: flags.forceShadow || flags.resilient,
         switchTimeoutMs: flags.switchTimeout / 1e6,
-        workers: flags.workers,
+        ...workerConfig(flags),
         core: flags.core,
         guestRing: flags.guestRing,
         deviceRing: flags.deviceRing,
@@ -199,7 +212,7 @@ const run = buildCommand({
       },
     });
     await service.start();
-    this.output.info(`${name}: ready`);
+    this.output.info(`${name}: ${takeover === undefined ? "ready" : "goes on"}`);
     manager.ready("waiting for a front-end");
     manager.watch(() => service.status());
     aborted(signal).then(() => {
@@ -220,12 +233,13 @@ const start = buildCommand({
     const front = frontOf(flags);
     if (front.kind === "fd") throw usageError("A relay in the background cannot inherit a socket", "use svq relay run --fd N");
     const device = formatDeviceAddress(deviceOf(flags));
+    workerConfig(flags);
     const name = flags.name ?? `relay-${crypto.randomUUID().slice(0, 8)}`;
     const log = controlPath(name).replace(/\.sock$/, ".log");
     const words = [
       ...["relay", "run", "--name", name, "--device", device, "--mode", flags.mode],
       ...["--front", `${front.kind === "connect" ? "connect" : "unix"}:${front.path}`],
-      ...["--switch-timeout", `${flags.switchTimeout}ns`, "--workers", String(flags.workers), "--core", flags.core],
+      ...["--switch-timeout", `${flags.switchTimeout}ns`, ...workerWords(flags), "--core", flags.core],
       ...["--guest-ring", flags.guestRing, "--device-ring", flags.deviceRing],
       ...["--indirect", flags.indirect, "--in-order", flags.inOrder],
       ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),
@@ -349,6 +363,11 @@ function queueRow(queue: QueueStatus): unknown[] {
   ];
 }
 
+function workerText({ index, cpus, sleeps, polls, poll_hits, poll_us }: WorkerLoad): string {
+  const bound = cpus.length === 0 ? "" : ` on CPU ${listText(cpus)}`;
+  return `${index}${bound}: ${sleeps} sleeps, ${polls} rounds of polling with ${poll_hits} finds, polls for ${poll_us} us now`;
+}
+
 function printStatus(context: CliContext, status: RelayStatus): void {
   const { output } = context;
   output.document({ ...status }, () => {
@@ -359,6 +378,7 @@ function printStatus(context: CliContext, status: RelayStatus): void {
       `  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`,
     );
     output.line(`  memory  ${status.maps.guest} guest regions, ${status.maps.shadow} of shadow rings`);
+    for (const load of status.workers ?? []) output.line(`  worker  ${workerText(load)}`);
     for (const { feature, reason } of status.masked) output.line(`  masked  ${feature}: ${reason}`);
     if (status.iommu !== null) {
       const { entries, misses, invalidations } = status.iommu;
@@ -469,6 +489,6 @@ const set = buildCommand({
 
 /** All of `svq relay`. */
 export const command = buildRouteMap({
-  routes: { run, start, stop, list, status, set },
+  routes: { run, start, stop, list, status, set, upgrade },
   docs: { brief: "Run and steer relays between a VMM and a device" },
 });

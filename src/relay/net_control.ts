@@ -24,6 +24,7 @@ import {
   VIRTIO_NET_CTRL_ACK,
   VIRTIO_NET_FEATURE_BITS,
 } from "../uapi/virtio_net.ts";
+import type { MemoryRegion } from "../memory/region.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { type ControlEvent, type ControlStart, type OwnCommand, UNANSWERED } from "./messages.ts";
 import type { RelayQueue } from "./relay_queue.ts";
@@ -55,6 +56,8 @@ export interface NetControlContext {
   spare: (queue: RelayQueue) => RelayQueue;
   /** Gives commands to the Worker that runs the control queue. */
   inject: (index: number, commands: OwnCommand[]) => Promise<void>;
+  /** Where the relay's own ring of a queue lies; undefined before the device has been given memory. */
+  region: (index: number) => MemoryRegion | undefined;
   /** Do all rings of the device start together? */
   together: boolean;
   /** The guest's address, where the user has said it. */
@@ -82,6 +85,7 @@ export class NetControl {
   /** Has the device that is there now got the state? */
   #synced = false;
   #epoch = 0;
+  #isolated = false;
   #nextId = 1;
   readonly #awaited = new Map<number, Awaited>();
   #first: Promise<number>[] = [];
@@ -97,6 +101,24 @@ export class NetControl {
   /** The control queue; -1: none is in use. */
   get index(): number {
     return this.#index;
+  }
+
+  /** Does the device have an address space for it in which there is nothing but the relay's pages? */
+  get isolated(): boolean {
+    return this.#isolated;
+  }
+
+  async #isolate(): Promise<void> {
+    const region = this.#context.region(this.#index);
+    const device = this.#context.device();
+    if (region === undefined || device.isolate === undefined) return;
+    try {
+      this.#isolated = await device.isolate(this.#index, region);
+    } catch (error) {
+      // Less memory may be pinned than this needs: it is a fence, and not needed for the queue to work.
+      this.#isolated = false;
+      this.#context.log(`control queue: no address space of its own: ${toErrorRecord(error).message}`);
+    }
   }
 
   /** Who drives it; undefined: nobody. */
@@ -267,7 +289,10 @@ export class NetControl {
     this.#takePreset();
     await this.#followPairs();
     const queue = this.#context.queue(this.#index);
-    await queue.lane.run(() => this.#sync(queue));
+    await queue.lane.run(async () => {
+      if (!queue.running) await this.#isolate();
+      await this.#sync(queue);
+    });
   }
 
   async #sync(queue: RelayQueue): Promise<void> {
@@ -301,13 +326,14 @@ export class NetControl {
   }
 
   /** Rings that start together are about to. */
-  beforeStart(): void {
+  async beforeStart(): Promise<void> {
     if (this.#index < 0) return;
     this.#takePreset();
     this.#synced = false;
     const pairs = this.#pairsEnabled();
     if (pairs !== undefined) this.#state.apply({ name: "VQ_PAIRS_SET", pairs });
     if (this.#source === "relay") this.#context.queue(this.#index).driveAlone();
+    await this.#isolate();
   }
 
   #takePreset(): void {

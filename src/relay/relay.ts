@@ -172,6 +172,7 @@ export class Relay implements VhostBackend {
       maxQueues: this.#maxQueues,
       spare: ({ index, lane }) => this.#newQueue(index, lane),
       inject: async (index, commands) => void await this.#workerOf(index).send({ type: "inject", index, commands }),
+      region: (index) => this.#memory.ringRegion(index),
       together: (this.#slot.device.info.ringStop ?? "each") !== "each",
       mac,
       log: (message) => this.#events.log(message),

@@ -81,6 +81,8 @@ export interface NetStatus {
   control: "guest" | "relay";
   /** Its index. */
   queue: number;
+  /** In an address space of its own, where the device finds nothing but the relay's pages. */
+  own_address_space: boolean;
   /** Queue pairs in use, as far as it was said. */
   pairs: number | null;
   /** The newest commands that were refused, with the reason. */
@@ -92,7 +94,15 @@ export interface NetStatus {
 /** The control queue of a relay's device. */
 export function netStatus({ net }: Relay): NetStatus | null {
   if (net.source === undefined) return null;
-  return { control: net.source, queue: net.index, pairs: net.pairs ?? null, refused: net.refusals, not_migratable: net.notMigratable };
+  const own_address_space = net.isolated;
+  return {
+    control: net.source,
+    queue: net.index,
+    own_address_space,
+    pairs: net.pairs ?? null,
+    refused: net.refusals,
+    not_migratable: net.notMigratable,
+  };
 }
 
 /** What is the same for all shapes of status. */

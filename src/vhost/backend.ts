@@ -245,6 +245,13 @@ export interface VhostBackend extends AsyncDisposable {
   createInflight?(queues: number, num: number): Promise<{ file: OwnedFd; place: InflightPlace }>;
   /** Gives the device the region in which it records what is in flight, and finds what was; before any ring starts. */
   setInflight?(place: InflightPlace): Promise<void>;
+  /**
+   * Puts ring `index` into an address space of its own, in which the device sees nothing but `region`; before the device's first
+   * ring starts, and until it is closed or called again.
+   *
+   * @returns false where the device has no group or no address space for it: everything is as before then
+   */
+  isolate?(index: number, region: MemoryRegion): Promise<boolean>;
   /** Called when the device's configuration changed. */
   onConfigChange: (() => void) | undefined;
   /** Called once when the device is gone (connection lost, worker died). */

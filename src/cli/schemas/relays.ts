@@ -71,6 +71,7 @@ const relay = {
       object({
         control: choice(["guest", "relay"]),
         queue: count(),
+        own_address_space: flag("The device finds nothing there but the relay's pages"),
         pairs: nullable(count("Queue pairs in use, as far as it was said")),
         refused: list(text(), "The newest commands that were refused"),
         not_migratable: list(text(), "What was set and cannot be set again elsewhere"),

@@ -29,7 +29,7 @@ Deno.test("A network device behind a relay is driven by svq drive; its state is 
   assertMatchesSchema("svq.net-state/1", state);
   assert.deepEqual([state.vlans, state.steering], [[42], [{ pairs: 2 }]]);
   const { net } = await relay.status();
-  assert.deepEqual(net, { control: "guest", queue: 4, pairs: 2, refused: [], not_migratable: [] });
+  assert.deepEqual(net, { control: "guest", queue: 4, own_address_space: false, pairs: 2, refused: [], not_migratable: [] });
 
   await driver.control({ name: "VLAN_DEL", vlan: 42 });
   Deno.writeTextFileSync(folder.join("state.json"), shown.stdout);

@@ -13,6 +13,7 @@
  */
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { decodeNetCommand, encodeNetCommand, type NetCommand } from "../net/command.ts";
+import { RARP_BYTES, rarpFrame } from "../net/rarp.ts";
 import { looksLikeNet } from "../net/recognize.ts";
 import { nameOfUnknown, NetState, type NetStateDocument } from "../net/state.ts";
 import { bit, hasBit } from "../uapi/bits.ts";
@@ -26,6 +27,7 @@ import {
 } from "../uapi/virtio_net.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
+import { frameShape } from "./capture.ts";
 import { type ControlEvent, type ControlStart, type OwnCommand, UNANSWERED } from "./messages.ts";
 import type { RelayQueue } from "./relay_queue.ts";
 
@@ -34,6 +36,8 @@ const CTRL_VQ = bit(F.CTRL_VQ);
 
 /** How long a device may take for one command of the relay's own, ms. */
 const ANSWER_MS = 5000;
+/** The first queue that sends. */
+const ANNOUNCING_QUEUE = 1;
 /** Refusals that are kept for the status. */
 const REFUSALS_KEPT = 16;
 
@@ -242,6 +246,9 @@ export class NetControl {
 
   /** How the Worker is to run queue `index`; undefined for a data queue. */
   start(index: number, guestless: boolean): ControlStart | undefined {
+    if (guestless && this.#announcement !== undefined && index === ANNOUNCING_QUEUE) {
+      return { features: this.#context.features(), guestless, answers: false, first: [this.#announcement] };
+    }
     if (index !== this.#index) return undefined;
     const commands = this.#synced ? [] : this.#state.replay();
     this.#firstCommands = commands;
@@ -252,6 +259,61 @@ export class NetControl {
       return done;
     });
     return { features: this.#context.features(), guestless, answers: true, first };
+  }
+
+  #announcement: OwnCommand | undefined;
+
+  /**
+   * Announces the guest through its own send queue, where the device cannot do it: the ring is taken from the guest for the time of one
+   * frame.
+   *
+   * @param mac 6 bytes
+   * @throws what the device says to the change of hands
+   */
+  async announce(mac: Uint8Array): Promise<void> {
+    const queue = this.#context.queue(ANNOUNCING_QUEUE);
+    await queue.lane.run(async () => {
+      if (queue.mode === undefined) return this.#context.log("the guest is not announced: its send queue does not run");
+      await queue.change(queue.mode, () => this.#sendAlone(queue, mac));
+    });
+  }
+
+  async #sendAlone(queue: RelayQueue, mac: Uint8Array): Promise<void> {
+    const { headerBytes } = frameShape(this.#context.features());
+    const bytes = new Uint8Array(headerBytes + RARP_BYTES);
+    bytes.set(rarpFrame(mac), headerBytes);
+    const { id, done } = this.#expect({ name: "ANNOUNCE_ACK" });
+    const own = this.#context.spare(queue);
+    try {
+      this.#announcement = { id, bytes };
+      own.driveAlone();
+      await own.enter("shadow");
+      const ack = await done;
+      await own.leave();
+      if (ack !== VIRTIO_NET_CTRL_ACK.OK) this.#context.log("the guest was not announced: the device did not take the frame");
+    } catch (error) {
+      // The guest gets its ring back all the same.
+      this.#context.log(`the guest was not announced: ${toErrorRecord(error).message}`);
+    } finally {
+      this.#announcement = undefined;
+      own.close();
+    }
+  }
+
+  /**
+   * Is a frame of this size for the device? For devices that are not told of an MTU themselves.
+   *
+   * @param mtu bytes
+   * @throws SvqError MTU_TOO_LARGE
+   */
+  async checkMtu(mtu: number): Promise<void> {
+    const device = this.#context.device();
+    if ((await device.getFeatures() & bit(F.MTU)) === 0n) return;
+    const most = decodeNetConfig(await device.getConfig(0, VIRTIO_NET_CONFIG_BYTES)).mtu;
+    if (mtu <= most) return;
+    throw new SvqError("MTU_TOO_LARGE", `${device.info.address} takes frames with up to ${most} bytes of payload, not ${mtu}`, {
+      hint: `Give the VM's network device host_mtu=${most} or less`,
+    });
   }
 
   #expect(command: NetCommand): { id: number; done: Promise<number> } {

@@ -142,6 +142,11 @@ export class Relay implements VhostBackend {
     this.dirty = new DirtyLogging(async (place) => void await this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
     if (device.setMtu !== undefined) this.setMtu = (mtu) => this.#slot.use((device) => device.setMtu!(mtu));
+    if (deviceId === VIRTIO_ID.net) {
+      // Where rings cannot be taken from a running guest one by one, the guest announces itself.
+      if (this.#group === undefined) this.sendRarp ??= (mac) => this.net.announce(mac);
+      this.setMtu ??= (mtu) => this.net.checkMtu(mtu);
+    }
     if (device.setDeviceStateFd !== undefined) {
       this.setDeviceStateFd = (direction, phase, fd) => this.#slot.use((device) => device.setDeviceStateFd!(direction, phase, fd));
       this.checkDeviceState = () => this.#slot.use((device) => device.checkDeviceState!());
@@ -231,7 +236,7 @@ export class Relay implements VhostBackend {
       bound: this.#bound,
       groupLane: this.#groupLane,
       // DPDK. (Only net devices have SEND_RARP.)
-      forgetful: this.sendRarp !== undefined,
+      forgetful: this.#slot.device.sendRarp !== undefined,
       guestPacked: () => this.#negotiation.guestPacked,
       translated: (index) => this.#negotiation.rebuilt || this.#memory.moved || this.#otherSize(index),
       control: (index) => index === this.net.index,

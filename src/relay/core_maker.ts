@@ -13,7 +13,8 @@ import { WasmCore } from "./wasm_core.ts";
 import { WasmHost } from "./wasm_host.ts";
 
 /** What the WebAssembly core has not, of what a queue needs; undefined when it has all. */
-function notInWasm({ guest, device, inflight, resume, iommu }: QueueStart): string | undefined {
+function notInWasm({ guest, device, inflight, resume, iommu, capture }: QueueStart): string | undefined {
+  if (capture !== undefined) return "its frames are captured in JavaScript";
   if (inflight !== undefined || resume !== undefined) return "the record of what is in flight is kept in JavaScript";
   if (iommu === true) return "a guest with an IOMMU is relayed in JavaScript";
   if (guest.inOrder || device.inOrder) return "IN_ORDER is kept in JavaScript";

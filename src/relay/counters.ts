@@ -34,6 +34,8 @@ export const COUNTER = {
   core: 12,
   /** Times that chains were given to the device: one or more together are a batch. */
   batches: 13,
+  /** Frames that a capture had no room for. */
+  uncaptured: 14,
 } as const;
 
 /** Name of a counter. */

@@ -131,6 +131,8 @@ export interface RelayHandover {
   config: number;
   /** The rings. */
   queues: QueueHandover[];
+  /** What was set through a network device's control queue, as src/net/state.ts saves it; null or absent where there is none. */
+  net?: unknown;
 }
 
 /** {@linkcode ServerState} as plain data: words are `0x…`, descriptors places on the list, -1 for none. */
@@ -167,7 +169,9 @@ export function exportRelay(relay: Relay, list: FdList): RelayHandover {
     status: status ?? null,
     net: relay.net.source === "guest" ? relay.net.document ?? null : null,
     config: relay.configSeen?.length ?? 0,
-    queues: relay.queues.map((queue) => {
+    net: relay.net.document ?? null,
+    // A control queue that the relay drives by itself is made anew.
+    queues: relay.queues.filter(({ alone }) => !alone).map((queue) => {
       const { kick, call, err } = queue.eventfds;
       const { index, num, base, enabled, enableSeen, kicked } = queue;
       return {
@@ -193,6 +197,7 @@ function hex(word: bigint): string {
 export async function restoreRelay(relay: Relay, state: RelayHandover, fds: ReceivedFds, touched: () => Promise<void>): Promise<void> {
   const features = state.features === null ? undefined : BigInt(state.features);
   if (features !== undefined) await relay.setFeatures(features);
+  if (state.net !== null && state.net !== undefined) await relay.net.load(state.net);
   const arena = fds.take(state.arena);
   if (arena !== undefined) relay.adoptArena(arena);
   if (state.memory.length > 0) await relay.setMemTable(state.memory.map((region) => ({ ...region, fd: fds.at(region.fd)! })));
@@ -213,7 +218,7 @@ export async function restoreRelay(relay: Relay, state: RelayHandover, fds: Rece
   for (const { index, kicked, kick } of state.queues) if (kicked) await relay.setVringKick(index, fds.at(kick) ?? null);
   for (const { index, enableSeen, enabled } of state.queues) if (enableSeen) await relay.setVringEnable(index, enabled);
   if (state.status !== null) await relay.setStatus(state.status);
-  for (const queue of relay.queues) {
+  for (const queue of relay.queues.filter(({ alone }) => !alone)) {
     const { startBase, lastBase } = state.queues.find(({ index }) => index === queue.index)!;
     queue.startBase = startBase ?? undefined;
     queue.lastBase = lastBase ?? undefined;

@@ -12,6 +12,8 @@ import { DESC_BYTES, packedLayout, splitLayout } from "../vring/layout.ts";
 import { completePackedBase, PackedDevice, PackedDriver } from "../vring/packed.ts";
 import type { DeviceQueue, DriverQueue, RingMemory } from "../vring/queue.ts";
 import { SplitDevice, SplitDriver } from "../vring/split.ts";
+import { QueueCapture } from "./capture.ts";
+import { COUNTER } from "./counters.ts";
 import { type DataPath, maxChainOf, type RelayCore } from "./core.ts";
 import { IommuChains, iommuMemory } from "./iommu_chains.ts";
 import type { QueueProgress, QueueStart } from "./messages.ts";
@@ -138,7 +140,10 @@ export class JsCore implements RelayCore {
     this.#guest = guestQueue(start, path, maxChain, inflight);
     this.#device = shadowQueue(start);
     this.#iommu = start.iommu === true ? new IommuChains(path, path.iotlb!, maxChain) : undefined;
-    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters, inflight, this.#iommu);
+    const capture = start.capture === undefined
+      ? undefined
+      : new QueueCapture(start.index, start.capture, () => path.memory, () => counters[COUNTER.uncaptured]!++);
+    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters, inflight, this.#iommu, capture);
     this.#core.setLogUsed(start.logUsedGpa, start.guest);
     if (start.resume !== undefined) this.#resume(start.resume, start, path, maxChain);
   }

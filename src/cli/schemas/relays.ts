@@ -38,6 +38,10 @@ const queue = object({
   doorbell: optional(flag("The VMM kicks the device by its own doorbell, past the relay")),
   errors: count(),
   redone: optional(count("Requests of a killed relay before this one that were given to the device again")),
+  uncaptured: optional(count("Frames that a capture had no room for")),
+  frames: optional(
+    nullable(object({ frames: count(), bytes: count(), drops: count() }, "As an embedded network device counts them; null for others")),
+  ),
 });
 
 const relay = {
@@ -69,6 +73,7 @@ const relay = {
       object({
         control: choice(["guest", "relay"]),
         queue: count(),
+        own_address_space: flag("The device finds nothing there but the relay's pages"),
         pairs: nullable(count("Queue pairs in use, as far as it was said")),
         refused: list(text(), "The newest commands that were refused"),
         not_migratable: list(text(), "What was set and cannot be set again elsewhere"),

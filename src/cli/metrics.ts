@@ -9,7 +9,7 @@ import type { WorkerLoad } from "../relay/worker_load.ts";
 type Metric = readonly [name: string, type: "counter" | "gauge", help: string, value: (queue: QueueStatus) => number];
 
 const QUEUE_METRICS: readonly Metric[] = [
-  ["svq_queue_batches_total", "counter", "Times that chains were given to the device", (queue) => queue.batches],
+  ["svq_queue_batches_total", "counter", "Times that chains were given to the device", (queue) => queue.batches ?? 0],
   ["svq_queue_chains_total", "counter", "Chains relayed (frames, of a network device's data queues)", (queue) => queue.chains],
   ["svq_queue_bytes_total", "counter", "Bytes in the chains relayed, as their descriptors say", (queue) => queue.bytes],
   ["svq_queue_kicks_total", "counter", "Kicks of the guest that the relay took", (queue) => queue.kicks],
@@ -34,7 +34,12 @@ const WORKER_METRICS: readonly (readonly [name: string, type: "counter" | "gauge
   ["svq_worker_polls_total", "counter", "Rounds of polling", (load) => load.polls],
   ["svq_worker_poll_hits_total", "counter", "Times that polling found work", (load) => load.poll_hits],
   ["svq_worker_poll_idle_seconds_total", "counter", "Time spent in looks that found nothing", (load) => load.poll_idle_ms / 1000],
-  ["svq_worker_poll_held_off_total", "counter", "Times that polling stopped because others needed the CPU", (load) => load.poll_held_off],
+  [
+    "svq_worker_poll_held_off_total",
+    "counter",
+    "Times that self-tuned polling stopped for a while because it did not pay",
+    (load) => load.poll_held_off,
+  ],
   ["svq_worker_poll_seconds", "gauge", "How long it looks for more at present before it sleeps", (load) => load.poll_us / 1e6],
 ];
 

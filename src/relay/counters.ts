@@ -58,7 +58,7 @@ export const WORKER_COUNTER = {
   pollIdleUs: 4,
   /** How long it polls at present, microseconds. */
   pollUs: 5,
-  /** Times that self-tuned polling stopped because other threads needed the CPU. */
+  /** Times that self-tuned polling stopped for a while because it did not pay. */
   pollHeldOff: 6,
 } as const;
 

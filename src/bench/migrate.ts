@@ -9,7 +9,8 @@ import { connectUnix, createMemfd, dupFd, listenUnix, mapFd, type Mapping, unixP
 import { Channel } from "../migration/channel.ts";
 import { Destination } from "../migration/destination.ts";
 import { Guest } from "../migration/guest.ts";
-import { PageMap, PageSender } from "../migration/pages.ts";
+import { PageSender } from "../migration/page_sender.ts";
+import { PageMap } from "../migration/pages.ts";
 import { PAGE_BYTES } from "../migration/protocol.ts";
 import { DEFAULT_SOURCE_OPTIONS, Migration } from "../migration/source.ts";
 import { SourceGuest } from "../migration/source_guest.ts";
@@ -175,7 +176,7 @@ export async function benchDowntime(
     for (let done = 0; done < migrations; done++) {
       const path = `${dir}/m${done}`;
       await using destination = new Destination(listenUnix(path), {
-        ...{ openDevice: device, relay: { ...DEFAULT_RELAY_CONFIG }, timeoutMs: 60_000, maxMemory: 2 * memoryBytes, log },
+        ...{ openDevice: device, relay: { ...DEFAULT_RELAY_CONFIG }, timeoutMs: 60_000, copyDisk: false, maxMemory: 2 * memoryBytes, log },
       });
       using source = new SourceGuest(guest.driver, guest.relay);
       using migration = new Migration(source, {

@@ -7,7 +7,7 @@ import { DirtyBitmap } from "../dirty/bitmap.ts";
 import { mapAnonymous, OwnedFd, readable, servePort, SysError, UnixStream, type WorkerPort } from "../ffi/mod.ts";
 import { Channel } from "../migration/channel.ts";
 import { PageMap, PageReceiver } from "../migration/pages.ts";
-import { FRAME } from "../migration/protocol.ts";
+import { decodeRound, FRAME } from "../migration/protocol.ts";
 import type { TakeCommand, TakeReply } from "./migrate_messages.ts";
 
 const SINK_BYTES = 1 << 20;
@@ -30,7 +30,7 @@ async function receivePages(stream: UnixStream, memory: number): Promise<void> {
     // Each round goes into a receiver of its own: rounds of the bench have nothing to do with each other.
     const receiver = new PageReceiver(channel, map, DirtyBitmap.covering(map.endGpa));
     try {
-      await receiver.receive(await channel.receiveHead([FRAME.ROUND]));
+      await receiver.receive(decodeRound(await channel.readPayload(await channel.receiveHead([FRAME.ROUND]), 24)));
     } catch (error) {
       if (!(error instanceof SysError) && (error as { code?: string }).code === "MIGRATION_LINK") return;
       throw error;

@@ -4,10 +4,12 @@
  * @module
  */
 import type { QueueStatus, RelayStatus } from "../relay/status.ts";
+import type { WorkerLoad } from "../relay/worker_load.ts";
 
 type Metric = readonly [name: string, type: "counter" | "gauge", help: string, value: (queue: QueueStatus) => number];
 
 const QUEUE_METRICS: readonly Metric[] = [
+  ["svq_queue_batches_total", "counter", "Times that chains were given to the device", (queue) => queue.batches],
   ["svq_queue_chains_total", "counter", "Chains relayed (frames, of a network device's data queues)", (queue) => queue.chains],
   ["svq_queue_bytes_total", "counter", "Bytes in the chains relayed, as their descriptors say", (queue) => queue.bytes],
   ["svq_queue_kicks_total", "counter", "Kicks of the guest that the relay took", (queue) => queue.kicks],
@@ -17,6 +19,16 @@ const QUEUE_METRICS: readonly Metric[] = [
   ["svq_queue_dirty_pages_total", "counter", "Pages marked dirty, each time anew", (queue) => queue.dirty_pages],
   ["svq_queue_switches_total", "counter", "Changes of mode", (queue) => queue.switches.count],
   ["svq_queue_inflight", "gauge", "Chains made available and not used", (queue) => queue.inflight],
+];
+
+const WORKER_METRICS: readonly (readonly [name: string, type: "counter" | "gauge", help: string, value: (load: WorkerLoad) => number])[] = [
+  ["svq_worker_waits_total", "counter", "Calls of epoll_wait", (load) => load.waits],
+  ["svq_worker_sleeps_total", "counter", "Those that could sleep", (load) => load.sleeps],
+  ["svq_worker_polls_total", "counter", "Rounds of polling", (load) => load.polls],
+  ["svq_worker_poll_hits_total", "counter", "Times that polling found work", (load) => load.poll_hits],
+  ["svq_worker_poll_idle_seconds_total", "counter", "Time spent in looks that found nothing", (load) => load.poll_idle_ms / 1000],
+  ["svq_worker_poll_held_off_total", "counter", "Times that polling stopped because others needed the CPU", (load) => load.poll_held_off],
+  ["svq_worker_poll_seconds", "gauge", "How long it looks for more at present before it sleeps", (load) => load.poll_us / 1e6],
 ];
 
 const MODES = ["passthrough", "notify", "used", "shadow"];
@@ -53,6 +65,12 @@ export function prometheusText(relays: readonly RelayStatus[]): string {
   for (const [name, type, help, value] of QUEUE_METRICS) {
     const samples = relays.flatMap((relay) =>
       relay.queues.map((queue) => `${name}{relay=${label(relay.name)},queue="${queue.index}"} ${value(queue)}`)
+    );
+    lines.push(...family(name, type, help, samples));
+  }
+  for (const [name, type, help, value] of WORKER_METRICS) {
+    const samples = relays.flatMap((relay) =>
+      (relay.workers ?? []).map((load) => `${name}{relay=${label(relay.name)},worker="${load.index}"} ${value(load)}`)
     );
     lines.push(...family(name, type, help, samples));
   }

@@ -135,7 +135,7 @@ export class SimDevice implements VhostBackend {
    */
   static async open(options: SimOptions, address: string = `sim:${options.kind}`): Promise<SimDevice> {
     checkSimOptions(options);
-    const backing = options.kind === "blk" ? openBacking(options) : undefined;
+    const backing = options.kind === "blk" ? options.backing?.dup() ?? openBacking(options) : undefined;
     const port = options.kind === "net" ? new NetPort(options) : undefined;
     let link: WorkerLink | undefined;
     try {
@@ -156,6 +156,11 @@ export class SimDevice implements VhostBackend {
       port?.close();
       throw error;
     }
+  }
+
+  /** The disk, borrowed; undefined where it is none. */
+  get backing(): OwnedFd | undefined {
+    return this.#backing;
   }
 
   #onBroken({ broken, error }: BrokenEvent): void {

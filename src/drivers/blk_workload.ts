@@ -4,6 +4,7 @@
  *
  * @module
  */
+import type { DirtyBitmap } from "../dirty/bitmap.ts";
 import { SvqError } from "../errors.ts";
 import { VIRTIO_BLK_ID_BYTES, VIRTIO_BLK_REQUEST_BYTES, VIRTIO_BLK_S, VIRTIO_BLK_SECTOR_BYTES, VIRTIO_BLK_T } from "../uapi/virtio_blk.ts";
 import type { Chain } from "../vring/queue.ts";
@@ -36,6 +37,8 @@ export interface BlkWorkloadOptions {
   writeZeroes: boolean;
   /** Random numbers and stamps follow from it. */
   seed: number;
+  /** Sectors of each request that moves data, at most 128; absent: random, mostly 8. */
+  requestSectors?: number;
 }
 
 interface Request {
@@ -61,6 +64,9 @@ export class BlkWorkload implements Workload {
   #table: Uint32Array<ArrayBuffer>;
   #blocks: BlockPool;
   #sequence = 1;
+  #held: { sector: number; count: number } | undefined;
+  /** Where sectors are marked that a request has changed, a bit for each 4096 bytes of disk, while somebody asks for it. */
+  written: DirtyBitmap | undefined;
 
   /** A workload at its beginning: nothing is known of the disk. */
   constructor(ram: GuestRam, options: BlkWorkloadOptions, tally: Tally) {
@@ -123,7 +129,8 @@ export class BlkWorkload implements Workload {
   }
 
   #chooseCount(): number {
-    const { unit } = this.#options;
+    const { unit, requestSectors } = this.#options;
+    if (requestSectors !== undefined) return Math.max(1, Math.floor(Math.min(requestSectors, MAX_SECTORS) / unit));
     const dice = this.#random.below(10);
     const sectors = dice < 5 ? 8 : dice < 9 ? 1 + this.#random.below(64) : 1 + this.#random.below(MAX_SECTORS);
     return Math.max(1, Math.floor(sectors / unit));
@@ -222,8 +229,50 @@ export class BlkWorkload implements Workload {
     if (type === VIRTIO_BLK_T.OUT) this.#expect(sector, count, right ? sequence : UNKNOWN);
     if (type === VIRTIO_BLK_T.WRITE_ZEROES) this.#expect(sector, count, right ? ZEROS : UNKNOWN);
     if (type === VIRTIO_BLK_T.IN || type === VIRTIO_BLK_T.OUT) this.#tally.counters.bytes += count * VIRTIO_BLK_SECTOR_BYTES;
+    // Marked when the device is done with it, whatever it says: a copy that reads the sectors now reads what it left.
+    if (isWrite(type)) this.#mark(sector, count);
     this.#release(slot);
     return right;
+  }
+
+  #mark(sector: number, count: number): void {
+    this.written?.markRange(sector * VIRTIO_BLK_SECTOR_BYTES, count * VIRTIO_BLK_SECTOR_BYTES);
+  }
+
+  /** Marks what the writes that are out may have changed, or may still change. */
+  markOutstanding(): void {
+    this.#requests.forEach(({ type, sector, count }, slot) => {
+      if (this.#out[slot] && isWrite(type)) this.#mark(sector, count);
+    });
+  }
+
+  /** Lends data blocks of the RAM, as many as can be spared and at most `count`. @returns their numbers */
+  lend(count: number): number[] {
+    const spare = Math.max(0, this.#blocks.free - this.#ram.layout.slots + this.#out.filter((out) => out).length);
+    return Array.from({ length: Math.min(count, spare) }, () => this.#blocks.take());
+  }
+
+  /** Takes lent blocks back. */
+  giveBack(blocks: readonly number[]): void {
+    for (const block of blocks) this.#blocks.put(block);
+  }
+
+  /** Keeps a unit of the disk free of requests, until {@linkcode unhold}. @returns its first sector; undefined when all are in use */
+  hold(): { sector: number; count: number } | undefined {
+    const { sectors, unit } = this.#options;
+    for (let sector = 0; this.#held === undefined && sector + unit <= sectors; sector += unit) {
+      if (!this.#isFree(sector, unit)) continue;
+      this.#held = { sector, count: unit };
+      this.#busy.fill(1, sector, sector + unit);
+    }
+    return this.#held;
+  }
+
+  /** Lets requests use it again. */
+  unhold(): void {
+    if (this.#held === undefined) return;
+    this.#busy.fill(0, this.#held.sector, this.#held.sector + this.#held.count);
+    this.#held = undefined;
   }
 
   #expect(sector: number, count: number, sequence: number): void {
@@ -301,6 +350,10 @@ export class BlkWorkload implements Workload {
     this.#sequence = state.sequence;
     this.#table = state.table.slice();
   }
+}
+
+function isWrite(type: number): boolean {
+  return type === VIRTIO_BLK_T.OUT || type === VIRTIO_BLK_T.WRITE_ZEROES;
 }
 
 function invalid(reason: string): SvqError {

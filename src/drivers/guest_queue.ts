@@ -51,6 +51,8 @@ export class GuestQueue {
   readonly #free: number[];
   readonly #firstSlot: number;
   readonly #chain = new Chain(64);
+  // Chains that are not the workload's, by id.
+  readonly #foreign = new Map<number, () => void>();
 
   /** Queue `index`. @param fds its eventfds */
   constructor(readonly index: number, ram: GuestRam, features: bigint, readonly fds: { kick: number; call: number }) {
@@ -72,6 +74,12 @@ export class GuestQueue {
   take(finisher: Finisher): number {
     let count = 0;
     for (let id = this.ring.take(); id >= 0; id = this.ring.take()) {
+      const foreign = this.#foreign.get(id);
+      if (foreign !== undefined) {
+        this.#foreign.delete(id);
+        foreign();
+        continue;
+      }
       const slot = this.#slotOf[id]!;
       this.#slotOf[id] = -1;
       finisher.finished(this, slot, this.ring.usedLength, this.#startedMs[id]!);
@@ -104,6 +112,19 @@ export class GuestQueue {
     return count;
   }
 
+  /**
+   * Adds a chain that is no request of the workload; {@linkcode publish} follows.
+   *
+   * @param done called when it is back
+   * @returns false when the ring has no room now
+   */
+  addForeign(chain: Chain, done: () => void): boolean {
+    const id = this.ring.addChain(chain);
+    if (id < 0) return false;
+    this.#foreign.set(id, done);
+    return true;
+  }
+
   /** Publishes what was added and kicks where the device wants it. */
   publish(): void {
     this.#logRing();
@@ -123,8 +144,13 @@ export class GuestQueue {
     return more;
   }
 
-  /** The ring and the slots of what is out. */
+  /** The ring and the slots of what is out. @throws SvqError DISK_BUSY while chains are out that are not the workload's */
   save(): { ring: DriverQueueState; owners: [number, number][] } {
+    if (this.#foreign.size > 0) {
+      throw new SvqError("DISK_BUSY", `The device still has ${this.#foreign.size} requests of an earlier copy of its disk`, {
+        hint: "try again when the device has answered them",
+      });
+    }
     const owners: [number, number][] = [];
     this.#slotOf.forEach((slot, id) => {
       if (slot >= 0) owners.push([id, slot]);

@@ -4,7 +4,9 @@
  * Commands: `open` OpenCommand; `run` RunCommand; `pause` (answered when the worker touches nothing any more); `unpause`;
  * `throttle` a share of time in percent; `kick` (kicks every queue and looks at it once); `drain` answered with the report when all
  * is back or the deadline has passed; `report`; `latencies` answered as Histogram saves them; `log` LogCommand; `save` answered with
- * WorkerState, while paused; `control` (bytes of a command, answered with whether the device took it); `close`.
+ * WorkerState, while paused; `disk-open` DiskOpenCommand, answered with the offsets in RAM of a block for heads and of one for each
+ * buffer; `disk` DiskRequest[], answered when all are back; `disk-hold`, answered with the first sector of a block that no request
+ * uses and none will; `disk-mark` (marks what writes that are out may change); `disk-close`; `control` (bytes of a command, answered with whether the device took it); `close`.
  *
  * @module
  */
@@ -50,6 +52,26 @@ export interface RunCommand {
 
 /** Where the driver's own writes are recorded; nothing ends it. */
 export type LogCommand = { address: number; size: number } | undefined;
+
+/** Makes ready for copying the disk, and records from now on what the workload writes. */
+export interface DiskOpenCommand {
+  /** Buffers that are wanted at most. */
+  buffers: number;
+  /** A dirty bitmap of the disk, a bit for each 4096 bytes. */
+  dirty: SharedArrayBuffer;
+}
+
+/** A request of whoever copies the disk. */
+export interface DiskRequest {
+  /** VIRTIO_BLK_T_IN, _OUT or _FLUSH. */
+  type: number;
+  /** First sector. */
+  sector: number;
+  /** Sectors; 0 for a flush. */
+  count: number;
+  /** Which buffer. */
+  buffer: number;
+}
 
 /** All that a driver's worker knows. */
 export interface WorkerState {

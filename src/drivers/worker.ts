@@ -9,10 +9,11 @@ import { SvqError } from "../errors.ts";
 import { bufferAt, EPOLL, Epoll, servePort, signalEventfd, type WorkerCommand, type WorkerPort } from "../ffi/mod.ts";
 import { VringError } from "../vring/rules.ts";
 import { BlkWorkload } from "./blk_workload.ts";
+import { DiskReader, MAX_DISK_BUFFERS } from "./disk_reader.ts";
 import { GuestQueue } from "./guest_queue.ts";
 import { RamLayout } from "./layout.ts";
 import { LoopbackWorkload } from "./loopback_workload.ts";
-import type { LogCommand, OpenCommand, RunCommand, WorkerState } from "./messages.ts";
+import type { DiskOpenCommand, DiskRequest, LogCommand, OpenCommand, RunCommand, WorkerState } from "./messages.ts";
 import { NetWorkload } from "./net_workload.ts";
 import { type DriverCounters, type DriverReport, Histogram, newCounters } from "./report.ts";
 import type { GuestRam, Workload } from "./workload.ts";
@@ -47,6 +48,7 @@ class DriverWorker {
   #throttlePercent = 0;
   #sliceSince = 0;
   #stillUntil = 0;
+  #disk: { reader: DiskReader; blocks: number[] } | undefined;
 
   constructor(port: WorkerPort) {
     this.#port = port;
@@ -59,8 +61,12 @@ class DriverWorker {
       const count = this.#epoll.wait(this.#paused ? -1 : still > 0 ? still : this.#timeout());
       const commanded = this.#note(count);
       if (commanded) { for (const command of await this.#port.commands()) this.#obey(command); }
-      // What came while the driver stands still is noted, and looked at later.
-      if (this.#paused || this.#closed || this.#stillMs() > 0) continue;
+      // What came while the driver stands still is noted, and looked at later; a copy of its disk goes on.
+      if (this.#paused || this.#closed) continue;
+      if (this.#stillMs() > 0) {
+        if (this.#disk?.reader.busy === true) this.#serve(this.#queues[0]!, false);
+        continue;
+      }
       if (count === 0 && still === 0) this.#lookForLostCalls();
       for (const queue of this.#queues) this.#serve(queue);
       this.#checkEnd();
@@ -158,7 +164,7 @@ class DriverWorker {
     }
   }
 
-  #serve(queue: GuestQueue): void {
+  #serve(queue: GuestQueue, filling = true): void {
     if (queue.broken !== undefined) return;
     queue.called = false;
     this.#guard(queue, () => {
@@ -166,8 +172,9 @@ class DriverWorker {
         const taken = queue.take(this);
         const now = performance.now();
         if (taken > 0) this.#progress(now);
+        if (queue.index === 0) this.#disk?.reader.pump();
         if (this.#background(queue)) queue.fill(this.#workload, Infinity, now);
-        else if (this.#filling) this.#fill(queue, now);
+        else if (filling && this.#filling) this.#fill(queue, now);
         if (!queue.enableCalls()) return;
       }
       queue.called = true;
@@ -316,6 +323,22 @@ class DriverWorker {
         return undefined;
       case "save":
         return this.#save();
+      case "disk-open":
+        return this.#openDisk(command.data as DiskOpenCommand);
+      case "disk":
+        this.#needDisk().request(command.data as DiskRequest[], (error) => {
+          if (error === undefined) this.#port.reply(command);
+          else this.#port.fail(command, error);
+        });
+        return LATER;
+      case "disk-hold":
+        return this.#blk().hold();
+      case "disk-mark":
+        this.#blk().markOutstanding();
+        return undefined;
+      case "disk-close":
+        this.#closeDisk();
+        return undefined;
       case "control":
         if (!(this.#workload instanceof NetWorkload)) {
           throw new SvqError("NO_CONTROL_QUEUE", "The driver has no control queue of this device");
@@ -363,6 +386,43 @@ class DriverWorker {
       throw new SvqError("STATE_INVALID", "The driver's state cannot be used: its rings and its requests do not belong together");
     }
     for (const queue of this.#queues) queue.restore(state.rings[queue.index]!, state.owners[queue.index]!, now);
+  }
+
+  #blk(): BlkWorkload {
+    if (this.#workload instanceof BlkWorkload) return this.#workload;
+    throw new SvqError("NO_DISK", "The guest has no disk that could be copied");
+  }
+
+  #needDisk(): DiskReader {
+    if (this.#disk !== undefined) return this.#disk.reader;
+    throw new SvqError("NO_DISK", "The guest's disk has not been opened for copying");
+  }
+
+  #openDisk({ buffers, dirty }: DiskOpenCommand): number[] {
+    const workload = this.#blk();
+    this.#closeDisk();
+    const blocks = workload.lend(1 + Math.min(buffers, MAX_DISK_BUFFERS));
+    if (blocks.length < 2) {
+      workload.giveBack(blocks);
+      throw new SvqError("RAM_TOO_SMALL", "The guest's RAM has no room for copying its disk", {
+        hint: "give it more memory (--mem), fewer queues or a smaller --depth, or let the disk alone (--copy-disk no)",
+      });
+    }
+    const offsets = blocks.map((block) => this.#ram.layout.blockOffset(block));
+    workload.written = new DirtyBitmap(dirty);
+    this.#disk = { reader: new DiskReader(this.#ram, this.#queues[0]!, offsets), blocks };
+    return offsets;
+  }
+
+  #closeDisk(): void {
+    if (this.#disk === undefined) return;
+    const { reader, blocks } = this.#disk;
+    if (reader.busy) throw new SvqError("DISK_BUSY", "The device still has requests of a copy of its disk");
+    const workload = this.#blk();
+    workload.giveBack(blocks);
+    workload.written = undefined;
+    workload.unhold();
+    this.#disk = undefined;
   }
 
   // Whoever starts a log has not seen what was written before: all of it is new.

@@ -108,6 +108,11 @@ export class BlockPool {
     this.#count = free.length;
   }
 
+  /** Blocks that are free. */
+  get free(): number {
+    return this.#count;
+  }
+
   /** The block that has been free for longest. There is always one: there are at least as many blocks as slots. */
   take(): number {
     const block = this.#free[this.#first]!;

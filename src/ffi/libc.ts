@@ -109,6 +109,8 @@ const symbols = {
   recvmsg: { parameters: ["i32", "buffer", "i32"], result: "i32" },
   // int sched_setaffinity(pid_t pid, size_t size, const cpu_set_t *mask); pid 0 is the calling thread
   sched_setaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+  // int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *mask)
+  sched_getaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
   // int sched_yield(void)
   sched_yield: { parameters: [], result: "i32" },
   // int prctl(int option, unsigned long arg2, 0, 0, 0)
@@ -119,12 +121,26 @@ const symbols = {
   geteuid: { parameters: [], result: "u32" },
 } as const satisfies Deno.ForeignLibraryInterface;
 
-let library: Deno.DynamicLibrary<typeof symbols> | undefined;
+/** The functions of libc that svq calls. */
+export type Libc = Deno.DynamicLibrary<typeof symbols>["symbols"];
+
+/**
+ * Where tests put a function from {@linkcode Libc} to {@linkcode Libc} before a thread's first call: it may exchange functions
+ * for some that fail, or that lay guard pages around memory. Only code of this thread can put it there, and it is looked for once.
+ */
+export const LIBC_HOOK: unique symbol = Symbol.for("svq.libc") as never;
+
+let library: Libc | undefined;
 
 /** libc's symbols, loaded at first use so that commands without FFI need no permission for it. */
-export function libc(): Deno.DynamicLibrary<typeof symbols>["symbols"] {
-  library ??= Deno.dlopen("libc.so.6", symbols);
-  return library.symbols;
+export function libc(): Libc {
+  return library ??= load();
+}
+
+function load(): Libc {
+  const functions = Deno.dlopen("libc.so.6", symbols).symbols;
+  const hook = (globalThis as { [LIBC_HOOK]?: (functions: Libc) => Libc })[LIBC_HOOK];
+  return hook === undefined ? functions : hook(functions);
 }
 
 let errnoView: Deno.UnsafePointerView | undefined;

@@ -12,6 +12,13 @@ export function pinThread(cpus: readonly number[]): void {
   retrying(() => libc().sched_setaffinity(0, 128n, mask), "sched_setaffinity", `cpus ${cpus.join(",")}`);
 }
 
+/** The CPUs that the calling thread may run on, in order. */
+export function allowedCpus(): number[] {
+  const mask = new Uint8Array(128);
+  retrying(() => libc().sched_getaffinity(0, 128n, mask), "sched_getaffinity");
+  return Array.from({ length: mask.length * 8 }, (_, cpu) => cpu).filter((cpu) => (mask[cpu >> 3]! & 1 << (cpu & 7)) !== 0);
+}
+
 const SIGUSR1 = 10;
 const SIG_IGN = 1n;
 

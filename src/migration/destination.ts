@@ -14,11 +14,12 @@ import type { Relay, RelayConfig } from "../relay/relay.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { Channel, type FrameHead } from "./channel.ts";
 import { type Digest, digestText } from "./digest.ts";
+import { DiskSink } from "./disk_sink.ts";
 import { Guest, newRelay } from "./guest.ts";
 import { encodeOutcome, hexText, type OutcomeName, reportOf, welcome } from "./handshake.ts";
 import { checkOffer, decodeOffer, type Offer } from "./offer.ts";
 import { PageMap, PageReceiver } from "./pages.ts";
-import { FRAME, SESSION_BYTES, violation } from "./protocol.ts";
+import { decodeRound, FRAME, SESSION_BYTES, violation } from "./protocol.ts";
 import { encodeSamples, type Sample, Sampler } from "./timeline.ts";
 import type { StreamListener } from "./uri.ts";
 
@@ -26,6 +27,8 @@ import type { StreamListener } from "./uri.ts";
 const MAX_CONNECTIONS = 8;
 /** How often a source that follows is told how the guest does, milliseconds. */
 const REPORT_MS = 1000;
+/** Times that a source may ask what the disk holds. */
+const MAX_QUESTIONS = 16;
 /** Sessions whose outcome is remembered. */
 const MAX_SESSIONS = 64;
 
@@ -37,6 +40,8 @@ export interface DestinationOptions {
   relay: RelayConfig;
   /** Longest silence of a source, milliseconds. */
   timeoutMs: number;
+  /** Let a guest whose disk is another one bring its blocks, which overwrite the device's. */
+  copyDisk: boolean;
   /** Most bytes of guest memory to take. */
   maxMemory: number;
   /** Where log lines go. */
@@ -165,6 +170,7 @@ export class Destination implements AsyncDisposable {
     const device = await this.#options.openDevice();
     let relay: Relay | undefined;
     let driver: EmbeddedDriver | undefined;
+    let sink: DiskSink | undefined;
     try {
       await checkOffer(offer, device, this.#options.maxMemory);
       // A guest with packed rings keeps them: where the device has none, the relay shadows them.
@@ -172,21 +178,43 @@ export class Destination implements AsyncDisposable {
       relay = newRelay(device, config, log);
       const { ram, features, workload } = offer;
       driver = await EmbeddedDriver.standby(relay, createMemfd("guest-ram", ram.ramSize), { ram, features, workload });
-      await channel.sendJson(FRAME.ACCEPT, { features: `0x${features.toString(16)}` });
+      const hex = `0x${features.toString(16)}`;
+      if (offer.disk !== null && this.#options.copyDisk) {
+        await relay.reset();
+        sink = await DiskSink.open(channel, relay, this.#options.timeoutMs);
+        await channel.sendJson(FRAME.ACCEPT, { features: hex, disk_sectors: sink.capacity });
+        if (!await this.#askedDisk(channel, sink)) {
+          await sink.close();
+          sink = undefined;
+          await driver.introduce();
+        }
+      } else {
+        await channel.sendJson(FRAME.ACCEPT, { features: hex });
+      }
       if (!offer.dryRun) {
-        await this.#arrive(session, offer, driver);
+        await this.#arrive(session, offer, driver, relay, sink);
         return { guest: new Guest(driver, relay, device), follow: offer.follow };
       }
     } catch (error) {
       // Before anything is said: the source goes on as soon as it reads the reason.
-      await closeAll(driver, relay, device, log);
+      await closeAll(log, sink, driver, relay, device);
       throw error;
     }
-    await closeAll(driver, relay, device, log);
+    await closeAll(log, sink, driver, relay, device);
     return undefined;
   }
 
-  async #arrive(session: Session, offer: Offer, driver: EmbeddedDriver): Promise<void> {
+  // Steps 4a to 4c. @returns whether blocks are coming
+  async #askedDisk(channel: Channel, sink: DiskSink): Promise<boolean> {
+    for (let questions = 0;; questions++) {
+      const head = await channel.receiveHead([FRAME.DISK_READ, FRAME.DISK]);
+      if (head.type === FRAME.DISK) return (await channel.readJson(head)).copy === true;
+      if (questions === MAX_QUESTIONS) throw violation("it asks too much about the disk");
+      await sink.answer(head);
+    }
+  }
+
+  async #arrive(session: Session, offer: Offer, driver: EmbeddedDriver, relay: Relay, sink: DiskSink | undefined): Promise<void> {
     const { channel } = session;
     const half = offer.ram.ramSize / 2;
     const ranges = driver.regions.map(({ gpa, size, uaddr, fdOffset }) => ({
@@ -201,11 +229,18 @@ export class Destination implements AsyncDisposable {
     for (;;) {
       const head = await channel.receiveHead([FRAME.ROUND, FRAME.STATE]);
       if (head.type === FRAME.ROUND) {
-        await receiver.receive(head);
+        const mark = decodeRound(await channel.readPayload(head, 24));
+        if (!mark.disk) await receiver.receive(mark);
+        else if (sink !== undefined && !receiver.frozen) await sink.receive(mark);
+        else throw violation("a round of the disk comes that was not agreed on");
         continue;
       }
-      if (!receiver.frozen) throw violation("STATE came before the last round");
-      await this.#prepare(channel, offer, driver, () => map.digest(touched), head);
+      if (!receiver.frozen || sink?.frozen === false) throw violation("STATE came before the last round");
+      if (sink !== undefined) {
+        await sink.close();
+        await driver.introduce();
+      }
+      await this.#prepare(channel, offer, { driver, relay }, () => map.digest(touched), head);
       break;
     }
     const commit = await channel.receive(FRAME.COMMIT, SESSION_BYTES);
@@ -230,13 +265,18 @@ export class Destination implements AsyncDisposable {
   async #prepare(
     channel: Channel,
     offer: Offer,
-    driver: EmbeddedDriver,
+    { driver, relay }: { driver: EmbeddedDriver; relay: Relay },
     digestMemory: () => Promise<Digest>,
     head: FrameHead,
   ): Promise<void> {
     const state = decodeDriverState(await channel.readPayload(head, stateLimit(offer)));
     checkRun(state);
     await driver.load(state);
+    // Before the guest is taken over: a device that refuses it leaves the guest at the source.
+    if (state.net !== undefined) {
+      await relay.net.load(state.net);
+      await relay.net.beforeData();
+    }
     const begun = performance.now();
     const digest = offer.verify ? digestText(await digestMemory()) : null;
     const verify_us = offer.verify ? Math.round((performance.now() - begun) * 1000) : 0;
@@ -288,13 +328,8 @@ export class Destination implements AsyncDisposable {
   }
 }
 
-async function closeAll(
-  driver: EmbeddedDriver | undefined,
-  relay: Relay | undefined,
-  device: VhostBackend,
-  log: DestinationOptions["log"],
-): Promise<void> {
-  for (const part of [driver, relay, device]) {
+async function closeAll(log: DestinationOptions["log"], ...parts: ({ close(): Promise<void> } | undefined)[]): Promise<void> {
+  for (const part of parts) {
     try {
       await part?.close();
     } catch (error) {

@@ -4,7 +4,7 @@
  * @module
  */
 import type { MigrationReport } from "./handshake.ts";
-import type { RoundResult } from "./pages.ts";
+import type { RoundResult } from "./page_sender.ts";
 import type { Downtime, MigrationProgress, MigrationResult } from "./source.ts";
 
 /** `rounds` of svq.demo/1 and svq.migrate/1. */
@@ -44,7 +44,7 @@ export function describeWrong(report: MigrationReport): string {
 
 /** The document `svq.migrate/1` of a migration that has ended. */
 export function migrateDocument(result: MigrationResult, report: MigrationReport | undefined): { schema: string; [key: string]: unknown } {
-  const { outcome, phase, rounds, bytes, downtimeUs, memoryIdentical, estimate, throttlePercent, error } = result;
+  const { outcome, phase, rounds, bytes, downtimeUs, memoryIdentical, estimate, disk, throttlePercent, error } = result;
   return {
     schema: "svq.migrate/1",
     outcome,
@@ -63,9 +63,19 @@ export function migrateDocument(result: MigrationResult, report: MigrationReport
       downtime_us: Math.round(estimate.downtimeMs * 1000),
       throttle_percent: estimate.throttlePercent,
     },
+    disk: disk === null ? null : { shared: disk.shared, size_bytes: disk.sizeBytes, rounds: blockDocuments(disk.rounds) },
     throttle_percent: throttlePercent,
     error,
   };
+}
+
+function blockDocuments(rounds: readonly RoundResult[]): Record<string, number>[] {
+  return rounds.map(({ pages, zeroPages, bytes, ms }) => ({
+    blocks: pages,
+    zero_blocks: zeroPages,
+    bytes,
+    ms: Math.round(ms * 1000) / 1000,
+  }));
 }
 
 /** The document `svq.migrate/1` of a migration that goes on. */
@@ -92,6 +102,7 @@ export function progressDocument(progress: MigrationProgress): { schema: string;
 export function downtimeParts(downtime: Downtime): [string, number][] {
   return [
     ["stop and drain", downtime.stop],
+    ...(downtime.disk > 0 ? [["last blocks of the disk", downtime.disk] as [string, number]] : []),
     ["last round", downtime.last_round],
     ["state", downtime.state],
     ["comparing memory", downtime.verify],

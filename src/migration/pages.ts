@@ -5,7 +5,7 @@
  */
 import { LOG_PAGE_BYTES } from "../dirty/bitmap.ts";
 import type { DirtyBitmap } from "../dirty/bitmap.ts";
-import { bufferAddress, bufferAt, copyMemory, IoVector, mapAnonymous } from "../ffi/mod.ts";
+import { bufferAddress, bufferAt, copyMemory } from "../ffi/mod.ts";
 import type { MappedRange } from "../memory/region.ts";
 import { PageScan } from "../wasm/page_scan.ts";
 import type { Channel, FrameHead } from "./channel.ts";
@@ -13,23 +13,20 @@ import { addNumber, type Digest, foldDigest, isZeroPage, newDigest } from "./dig
 import {
   decodeRange,
   decodeRound,
-  encodeRange,
   encodeRound,
   FRAME,
-  FRAME_HEADER_BYTES,
   MAX_RUN_PAGES,
   MAX_ZERO_RANGES,
   PAGE_BYTES,
   type PageRange,
+  type RoundMark,
   RUN_HEADER_BYTES,
   violation,
 } from "./protocol.ts";
 
 const PAGE_WORDS = PAGE_BYTES / 4;
-const HEAD_BYTES = FRAME_HEADER_BYTES + RUN_HEADER_BYTES;
-const BATCH_FRAMES = 256;
-const STAGE_PAGES = 256;
-const YIELD_MS = 10;
+/** Pages that fit into a {@linkcode Stage}. */
+export const STAGE_PAGES = 256;
 const DIGEST_YIELD_MS = 50;
 
 /** Gives timers, signals and messages their turn. */
@@ -105,7 +102,7 @@ export class PageMap {
 }
 
 /** Room for copies of pages, where they can be added up fast. */
-class Stage {
+export class Stage {
   readonly #scan = new PageScan(STAGE_PAGES * PAGE_BYTES);
   /** Where it lies in this process, bytes. */
   readonly address: number = bufferAddress(this.#scan.buffer) + this.#scan.pagesOffset;
@@ -119,172 +116,6 @@ class Stage {
   /** Adds `bytes` at offset `at` to a digest. */
   add(digest: Digest, at: number, bytes: number): void {
     this.#scan.add(digest, at, bytes);
-  }
-}
-
-/** What a round moved. */
-export interface RoundResult {
-  /** From 1. */
-  round: number;
-  /** Pages that were dirty: all of them in round 1. */
-  pages: number;
-  /** Of these, pages that were zero and moved as a number. */
-  zeroPages: number;
-  /** Bytes on the wire. */
-  bytes: number;
-  /** From its beginning until the destination had all of it, milliseconds. */
-  ms: number;
-}
-
-/** How pages are sent. */
-export interface SendOptions {
-  /** Bytes per second; infinite for no limit. */
-  maxBandwidth: number;
-  /** Called now and then with the pages done. */
-  onProgress?: (pages: number) => void;
-}
-
-/** Sends rounds of pages. */
-export class PageSender implements Disposable {
-  readonly #channel: Channel;
-  readonly #map: PageMap;
-  readonly #options: SendOptions;
-  readonly #vector = new IoVector(2 * BATCH_FRAMES);
-  readonly #heads = mapAnonymous(BATCH_FRAMES * HEAD_BYTES, "frame heads");
-  readonly #headView = new DataView(this.#heads.buffer());
-  readonly #stage = new Stage();
-  #zeros: PageRange[] = [];
-  #frames = 0;
-  #staged = 0;
-  #frozen = false;
-  #checksum = newDigest();
-  #began = 0;
-  #bytesBefore = 0;
-  #breathed = 0;
-
-  /** Sends pages of `map` through `channel`. */
-  constructor(channel: Channel, map: PageMap, options: SendOptions) {
-    this.#channel = channel;
-    this.#map = map;
-    this.#options = options;
-  }
-
-  /**
-   * Sends a round; resolves when the destination has confirmed all of it.
-   *
-   * @param dirty a private bitmap of what to send
-   * @param frozen nothing writes memory any more
-   * @throws SvqError of the link, and MIGRATION_PROTOCOL when the destination got something else
-   */
-  async send(round: number, dirty: DirtyBitmap, frozen: boolean): Promise<RoundResult> {
-    const result = await this.sendUnconfirmed(round, dirty, frozen);
-    await this.confirm(result);
-    return result;
-  }
-
-  /** Sends a round without waiting for the confirmation: call {@linkcode confirm} before anything else is received. */
-  async sendUnconfirmed(round: number, dirty: DirtyBitmap, frozen: boolean): Promise<RoundResult> {
-    this.#frozen = frozen;
-    this.#checksum = newDigest();
-    this.#began = this.#breathed = performance.now();
-    this.#bytesBefore = this.#channel.bytesSent;
-    const result: RoundResult = { round, pages: 0, zeroPages: 0, bytes: 0, ms: 0 };
-    await this.#channel.send(FRAME.ROUND, encodeRound({ round, frozen, pages: dirty.count(), checksum: 0 }));
-    for (let run = dirty.nextRun(0); run !== undefined; run = dirty.nextRun(run.page + run.count)) await this.#run(run, result);
-    await this.#flush(result);
-    await this.#flushZeros();
-    const mark = { round, frozen, pages: result.pages, checksum: foldDigest(this.#checksum) };
-    await this.#channel.send(FRAME.ROUND_END, encodeRound(mark));
-    result.bytes = this.#channel.bytesSent - this.#bytesBefore;
-    return result;
-  }
-
-  /** Waits for the confirmation of the last round; completes its time. */
-  async confirm(result: RoundResult): Promise<void> {
-    const ack = decodeRound(await this.#channel.receive(FRAME.ROUND_ACK, 24));
-    if (ack.round !== result.round || ack.pages !== result.pages || ack.checksum !== foldDigest(this.#checksum)) {
-      throw violation(`it confirms ${ack.pages} pages of round ${ack.round}, sent were ${result.pages} of round ${result.round}`);
-    }
-    result.ms = performance.now() - this.#began;
-  }
-
-  // Splits a dirty run into runs that are zero and runs that are not, none longer than a frame or a region.
-  async #run({ page, count }: PageRange, result: RoundResult): Promise<void> {
-    for (let at = page; at < page + count;) {
-      const { words, at: word } = this.#map.find({ page: at, count: 1 });
-      const room = Math.min(page + count - at, (words.length - word) / PAGE_WORDS);
-      const zero = isZeroPage(words, word);
-      const longest = Math.min(room, zero ? room : MAX_RUN_PAGES);
-      let length = 1;
-      while (length < longest && isZeroPage(words, word + length * PAGE_WORDS) === zero) length++;
-      if (zero) {
-        this.#zeros.push({ page: at, count: length });
-        result.zeroPages += length;
-        if (this.#zeros.length === MAX_ZERO_RANGES) await this.#flushZeros();
-      } else {
-        await this.#pages({ page: at, count: length }, result);
-      }
-      result.pages += length;
-      at += length;
-    }
-  }
-
-  async #pages(range: PageRange, result: RoundResult): Promise<void> {
-    const bytes = range.count * PAGE_BYTES;
-    if (this.#frames === BATCH_FRAMES || this.#staged + range.count > STAGE_PAGES) await this.#flush(result);
-    // The guest writes while we read: the checksum is of the copy that is sent.
-    const stage = this.#staged * PAGE_BYTES;
-    this.#stage.put(stage, this.#map.find(range).address, bytes);
-    const digest = newDigest();
-    this.#stage.add(digest, stage, bytes);
-    const checksum = foldDigest(digest);
-    addNumber(this.#checksum, checksum);
-    const head = this.#frames * HEAD_BYTES;
-    this.#channel.putHead(this.#headView, head, FRAME.PAGES, RUN_HEADER_BYTES + bytes, checksum);
-    encodeRange(this.#headView, head + FRAME_HEADER_BYTES, range);
-    this.#vector.push(this.#heads.address + head, HEAD_BYTES);
-    this.#vector.push(this.#stage.address + stage, bytes);
-    this.#frames++;
-    this.#staged += range.count;
-  }
-
-  async #flush(result: RoundResult): Promise<void> {
-    if (this.#frames > 0) await this.#channel.sendVector(this.#vector);
-    this.#vector.clear();
-    this.#frames = this.#staged = 0;
-    // A refusal is read now, not at the end of the round.
-    if (this.#channel.poll()) await this.#channel.receiveHead([]);
-    this.#options.onProgress?.(result.pages);
-    await this.#pace();
-  }
-
-  async #pace(): Promise<void> {
-    const now = performance.now();
-    const due = this.#began + (this.#channel.bytesSent - this.#bytesBefore) / this.#options.maxBandwidth * 1000;
-    // Not while the guest stands still.
-    if (!this.#frozen && due - now > 1) await new Promise((resolve) => setTimeout(resolve, due - now));
-    else if (now - this.#breathed > YIELD_MS) await breathe();
-    else return;
-    this.#breathed = performance.now();
-  }
-
-  async #flushZeros(): Promise<void> {
-    if (this.#zeros.length === 0) return;
-    // Frames are numbered when they are put together, so what was put together before goes first.
-    if (this.#frames > 0) {
-      await this.#channel.sendVector(this.#vector);
-      this.#frames = this.#staged = 0;
-    }
-    const payload = new Uint8Array(this.#zeros.length * RUN_HEADER_BYTES);
-    const view = new DataView(payload.buffer);
-    this.#zeros.forEach((range, i) => encodeRange(view, i * RUN_HEADER_BYTES, range));
-    this.#zeros = [];
-    addNumber(this.#checksum, await this.#channel.send(FRAME.ZERO, payload));
-  }
-
-  /** Frees its buffers. */
-  [Symbol.dispose](): void {
-    this.#heads.close();
   }
 }
 
@@ -317,10 +148,9 @@ export class PageReceiver {
     return this.#frozen;
   }
 
-  /** Receives the round that `head` (a ROUND) begins, and confirms it. @throws SvqError MIGRATION_PROTOCOL and of the link */
-  async receive(head: FrameHead): Promise<void> {
+  /** Receives the round that `begin` (of a ROUND) begins, and confirms it. @throws SvqError MIGRATION_PROTOCOL and of the link */
+  async receive(begin: RoundMark): Promise<void> {
     const channel = this.#channel;
-    const begin = decodeRound(await channel.readPayload(head, 24));
     if (begin.round !== this.#round + 1 || this.#frozen) throw violation(`round ${begin.round} follows round ${this.#round}`);
     if (begin.pages > this.#map.pages) throw violation(`round ${begin.round} has ${begin.pages} pages, the guest ${this.#map.pages}`);
     this.#round = begin.round;
@@ -332,8 +162,10 @@ export class PageReceiver {
       const next = await channel.receiveHead([FRAME.PAGES, FRAME.ZERO, FRAME.ROUND_END]);
       if (next.type === FRAME.ROUND_END) {
         const end = decodeRound(await channel.readPayload(next, 24));
-        const mark = { round: this.#round, frozen: this.#frozen, pages: this.#pages, checksum: foldDigest(this.#checksum) };
-        if (end.round !== mark.round || end.frozen !== mark.frozen || end.pages !== mark.pages || end.checksum !== mark.checksum) {
+        const mark = { round: this.#round, frozen: this.#frozen, disk: false, pages: this.#pages, checksum: foldDigest(this.#checksum) };
+        if (
+          end.round !== mark.round || end.disk || end.frozen !== mark.frozen || end.pages !== mark.pages || end.checksum !== mark.checksum
+        ) {
           throw violation(`round ${mark.round} ends with ${end.pages} pages, ${mark.pages} came, or their checksum is wrong`);
         }
         await channel.send(FRAME.ROUND_ACK, encodeRound(mark));

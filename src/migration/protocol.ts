@@ -10,13 +10,24 @@
  *       |-------------------------------------------------------->|  opens its device, allocates memory
  *       |  4  ACCEPT   (or ERROR: refused, with the reason)         |
  *       |<--------------------------------------------------------|
+ *       |  4a DISK_READ  sectors that it just changed (may be left |
+ *       |-------------------------------------------------------->|  out: see "Disks")
+ *       |  4b DISK_DATA  what this side's disk holds there          |
+ *       |<--------------------------------------------------------|
+ *       |  4c DISK       is the disk going to be copied?            |
+ *       |-------------------------------------------------------->|
  *       |        the guest runs; the dirty log is on                |
+ *       |  5a ROUND (disk), BLOCKS…, ZERO_BLOCKS…, ROUND_END        |
+ *       |-------------------------------------------------------->|  } only where the disk is copied
+ *       |  6a ROUND_ACK                                             |  }
+ *       |<--------------------------------------------------------|
  *       |  5  ROUND, PAGES…, ZERO…, ROUND_END                       |
  *       |-------------------------------------------------------->|  } repeated until what is
  *       |  6  ROUND_ACK pages, checksum                             |  } left is little enough
  *       |<--------------------------------------------------------|
  *       |  7  stop: guest paused, rings taken from the device       |
  *       |        (GET_VRING_BASE answered: the device is fenced)    |
+ *       |  8a ROUND (frozen, disk) … ROUND_END, ROUND_ACK           |
  *       |  8  ROUND (frozen) … ROUND_END, 9 STATE                   |
  *       |-------------------------------------------------------->|  checks, loads, starts nothing
  *       | 10  ROUND_ACK, PREPARED (digest of all memory)            |
@@ -47,6 +58,15 @@
  * - After 12 the destination runs, whatever happens to the link.
  * The requests that the device had not taken when its rings were stopped are still in the avail ring: the destination's
  * device takes them there. That is the only way in which a request is submitted again, and only after step 7.
+ *
+ * Disks: where OFFER asks for it (`disk`: `auto` or `yes`) and ACCEPT agrees (`disk`), the source finds out whether both devices
+ * show the same disk: it writes random bytes to sectors that no request of the guest uses, asks what the destination reads there
+ * (4a, 4b), and writes back what was there. It never copies a disk onto itself; with `auto` it copies when the disk is another
+ * one. Blocks have 4096 bytes; a last one that is shorter is padded with zeros. While the guest runs the source reads them through
+ * the guest's own rings, and marks what the guest's requests change when the device has answered them; what is out when the
+ * guest stands still counts as changed. The last blocks are read when the device has given its rings back, through a ring of the
+ * source's own, and are on the destination's medium before 8. The destination's disk is worth nothing until RUNNING: a
+ * migration that ends before leaves it half written.
  *
  * ERROR may come from either side at any step in place of anything else. Every wait has a time-out. Frames are numbered in
  * each direction; a number out of order (a frame lost, repeated or replayed) ends the migration. A recorded stream cannot be
@@ -97,6 +117,11 @@ export const FRAME = {
   ERROR: 14,
   QUERY: 15,
   OUTCOME: 16,
+  DISK_READ: 17,
+  DISK_DATA: 18,
+  DISK: 19,
+  BLOCKS: 20,
+  ZERO_BLOCKS: 21,
 } as const;
 
 /** One of {@linkcode FRAME}. */
@@ -189,6 +214,8 @@ export interface RoundMark {
   round: number;
   /** The guest is stopped: this is the last round. */
   frozen: boolean;
+  /** It has blocks of the disk, 4096 bytes each, and not pages of memory. Its rounds are counted apart. */
+  disk: boolean;
   /** Pages, those that are zero included. */
   pages: number;
   /** Checksum over the checksums of the round's frames; 0 in ROUND. */
@@ -196,11 +223,11 @@ export interface RoundMark {
 }
 
 /** The payload of ROUND, ROUND_END and ROUND_ACK. */
-export function encodeRound({ round, frozen, pages, checksum }: RoundMark): Uint8Array<ArrayBuffer> {
+export function encodeRound({ round, frozen, disk, pages, checksum }: RoundMark): Uint8Array<ArrayBuffer> {
   const bytes = new Uint8Array(24);
   const view = new DataView(bytes.buffer);
   view.setUint32(0, round, true);
-  view.setUint32(4, frozen ? 1 : 0, true);
+  view.setUint32(4, (frozen ? 1 : 0) | (disk ? 2 : 0), true);
   view.setBigUint64(8, BigInt(pages), true);
   view.setInt32(16, checksum, true);
   return bytes;
@@ -211,8 +238,8 @@ export function decodeRound(bytes: Uint8Array): RoundMark {
   if (bytes.length !== 24) throw violation(`a round's mark has ${bytes.length} bytes`);
   const view = new DataView(bytes.buffer, bytes.byteOffset);
   const [round, flags, pages] = [view.getUint32(0, true), view.getUint32(4, true), view.getBigUint64(8, true)];
-  if (round === 0 || round > MAX_ROUNDS || flags > 1 || pages > 2n ** 40n) {
+  if (round === 0 || round > MAX_ROUNDS || flags > 3 || pages > 2n ** 40n) {
     throw violation(`a round's mark says round ${round}, ${pages} pages`);
   }
-  return { round, frozen: flags === 1, pages: Number(pages), checksum: view.getInt32(16, true) };
+  return { round, frozen: (flags & 1) !== 0, disk: (flags & 2) !== 0, pages: Number(pages), checksum: view.getInt32(16, true) };
 }

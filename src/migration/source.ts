@@ -5,15 +5,17 @@
  */
 import { DirtyBitmap } from "../dirty/bitmap.ts";
 import { encodeDriverState } from "../drivers/state.ts";
-import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
+import { toErrorRecord } from "../errors.ts";
 import { Channel, linkLost, lossOf, RemoteError } from "./channel.ts";
 import { Convergence } from "./convergence.ts";
 import { digestText } from "./digest.ts";
+import { blocksOf, DiskCopy, diskWish } from "./disk_copy.ts";
 import { estimateMigration, FIXED_MS } from "./estimate.ts";
 import { greet, type MigrationReport, receiveReports, settleDoubt } from "./handshake.ts";
 import { encodeOffer } from "./offer.ts";
-import { PageSender, type RoundResult } from "./pages.ts";
-import { FRAME, MAX_JSON } from "./protocol.ts";
+import { PageSender, type RoundResult } from "./page_sender.ts";
+import { FRAME } from "./protocol.ts";
+import { cancelled, diskRefused, InDoubt, memoryDiffers, noConvergence } from "./source_errors.ts";
 import { drainTimeout, type SourceGuest } from "./source_guest.ts";
 import {
   type Downtime,
@@ -27,6 +29,7 @@ import {
 import type { Sample } from "./timeline.ts";
 
 export * from "./source_types.ts";
+export { cancelled } from "./source_errors.ts";
 
 // How long a dry run watches what gets dirty, milliseconds.
 const WATCH_MS = 300;
@@ -48,6 +51,9 @@ export class Migration implements Disposable {
   #estimateMs: number | null = null;
   #estimate: Estimate | null = null;
   #throttlePercent = 0;
+  #disk: DiskCopy | undefined;
+  #diskUs = 0;
+  #onDisk = false;
 
   /** Nothing happens before {@linkcode run}. */
   constructor(guest: SourceGuest, options: SourceOptions) {
@@ -111,6 +117,7 @@ export class Migration implements Disposable {
     const outcome = this.#cancelled === undefined ? "aborted" : "cancelled";
     const resumed = this.#touched ? this.#guest.goOn() : Promise.resolve();
     await Promise.all([resumed, this.#channel?.farewell(error)]);
+    await this.#disk?.close();
     this.#channel?.close();
     return this.#result(outcome, error);
   }
@@ -124,6 +131,7 @@ export class Migration implements Disposable {
       downtimeUs: outcome === "completed" ? this.#downtime() : null,
       memoryIdentical: this.#memoryIdentical,
       estimate: this.#estimate,
+      disk: this.#disk?.result ?? null,
       throttlePercent: this.#throttlePercent,
       error: error === null ? null : toErrorRecord(error),
     };
@@ -136,7 +144,8 @@ export class Migration implements Disposable {
     return {
       total: us("stop", "completed"),
       stop: us("stop", "last_round"),
-      last_round: us("last_round", "state"),
+      disk: Math.round(this.#diskUs),
+      last_round: us("last_round", "state") - Math.round(this.#diskUs),
       state: state - verify,
       verify,
       resume: us("commit", "completed"),
@@ -156,8 +165,19 @@ export class Migration implements Disposable {
     this.#enter("offer");
     const regions = driver.regions.map(({ gpa, size }) => ({ gpa, size }));
     const { features, workload, layout: { options: ram } } = driver;
-    await channel.sendJson(FRAME.OFFER, encodeOffer({ session: this.#session, features, ram, regions, workload, verify, follow, dryRun }));
-    await channel.receive(FRAME.ACCEPT, MAX_JSON);
+    const disk = diskWish(this.#guest, this.#options.copyDisk);
+    await channel.sendJson(
+      FRAME.OFFER,
+      encodeOffer({ session: this.#session, features, ram, regions, workload, verify, follow, dryRun, disk }),
+    );
+    const accepted = await channel.readJson(await channel.receiveHead([FRAME.ACCEPT]));
+    if (disk !== null && typeof accepted.disk_sectors === "number") {
+      this.#enter("disk");
+      this.#disk = await DiskCopy.open(this.#guest, this.#options.drainTimeoutMs);
+      await this.#disk.ask(channel, disk, accepted.disk_sectors);
+    } else if (disk === "yes") {
+      throw diskRefused();
+    }
     if (dryRun) {
       await this.#watch();
       return "possible";
@@ -171,25 +191,30 @@ export class Migration implements Disposable {
       maxBandwidth: this.#options.maxBandwidth,
       onProgress: (done) => this.#onPages(done),
     });
-    await this.#precopy(sender, dirty);
-    await this.#stopAndSend(sender, dirty);
+    const copy = this.#disk?.shared === false ? this.#disk : undefined;
+    await this.#precopy(sender, dirty, copy);
+    await this.#stopAndSend(sender, dirty, copy);
     return undefined;
   }
 
   async #watch(): Promise<void> {
     this.#touched = true;
     await this.#guest.logOn();
+    const copy = this.#disk?.shared === false ? this.#disk : undefined;
+    copy?.forget();
     const begun = performance.now();
     await new Promise((resolve) => setTimeout(resolve, WATCH_MS));
-    const dirtyPages = this.#guest.harvest(DirtyBitmap.covering(this.#guest.map.endGpa));
+    const dirtyPages = this.#guest.harvest(DirtyBitmap.covering(this.#guest.map.endGpa)) + (copy?.harvest().blocks ?? 0);
     const ms = performance.now() - begun;
     await this.#guest.logOff();
-    this.#estimate = estimateMigration({ ...this.#options, pages: this.#guest.map.pages, dirtyPages, ms });
+    await this.#disk?.close();
+    const pages = this.#guest.map.pages + blocksOf(copy?.sizeBytes ?? 0);
+    this.#estimate = estimateMigration({ ...this.#options, pages, dirtyPages, ms });
   }
 
   #onPages(done: number): void {
     const of = this.#remaining;
-    this.#options.onEvent?.({ kind: "pages", round: this.#rounds.length + 1, done, of });
+    this.#options.onEvent?.({ kind: "pages", round: this.#rounds.length + 1, done, of, disk: this.#onDisk });
     if (this.#cancelled !== undefined && !this.#committed) throw this.#cancelled;
   }
 
@@ -198,12 +223,24 @@ export class Migration implements Disposable {
     return last === undefined ? 0 : last.bytes / Math.max(0.1, last.ms) * 1000;
   }
 
-  async #precopy(sender: PageSender, dirty: DirtyBitmap): Promise<void> {
+  async #diskRound(sender: PageSender, copy: DiskCopy): Promise<number> {
+    this.#remaining = copy.remaining;
+    if (this.#remaining === 0) return 0;
+    this.#onDisk = true;
+    try {
+      return await copy.round(sender);
+    } finally {
+      this.#onDisk = false;
+    }
+  }
+
+  async #precopy(sender: PageSender, dirty: DirtyBitmap, copy: DiskCopy | undefined): Promise<void> {
     const { map } = this.#guest;
     const convergence = new Convergence(this.#options);
     this.#guest.harvest(dirty);
     map.markAll(dirty);
     for (let round = 1;; round++) {
+      const blocks = copy === undefined ? 0 : await this.#diskRound(sender, copy);
       this.#remaining = dirty.count();
       const result = await sender.send(round, dirty, false);
       this.#rounds.push(result);
@@ -212,10 +249,11 @@ export class Migration implements Disposable {
       const dirtyPages = this.#guest.harvest(dirty);
       // The pace of the best round: small rounds measure the round trip, not the link.
       const pace = Math.min(...this.#rounds.filter((one) => one.pages > 0).map((one) => one.ms / one.pages));
-      const estimateMs = FIXED_MS + dirtyPages * pace;
+      const left = copy?.harvest() ?? { blocks: 0, ms: 0 };
+      const estimateMs = FIXED_MS + dirtyPages * pace + left.ms;
       this.#estimateMs = estimateMs;
       this.#remaining = dirtyPages;
-      const next = convergence.next({ sent: result.pages, dirty: dirtyPages, estimateMs });
+      const next = convergence.next({ sent: result.pages + blocks, dirty: dirtyPages + left.blocks, estimateMs });
       const { throttlePercent } = convergence;
       this.#options.onEvent?.({ kind: "round", round: result, dirtyPages, estimateMs, throttlePercent });
       if (this.#cancelled !== undefined) throw this.#cancelled;
@@ -238,12 +276,16 @@ export class Migration implements Disposable {
     }
   }
 
-  async #stopAndSend(sender: PageSender, dirty: DirtyBitmap): Promise<void> {
+  async #stopAndSend(sender: PageSender, dirty: DirtyBitmap, copy: DiskCopy | undefined): Promise<void> {
     const channel = this.#channel!;
     const guest = this.#guest;
     this.#enter("stop");
     await guest.stop(this.#options.drainTimeoutMs);
     this.#enter("last_round");
+    if (copy !== undefined) {
+      await copy.last(sender, dirty);
+      this.#diskUs = (performance.now() - this.#marks.get("last_round")!) * 1000;
+    }
     this.#remaining = guest.harvest(dirty);
     const last = await sender.sendUnconfirmed(this.#rounds.length + 1, dirty, true);
     const state = await guest.exportState();
@@ -265,10 +307,7 @@ export class Migration implements Disposable {
     const there = typeof prepared.verify_us === "number" ? prepared.verify_us : 0;
     this.#verifyUs = Math.round(Math.max(ownUs, there));
     if (!this.#memoryIdentical) {
-      throw new SvqError("MEMORY_DIFFERS", "The memory that the destination received is not the memory of the source", {
-        exitCode: EXIT.migrationAborted,
-        hint: "a page was written that the dirty log does not show; the guest goes on at the source",
-      });
+      throw memoryDiffers();
     }
   }
 
@@ -324,33 +363,6 @@ export class Migration implements Disposable {
   /** The same as {@linkcode close}. */
   [Symbol.dispose](): void {
     this.close();
-  }
-}
-
-function noConvergence(rounds: number, dirtyPages: number, estimateMs: number, throttlePercent: number): SvqError {
-  const slowed = throttlePercent > 0 ? ` although the guest was held still for ${throttlePercent} % of its time` : "";
-  return new SvqError(
-    "NO_CONVERGENCE",
-    `After ${rounds} rounds ${dirtyPages} pages are still dirty${slowed}: stopping would take about ${Math.round(estimateMs)} ms`,
-    {
-      exitCode: EXIT.migrationAborted,
-      hint: "allow a longer --downtime-limit, more --max-iterations or --max-bandwidth, or use --on-no-convergence throttle or stop",
-    },
-  );
-}
-
-/** The migration was cancelled. */
-export function cancelled(message = "The migration was cancelled"): SvqError {
-  return new SvqError("MIGRATION_CANCELLED", message, { exitCode: EXIT.migrationAborted });
-}
-
-class InDoubt extends SvqError {
-  constructor(cause: unknown) {
-    super("MIGRATION_IN_DOUBT", "The link was lost in the hand-over, and the destination does not say whether the guest runs there", {
-      exitCode: EXIT.failedAfterSwitchover,
-      hint: "the guest stays stopped here: look at the destination before it is started again",
-      cause,
-    });
   }
 }
 

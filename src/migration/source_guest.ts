@@ -12,6 +12,8 @@ import type { Relay } from "../relay/relay.ts";
 import { PageMap } from "./pages.ts";
 
 const VHOST_F_LOG_ALL = 1n << 26n;
+// How long an undo waits for a device to give back a ring that was not the guest's, milliseconds.
+const HELD_MS = 1000;
 
 /** What one can do to a harvested bitmap before it is used: for tests that show that a broken log is noticed. */
 export type HarvestFilter = (harvested: DirtyBitmap) => void;
@@ -27,6 +29,7 @@ export class SourceGuest implements Disposable {
   #log: Mapping | undefined;
   #stopping: Promise<unknown> | undefined;
   #late: Promise<void> | undefined;
+  #held: Promise<unknown> | undefined;
   #throttled = 0;
 
   /** A guest that runs on `relay`. */
@@ -42,6 +45,11 @@ export class SourceGuest implements Disposable {
   /** The driver. */
   get driver(): EmbeddedDriver {
     return this.#driver;
+  }
+
+  /** The relay that it runs on. */
+  get relay(): Relay {
+    return this.#relay;
   }
 
   /** All memory counts as dirty for the time being: a queue has not left passthrough yet. */
@@ -109,15 +117,30 @@ export class SourceGuest implements Disposable {
     await this.#driver.throttle(percent);
   }
 
+  /** Has {@linkcode goOn} wait, after {@linkcode stop}: somebody else has a ring of the device until `release` is settled. */
+  waitFor(release: Promise<unknown>): void {
+    release.catch(() => {});
+    this.#held = release;
+  }
+
   /** All that the destination needs besides memory; after {@linkcode stop}. */
-  exportState(): Promise<DriverState> {
-    return this.#driver.exportState();
+  async exportState(): Promise<DriverState> {
+    const state = await this.#driver.exportState();
+    const { document } = this.#relay.net;
+    return document === undefined ? state : { ...state, net: document };
   }
 
   /** Undoes everything: the guest goes on here at full speed, without a log. */
   async goOn(): Promise<void> {
     await this.throttle(0);
-    if (this.#stopping === undefined) {
+    if (this.#held !== undefined) {
+      const late = this.#held.catch(() => {}).then(() => this.#driver.continueHere());
+      this.#held = undefined;
+      this.#late = late.catch(() => {});
+      // A device that hangs must not keep the caller; the guest goes on when it answers.
+      let timer: ReturnType<typeof setTimeout> | undefined;
+      await Promise.race([late, new Promise((resolve) => timer = setTimeout(resolve, HELD_MS))]).finally(() => clearTimeout(timer));
+    } else if (this.#stopping === undefined) {
       await this.#driver.continueHere();
     } else {
       // The device has not given its rings back yet. The guest may go on meanwhile; its rings follow as soon as they can.

@@ -7,10 +7,11 @@ import type { RunCommand } from "../drivers/messages.ts";
 import type { ErrorRecord } from "../errors.ts";
 import type { UnixStream } from "../ffi/mod.ts";
 import type { ConvergenceOptions } from "./convergence.ts";
-import type { RoundResult } from "./pages.ts";
+import type { CopyDisk, DiskResult } from "./disk_copy.ts";
+import type { RoundResult } from "./page_sender.ts";
 
 /** Where a migration is, in order. After `commit` it cannot be undone from here. */
-export const PHASES = ["connect", "offer", "log", "rounds", "stop", "last_round", "state", "commit", "completed"] as const;
+export const PHASES = ["connect", "offer", "disk", "log", "rounds", "stop", "last_round", "state", "commit", "completed"] as const;
 /** One of {@linkcode PHASES}. */
 export type Phase = typeof PHASES[number];
 
@@ -28,6 +29,8 @@ export interface SourceOptions extends ConvergenceOptions {
   verify: boolean;
   /** Have the destination report how the guest does. */
   follow: boolean;
+  /** Copy the guest's disk: where the destination's is another one, always, or never (then both must share it). */
+  copyDisk: CopyDisk;
   /** Only ask whether it would work, and measure how fast the guest writes. */
   dryRun: boolean;
   /**
@@ -53,6 +56,7 @@ export const DEFAULT_SOURCE_OPTIONS = {
   onNoConvergence: "stop",
   verify: true,
   follow: true,
+  copyDisk: "no",
   dryRun: false,
   endIsProof: true,
   doubtTimeoutMs: 60_000,
@@ -62,7 +66,7 @@ export const DEFAULT_SOURCE_OPTIONS = {
 export type MigrationEvent =
   | { kind: "phase"; phase: Phase }
   | { kind: "round"; round: RoundResult; dirtyPages: number; estimateMs: number; throttlePercent: number }
-  | { kind: "pages"; round: number; done: number; of: number };
+  | { kind: "pages"; round: number; done: number; of: number; disk: boolean };
 
 /** The parts of the time in which the guest stood still, microseconds. */
 export interface Downtime {
@@ -70,6 +74,8 @@ export interface Downtime {
   total: number;
   /** Pause the guest, take the rings from the device. */
   stop: number;
+  /** The last blocks of the disk. */
+  disk: number;
   /** The last pages. */
   last_round: number;
   /** State of rings and driver, until the destination was prepared. */
@@ -113,6 +119,8 @@ export interface MigrationResult {
   downtimeUs: Downtime | null;
   /** null where it was not compared. */
   memoryIdentical: boolean | null;
+  /** What became of the disk; null where nobody asked. */
+  disk: DiskResult | null;
   /** After a dry run. */
   estimate: Estimate | null;
   /** How much of its time the guest was held still at most before it was stopped, percent. */

@@ -11,7 +11,7 @@ import type { ManualAllocation } from "./relay_memory.ts";
 import type { Relay } from "./relay.ts";
 
 /** An allocation that a new relay gets again, where it was. */
-type Kept = ManualAllocation & { iova: number };
+export type Kept = ManualAllocation & { iova: number };
 
 /** The layout of a relay, with its owner. */
 export type RelayIovaDocument = IovaDocument & { relay: string; device: string };
@@ -87,6 +87,16 @@ export class RelayIova {
     const index = this.#kept.findIndex((one) => one.iova === iova && one.asid === asid);
     if (index >= 0) this.#kept.splice(index, 1);
     return { ...this.show(relay), freed: allocationDocument(freed) };
+  }
+
+  /** What is allocated, as plain data: for a relay in another process. */
+  get kept(): readonly Kept[] {
+    return this.#kept;
+  }
+
+  /** Takes over what a relay in another process has {@linkcode kept}; to be called before {@linkcode restore}. */
+  adopt(kept: readonly Kept[]): void {
+    this.#kept.push(...kept);
   }
 
   /** Allocates everything again in a new relay. What its device cannot hold any more is forgotten, and `warn` is told. */

@@ -17,7 +17,8 @@ import { IommuChains, iommuMemory } from "./iommu_chains.ts";
 import type { QueueProgress, QueueStart } from "./messages.ts";
 import { ShadowCore } from "./shadow_core.ts";
 
-function guestQueue(start: QueueStart, path: DataPath, maxChain: number, inflight: InflightLog | undefined): DeviceQueue {
+/** The guest's ring of `start`, as its device. @throws VringError, SvqError OUTSIDE_MEMORY */
+export function guestQueue(start: QueueStart, path: DataPath, maxChain: number, inflight: InflightLog | undefined): DeviceQueue {
   const { num, packed, eventIdx, indirect, inOrder, desc, avail, used, local } = start.guest;
   const layout = packed ? packedLayout(num) : splitLayout(num);
   const part = (gpa: number, size: number) => ({ buffer: path.memory.buffer(gpa, size) });
@@ -43,7 +44,8 @@ function guestQueue(start: QueueStart, path: DataPath, maxChain: number, infligh
   return packed ? new PackedDevice(options) : new SplitDevice(options);
 }
 
-function shadowQueue(start: QueueStart): DriverQueue {
+/** The device's ring of `start`, as its driver. */
+export function shadowQueue(start: QueueStart): DriverQueue {
   if (start.mode === "used") return headQueue(start);
   const { num, packed, eventIdx, indirect, inOrder, desc, avail, used, tables } = start.device;
   const layout = packed ? packedLayout(num) : splitLayout(num);

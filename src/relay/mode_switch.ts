@@ -29,6 +29,8 @@ export interface ModeContext {
   guestPacked: () => boolean;
   /** Does the device need descriptors of its own for this queue: another format, another place in its address space, … */
   translated: (index: number) => boolean;
+  /** Is it a control queue, whose commands are always copied? */
+  control: (index: number) => boolean;
   /** Must what the device uses go through the relay at least? */
   relayed: () => boolean;
   /** Is the dirty log on? */
@@ -59,7 +61,7 @@ export class ModeSwitch {
   wanted(index: number): RunningMode {
     const { config, guestPacked, translated, relayed, logging, group } = this.#context;
     const mode = config.queueModes?.get(index) ?? config.mode;
-    if (config.forceShadow || translated(index) || mode === "shadow") return "shadow";
+    if (config.forceShadow || mode === "shadow" || this.#context.control(index) || translated(index)) return "shadow";
     if (this.#context.bound && (mode === "passthrough" || mode === "notify")) return mode;
     // A device whose rings cannot be stopped one by one in mid-flight stays behind rings of the relay's own. Packed rings have
     // no used ring of their own that could be the relay's.

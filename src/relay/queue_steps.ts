@@ -18,7 +18,7 @@ import type { Arena } from "./arena.ts";
 import { deviceIsGone } from "./device_slot.ts";
 import { INFLIGHT_STATE, type InflightChains, inflightState, recoverPacked, recoverSplit, setInflightState } from "../vring/inflight.ts";
 import type { InflightPart, InflightRegion } from "./inflight_region.ts";
-import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
+import type { ControlStart, QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { resumableUsedIndex } from "./ring_evidence.ts";
 import type { RingWindow } from "./ring_window.ts";
 import type { RelayWorker } from "./worker_client.ts";
@@ -49,6 +49,8 @@ export interface QueueContext {
   deviceFeatures: () => bigint;
   /** Descriptors in the device's ring for a guest's ring of `num`. */
   deviceNum: (num: number) => number;
+  /** How the Worker is to run a control queue; undefined for the others. */
+  control: (index: number, guestless: boolean) => ControlStart | undefined;
   /** Is the device given the guest's own indirect tables in mode `shadow`? */
   passTables: boolean;
   /** Doorbells that the VMM may map: see src/relay/doorbells.ts. */
@@ -73,6 +75,8 @@ export interface GuestRing {
   call: number | null;
   /** Error eventfd. */
   err: number | null;
+  /** The relay drives the device's ring by itself: there is no ring of a guest's. */
+  guestless?: boolean;
   /** With an IOMMU: the ring in one piece. */
   window?: RingWindow | undefined;
   /** What a relay before this one had in flight; for the first start only. */
@@ -250,6 +254,11 @@ export class QueueSteps {
     return { base: resume.base, resume };
   }
 
+  /** Does the front-end's region have a part for this ring? */
+  recorded(ring: GuestRing): boolean {
+    return this.#part(ring) !== undefined;
+  }
+
   #part(ring: GuestRing): InflightPart | undefined {
     if (ring.window !== undefined) return undefined;
     return this.#context.inflight.part(this.#index, ring.num, this.#place(ring).packed);
@@ -397,7 +406,9 @@ export class QueueSteps {
     const guest = this.#place(ring);
     const local = this.#context.arena().local(this.#index, device.num);
     const features = this.#context.deviceFeatures();
-    const part = this.#part(ring);
+    const control = this.#context.control(this.#index, ring.guestless === true);
+    // One command at a time is at the device, and the guest's ring shows which.
+    const part = control === undefined ? this.#part(ring) : undefined;
     return {
       index: this.#index,
       mode,
@@ -421,6 +432,7 @@ export class QueueSteps {
       paused: !ring.enabled,
       ...(part === undefined || mode === "notify" ? {} : { inflight: { address: part.address, size: part.size } }),
       ...(ring.resume === undefined ? {} : { resume: ring.resume }),
+      ...(control === undefined ? {} : { control }),
     };
   }
 

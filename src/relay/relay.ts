@@ -24,7 +24,7 @@ import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { ConfigSpace } from "./config_space.ts";
-import { Counters } from "./counters.ts";
+import { Counters, MAX_WORKERS } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
@@ -34,15 +34,16 @@ import { InflightRegion } from "./inflight_region.ts";
 import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
 import { isBound, ModeSwitch } from "./mode_switch.ts";
+import { NetControl } from "./net_control.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
-import type { RunningMode } from "./queue_steps.ts";
-import type { CoreChoice } from "./core.ts";
+import type { QueueContext, RunningMode } from "./queue_steps.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
 import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
 import { RingLife } from "./ring_life.ts";
 import { RelayWorker } from "./worker_client.ts";
+import { type WorkerLoad, workerLoads, type WorkerSettings, workerSettings } from "./worker_load.ts";
 
 export * from "./relay_config.ts";
 
@@ -56,6 +57,8 @@ export class Relay implements VhostBackend {
   readonly counters: Counters;
   /** The dirty log. */
   readonly dirty: DirtyLogging;
+  /** The control queue of a network device. */
+  readonly net: NetControl;
   /** See {@linkcode VhostBackend.onConfigChange}. */
   onConfigChange: (() => void) | undefined;
   /** See {@linkcode VhostBackend.onFailure}. */
@@ -110,16 +113,19 @@ export class Relay implements VhostBackend {
     this.#config = config;
     this.#events = events;
     this.#status = new DeviceStatus(this.#slot);
-    this.#negotiation = new Negotiation(this.#slot, config);
     const { queueNum, deviceId } = device.info;
     // Net devices count queue pairs, and have a control queue; vhost-user does not say what a device is.
     this.#maxQueues = Math.min(MAX_QUEUES, deviceId === undefined || deviceId === VIRTIO_ID.net ? 2 * queueNum + 1 : queueNum);
+    this.net = this.#newNetControl(config);
+    this.#negotiation = new Negotiation(this.#slot, config, (guest, offered) => this.net.extraFeatures(guest, offered));
     if ((device.info.ringStop ?? "each") !== "each") {
       this.#group = new RingGroup({
         device: () => this.#device,
         queues: () => this.queues,
         wantedMode: (index) => this.wantedMode(index),
         check: (queue) => this.#rings.check(queue),
+        beforeStart: () => this.net.beforeStart(),
+        afterStart: () => this.net.afterStart(),
       });
     }
     this.counters = new Counters(this.#maxQueues);
@@ -127,7 +133,8 @@ export class Relay implements VhostBackend {
     const doorbells = (this.#group === undefined || this.#bound) && hasDoorbells(device);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1), doorbells };
     this.#inflight = new InflightRegion(this.#maxQueues);
-    for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker(config.core));
+    const workers = Math.min(MAX_WORKERS, Math.max(1, config.workers));
+    for (let i = 0; i < workers; i++) this.#workers.push(this.#newWorker(workerSettings(config, i, workers)));
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging(async (place) => void await this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
@@ -144,6 +151,21 @@ export class Relay implements VhostBackend {
     // The record of what is in flight names guest memory, and a guest with an IOMMU does not: no VMM is to rely on one.
     if (config.guestIommu) Object.defineProperty(this, "setInflight", { value: undefined });
     this.#listen(device);
+  }
+
+  #newNetControl({ mac }: RelayConfig): NetControl {
+    return new NetControl({
+      device: () => this.#device,
+      features: () => this.features,
+      queues: () => this.queues,
+      queue: (index) => this.#queue(index),
+      maxQueues: this.#maxQueues,
+      spare: ({ index, lane }) => this.#newQueue(index, lane),
+      inject: async (index, commands) => void await this.#workerOf(index).send({ type: "inject", index, commands }),
+      together: (this.#slot.device.info.ringStop ?? "each") !== "each",
+      mac,
+      log: (message) => this.#events.log(message),
+    });
   }
 
   #newIommu(): GuestIommu {
@@ -179,6 +201,7 @@ export class Relay implements VhostBackend {
       status: this.#status,
       memory: () => this.memory,
       group: this.#group,
+      control: this.net,
       iommu: () => this.iommu,
       queues: () => this.queues,
       wantedMode: (index) => this.wantedMode(index),
@@ -200,6 +223,7 @@ export class Relay implements VhostBackend {
       forgetful: this.sendRarp !== undefined,
       guestPacked: () => this.#negotiation.guestPacked,
       translated: (index) => this.#negotiation.rebuilt || this.#memory.moved || this.#otherSize(index),
+      control: (index) => index === this.net.index,
       relayed: () => this.#negotiation.reordered,
       logging: () => this.logging,
       // What the device wrote between the last mark and the end of passthrough has no bit of its own.
@@ -232,14 +256,14 @@ export class Relay implements VhostBackend {
     return this.#slot.device;
   }
 
-  #newWorker(core: CoreChoice): RelayWorker {
+  #newWorker(settings: WorkerSettings): RelayWorker {
     return new RelayWorker(
-      this.counters.shared,
-      core,
+      { counters: this.counters.shared, ...settings },
       (index, reason) => this.#events.log(`queue ${index} runs on the slower JavaScript core: ${reason}`),
       (index, error) => this.#rings.failed(this.#queue(index), error),
       (index, iova, perm) => this.#missed(index, iova, perm),
       (error) => this.#deviceFailed(error),
+      (event) => this.net.answered(event),
     );
   }
 
@@ -247,6 +271,11 @@ export class Relay implements VhostBackend {
   async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<number> {
     const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
     return replies.reduce((sum, { count = 0 }) => sum + count, 0);
+  }
+
+  /** What each Worker does. */
+  get loads(): WorkerLoad[] {
+    return workerLoads(this.counters, this.#workers.length, this.#config);
   }
 
   /** The queues that the front-end has touched, by index. */
@@ -320,22 +349,32 @@ export class Relay implements VhostBackend {
       if (!(Number.isInteger(index) && index >= 0 && index < this.#maxQueues)) {
         throw new SvqError("NO_SUCH_QUEUE", `Queue ${index}: the device has ${this.#device.info.queueNum} queues`);
       }
-      queue = new RelayQueue(index, this.#workers[index % this.#workers.length]!, {
-        device: () => this.#device,
-        memory: this.memory,
-        arena: () => this.#memory.arena!,
-        inflight: this.#inflight,
-        features: () => this.features,
-        devicePacked: () => this.devicePacked,
-        deviceFeatures: () => this.#negotiation.deviceFeatures,
-        deviceNum: (num) => this.#negotiation.deviceNum(num),
-        passTables: this.#config.indirect === "pass",
-        doorbells: this.#doorbells,
-        log: (message) => this.#events.log(message),
-      }, this.#group !== undefined ? this.#groupLane : new Lane());
+      queue = this.#newQueue(index, this.#group !== undefined ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
     }
     return queue;
+  }
+
+  #workerOf(index: number): RelayWorker {
+    return this.#workers[index % this.#workers.length]!;
+  }
+
+  #newQueue(index: number, lane: Lane): RelayQueue {
+    const context: QueueContext = {
+      device: () => this.#device,
+      memory: this.memory,
+      arena: () => this.#memory.arena!,
+      inflight: this.#inflight,
+      features: () => this.features,
+      devicePacked: () => this.devicePacked,
+      deviceFeatures: () => this.#negotiation.deviceFeatures,
+      deviceNum: (num) => this.#negotiation.deviceNum(num),
+      control: (index, guestless) => this.net.start(index, guestless),
+      passTables: this.#config.indirect === "pass",
+      doorbells: this.#doorbells,
+      log: (message) => this.#events.log(message),
+    };
+    return new RelayQueue(index, this.#workerOf(index), context, lane);
   }
 
   /** The mode that queue `index` should be in now. */
@@ -357,6 +396,7 @@ export class Relay implements VhostBackend {
   async setFeatures(features: bigint): Promise<void> {
     const first = !this.#negotiation.set;
     await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
+    await this.net.negotiated(this.#negotiation.deviceFeatures);
     if (!this.#negotiation.iommu) await this.iommu?.forget();
     else if (!this.queues.some((queue) => queue.running)) await this.iommu?.flush();
     await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n, first);
@@ -442,6 +482,22 @@ export class Relay implements VhostBackend {
       throw new SvqError("RING_RUNS", "The in-flight region cannot be changed while a ring runs");
     }
     this.#inflight.set(place, this.queues.every((queue) => queue.state === "stopped"));
+  }
+
+  /** What src/relay/handover.ts cannot see otherwise. */
+  get parts(): { featuresSet: boolean; iommu: boolean; status: number | undefined; inflight: InflightPlace | undefined } {
+    const { set, iommu } = this.#negotiation;
+    return { featuresSet: set, iommu, status: this.#status.given, inflight: this.#inflight.place };
+  }
+
+  /** See {@linkcode RelayMemory.adoptArena}. */
+  adoptArena(fd: OwnedFd): void {
+    this.#memory.adoptArena(fd);
+  }
+
+  /** Takes every doorbell back from the VMM. @throws SvqError DOORBELL_KEPT */
+  async withdrawDoorbells(): Promise<void> {
+    for (const queue of this.queues) await this.#doorbells.withdraw(queue.index, () => queue.nudge());
   }
 
   /** Has the front-end given a region that outlives the relay, in which it records what is in flight? */
@@ -539,6 +595,7 @@ export class Relay implements VhostBackend {
       if (queue.running) await queue.applyEnabled();
       else await this.#rings.start(queue);
     });
+    await this.net.enabled(index);
   }
 
   // Its owner may find a successor; meanwhile the VMM is held and the guest's requests wait.
@@ -548,6 +605,7 @@ export class Relay implements VhostBackend {
     const first = this.#slot.lost === undefined;
     this.#losses++;
     this.#slot.lose(error);
+    this.net.lost();
     this.#rings.lose();
     if (first) this.#events.deviceLost(error);
   }
@@ -636,6 +694,7 @@ export class Relay implements VhostBackend {
    */
   async setStatus(status: number): Promise<void> {
     if (status === 0) await this.#rings.stop();
+    if (status === 0) this.net.reset();
     await this.#status.set(status);
   }
 
@@ -643,6 +702,7 @@ export class Relay implements VhostBackend {
   async reset(): Promise<void> {
     if (this.#slot.lost !== undefined) await this.#rings.drop();
     else await this.#rings.stop();
+    this.net.reset();
     this.#status.clear();
     await this.#slot.use((device) => device.reset());
   }
@@ -666,6 +726,7 @@ export class Relay implements VhostBackend {
     this.#device.onConfigChange = undefined;
     this.#device.onFailure = undefined;
     for (const worker of this.#workers) await worker.close();
+    this.net.close();
     for (const queue of this.#queues.values()) queue.close();
     this.#queues.clear();
     this.#doorbells.forget();

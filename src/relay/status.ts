@@ -7,6 +7,7 @@ import type { ErrorRecord } from "../errors.ts";
 import { CORES, COUNTER } from "./counters.ts";
 import type { IommuStatus } from "./guest_iommu.ts";
 import type { Relay, RelayMode } from "./relay.ts";
+import type { WorkerLoad } from "./worker_load.ts";
 import { isRelayed } from "./queue_steps.ts";
 import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
 
@@ -40,6 +41,8 @@ export interface QueueStatus {
   kicks: number;
   /** Calls that the relay gave the guest. */
   calls: number;
+  /** Times that chains were given to the device: one or more together. */
+  batches: number;
   /** Chains relayed. */
   chains: number;
   /** Bytes in them. */
@@ -56,6 +59,26 @@ export interface QueueStatus {
   switches: SwitchTimes;
   /** Why the queue failed. */
   error: ErrorRecord | null;
+}
+
+/** The control queue of a network device. */
+export interface NetStatus {
+  /** Who drives it: the guest, or the relay, since the VMM keeps it to itself. */
+  control: "guest" | "relay";
+  /** Its index. */
+  queue: number;
+  /** Queue pairs in use, as far as it was said. */
+  pairs: number | null;
+  /** The newest commands that were refused, with the reason. */
+  refused: readonly string[];
+  /** What the guest has set by commands that cannot be set again elsewhere. */
+  not_migratable: readonly string[];
+}
+
+/** The control queue of a relay's device. */
+export function netStatus({ net }: Relay): NetStatus | null {
+  if (net.source === undefined) return null;
+  return { control: net.source, queue: net.index, pairs: net.pairs ?? null, refused: net.refusals, not_migratable: net.notMigratable };
 }
 
 /** What is the same for all shapes of status. */
@@ -115,6 +138,10 @@ export interface RelayStatus {
   maps: { guest: number; shadow: number };
   /** The device pins the guest's memory; null where nobody knows. */
   pins_memory: boolean | null;
+  /** The control queue of a network device; null where none is in use. */
+  net: NetStatus | null;
+  /** The threads that run the queues. */
+  workers: WorkerLoad[];
   /** All queues that the front-end has set up. */
   queues: QueueStatus[];
   /** Why the device is gone. */
@@ -160,6 +187,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     inflight,
     kicks: of("kicks"),
     calls: of("calls"),
+    batches: of("batches"),
     chains: of("chains"),
     bytes: of("bytes"),
     dirty_pages: of("dirtyPages"),

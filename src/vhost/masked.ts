@@ -21,6 +21,7 @@ export interface MaskedFeature {
 }
 
 const FEATURES: readonly (readonly [bit: number, name: string, text: string])[] = [
+  [24, "NOTIFY_ON_EMPTY", "Only drivers older than virtio 1.0 know it; a ring of the relay's own calls by flags or EVENT_IDX alone"],
   [33, "ACCESS_PLATFORM", "A guest IOMMU is not carried; kernel vDPA devices get the bit from the relay itself"],
   [37, "SR_IOV", "The PCI function that would have virtual functions is the device's own, which the guest does not see"],
   [38, "NOTIFICATION_DATA", "The data of a kick cannot cross an eventfd"],

@@ -5,7 +5,7 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
-import { fileSize, getSeals, type OwnedFd } from "../ffi/fd.ts";
+import { dupFd, fileSize, getSeals, type OwnedFd } from "../ffi/fd.ts";
 import { SEAL } from "../ffi/mapping.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import type { VhostBackend, VringAddresses } from "../vhost/backend.ts";
@@ -55,6 +55,19 @@ export class ServerMemory implements Disposable {
   constructor(backend: VhostBackend, sealed: boolean) {
     this.#backend = backend;
     this.#sealed = sealed;
+  }
+
+  /** The regions, with descriptors that live as long as they are in the table. */
+  get regions(): readonly MemoryRegion[] {
+    return this.#table.regions;
+  }
+
+  /** Takes over the table of a server in another process, which the backend has been given already. Duplicates the descriptors. */
+  adopt(regions: readonly MemoryRegion[]): void {
+    for (const region of regions) {
+      const owned = dupFd(region.fd);
+      this.#table.add({ ...region, fd: owned.fd, owned });
+    }
   }
 
   /** Replaces the table. Takes descriptors out of `fds` when the backend has accepted it. @throws SvqError, of the backend too */

@@ -30,6 +30,7 @@ function offerOf(session: string): Offer {
     verify: true,
     follow: false,
     dryRun: false,
+    disk: null,
   };
 }
 
@@ -95,7 +96,7 @@ function pages(page: number, count: number): Uint8Array<ArrayBuffer> {
 }
 
 const EMPTY = foldDigest(newDigest());
-const round = (number: number, pages: number, frozen = false) => encodeRound({ round: number, frozen, pages, checksum: 0 });
+const round = (number: number, pages: number, frozen = false) => encodeRound({ round: number, frozen, disk: false, pages, checksum: 0 });
 
 Deno.test("A source that lies in its greeting or its offer is refused with a clear reason", async () => {
   await using liar = new Liar();
@@ -168,7 +169,7 @@ Deno.test("Rounds that do not follow each other, a state too early or too long, 
   await using liar = new Liar();
   const last = async (channel: Channel) => {
     await channel.send(FRAME.ROUND, round(1, 0, true));
-    await channel.send(FRAME.ROUND_END, encodeRound({ round: 1, frozen: true, pages: 0, checksum: EMPTY }));
+    await channel.send(FRAME.ROUND_END, encodeRound({ round: 1, frozen: true, disk: false, pages: 0, checksum: EMPTY }));
     await channel.receive(FRAME.ROUND_ACK, 24);
   };
   assert.equal(await liar.tellLater(async (channel) => void await channel.send(FRAME.ROUND, round(2, 1))), "MIGRATION_PROTOCOL");

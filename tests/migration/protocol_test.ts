@@ -26,6 +26,7 @@ Deno.test("HELLO, ROUND and page ranges are read as they were written", () => {
   const mark = fc.record({
     round: fc.integer({ min: 1, max: MAX_ROUNDS }),
     frozen: fc.boolean(),
+    disk: fc.boolean(),
     pages: fc.nat({ max: 2 ** 40 }),
     checksum: fc.integer(),
   });

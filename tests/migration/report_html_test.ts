@@ -13,9 +13,10 @@ const result: MigrationResult = {
     { round: 2, pages: 10, zeroPages: 0, bytes: 40_960, ms: 1 },
   ],
   bytes: 2_500_000,
-  downtimeUs: { total: 100, stop: 10, last_round: 20, state: 30, verify: 25, resume: 15 },
+  downtimeUs: { total: 100, stop: 10, disk: 0, last_round: 20, state: 30, verify: 25, resume: 15 },
   memoryIdentical: true,
   estimate: null,
+  disk: null,
   throttlePercent: 40,
   error: null,
 };

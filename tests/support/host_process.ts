@@ -42,6 +42,7 @@ async function obey(command: HostCommand): Promise<unknown> {
         openDevice: () => openDevice(address),
         relay: { ...DEFAULT_RELAY_CONFIG },
         timeoutMs: 60_000,
+        copyDisk: false,
         maxMemory: command.maxMemory,
         log,
       });

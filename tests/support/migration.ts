@@ -103,6 +103,7 @@ export class Hosts implements AsyncDisposable {
       },
       relay: { ...DEFAULT_RELAY_CONFIG },
       timeoutMs: 10_000,
+      copyDisk: true,
       maxMemory: 1 << 30,
       log: (_level, message) => this.logged.push(message),
       ...this.#options.destination,
@@ -170,7 +171,7 @@ export type Fault = "cut" | "stall" | "flip" | "reset-next";
 export class FrameProxy implements AsyncDisposable {
   readonly #listener: UnixListener;
   readonly #target: string;
-  readonly #rule: (from: "source" | "destination", type: number) => Fault | undefined;
+  readonly #rule: (from: "source" | "destination", type: number, payload: Uint8Array) => Fault | undefined;
   readonly #streams: UnixStream[] = [];
   readonly #refuseLater: boolean;
   #connections = 0;
@@ -182,7 +183,7 @@ export class FrameProxy implements AsyncDisposable {
   constructor(
     readonly path: string,
     target: string,
-    rule: (from: "source" | "destination", type: number) => Fault | undefined,
+    rule: (from: "source" | "destination", type: number, payload: Uint8Array) => Fault | undefined,
     refuseLater = false,
   ) {
     this.#listener = listenUnix(path);
@@ -218,7 +219,7 @@ export class FrameProxy implements AsyncDisposable {
         const head = await readExactly(from, FRAME_HEADER_BYTES);
         const view = new DataView(head.buffer);
         const payload = await readExactly(from, view.getUint32(8, true));
-        const fault = first && !this.fired ? this.#rule(side, view.getUint32(0, true)) : undefined;
+        const fault = first && !this.fired ? this.#rule(side, view.getUint32(0, true), payload) : undefined;
         if (fault !== undefined) this.fired = true;
         if (fault === "cut") break;
         if (fault === "stall") this.#stalled = true;

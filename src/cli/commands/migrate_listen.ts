@@ -24,6 +24,7 @@ interface Flags {
   readonly tlsCert?: string;
   readonly tlsKey?: string;
   readonly tlsSecret?: string;
+  readonly copyDisk: "auto" | "no";
   readonly maxMem: number;
   readonly timeout: number;
   readonly untilStdinCloses: boolean;
@@ -40,11 +41,17 @@ export const listen = buildCommand({
   },
   parameters: {
     flags: {
-      device: deviceFlag("Device of the guest on this side; it must show the same disk"),
+      device: deviceFlag("Device of the guest on this side"),
       insecure: { kind: "boolean", brief: "Allow plain TCP beyond this host: guest memory travels unencrypted", default: false },
       tlsCert: pathFlag("For tls: the certificate to show, with its chain (PEM)", { optional: true }),
       tlsKey: pathFlag("For tls: its private key (PEM)", { optional: true }),
       tlsSecret: pathFlag("For tls: a file with a secret that sources must know", { optional: true }),
+      copyDisk: {
+        kind: "enum",
+        values: ["auto", "no"],
+        brief: "Let a source whose disk is another one copy it here, over what this device holds (auto), or not",
+        default: "auto",
+      },
       maxMem: sizeFlag("Most memory that a guest may bring", { default: "16GiB" }),
       timeout: durationFlag("Longest silence of the source", { default: "30s" }),
       untilStdinCloses: { kind: "boolean", brief: "End when stdin is closed", default: false, hidden: true },
@@ -65,6 +72,7 @@ export const listen = buildCommand({
       openDevice: () => openDevice(flags.device),
       relay: { ...DEFAULT_RELAY_CONFIG },
       timeoutMs: flags.timeout / 1e6,
+      copyDisk: flags.copyDisk === "auto",
       maxMemory: flags.maxMem,
       log: (level, message) => output.log(level, message),
     });

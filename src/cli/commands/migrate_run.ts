@@ -4,6 +4,7 @@ import { openDevice } from "../../devices/open.ts";
 import { EXIT, fromErrorRecord } from "../../errors.ts";
 import { NO_CONVERGENCE, type OnNoConvergence } from "../../migration/convergence.ts";
 import { describeWrong, downtimeParts, isClean, migrateDocument, progressDocument } from "../../migration/document.ts";
+import { COPY_DISK, type CopyDisk, type DiskResult } from "../../migration/disk_copy.ts";
 import { Guest } from "../../migration/guest.ts";
 import { type MigrationReport, reportOf } from "../../migration/handshake.ts";
 import { DEFAULT_SOURCE_OPTIONS, Migration, type MigrationEvent, type MigrationResult } from "../../migration/source.ts";
@@ -49,6 +50,7 @@ interface Flags {
   readonly drainTimeout: number;
   readonly verify: boolean;
   readonly follow: boolean;
+  readonly copyDisk: CopyDisk;
   readonly dryRun: boolean;
   readonly insecure: boolean;
   readonly tlsCa?: string;
@@ -99,6 +101,12 @@ export const run = buildCommand({
       drainTimeout: durationFlag("How long the device may keep its rings when it is stopped", { default: "10s" }),
       verify: { kind: "boolean", brief: "Compare all memory on both sides while both stand still", default: true },
       follow: { kind: "boolean", brief: "Wait for the guest's end at the destination, and report it", default: true },
+      copyDisk: {
+        kind: "enum",
+        values: COPY_DISK,
+        brief: "Copy the guest's disk: where the destination's turns out to be another one, in any case, or never (both must share it)",
+        default: "auto",
+      },
       dryRun: {
         kind: "boolean",
         brief: "Only ask whether the destination could take the guest, and estimate rounds and downtime",
@@ -164,6 +172,7 @@ async function migrate(
     onNoConvergence: flags.onNoConvergence,
     verify: flags.verify,
     follow: flags.follow,
+    copyDisk: flags.copyDisk,
     dryRun: flags.dryRun,
     run: () => ({ durationMs: restMs(), drainMs: DRAIN_MS }),
     onEvent: (event) => {
@@ -241,7 +250,7 @@ function factsOf({ device, to, mem, maxBandwidth, downtimeLimit }: Flags): [stri
 function show(progress: Progress, event: MigrationEvent): void {
   if (event.kind !== "pages") return;
   const left = formatSize((event.of - event.done) * PAGE_BYTES);
-  progress.update(event.of === 0 ? 1 : event.done / event.of, `round ${event.round}, ${left} left`);
+  progress.update(event.of === 0 ? 1 : event.done / event.of, `${event.disk ? "disk" : `round ${event.round}`}, ${left} left`);
 }
 
 function jsonLine({ output }: CliContext, migration: Migration, event: MigrationEvent): void {
@@ -252,7 +261,7 @@ function jsonLine({ output }: CliContext, migration: Migration, event: Migration
 }
 
 function describe(result: MigrationResult, report: MigrationReport | undefined): string {
-  const { outcome, rounds, bytes, downtimeUs, memoryIdentical, estimate, throttlePercent } = result;
+  const { outcome, rounds, bytes, downtimeUs, memoryIdentical, estimate, disk, throttlePercent } = result;
   const us = (value: number) => formatDuration(value * 1000);
   const facts: [string, string][] = [["outcome", outcome === "possible" ? "the destination could take the guest" : outcome]];
   if (estimate !== null) {
@@ -269,6 +278,7 @@ function describe(result: MigrationResult, report: MigrationReport | undefined):
     if (throttlePercent > 0) facts.push(["slowed down", `the guest was held still for up to ${throttlePercent} % of its time`]);
     facts.push(["memory", `${rounds.length} rounds, ${formatSize(bytes)} sent in ${formatDuration(ms * 1e6)}`]);
   }
+  if (disk !== null) facts.push(["disk", describeDisk(disk, outcome === "possible")]);
   if (downtimeUs !== null) {
     const parts = downtimeParts(downtimeUs).map(([name, value]) => `${name} ${us(value)}`).join(", ");
     facts.push(["downtime", `${us(downtimeUs.total)}: ${parts}`]);
@@ -280,6 +290,13 @@ function describe(result: MigrationResult, report: MigrationReport | undefined):
     for (const fault of report.faults) facts.push(["fault", fault]);
   }
   return formatFacts(facts);
+}
+
+function describeDisk({ shared, sizeBytes, rounds }: DiskResult, asked: boolean): string {
+  if (shared) return "both sides share it: nothing is copied";
+  if (asked) return `${formatSize(sizeBytes)} would be copied; the destination's is another one`;
+  const bytes = rounds.reduce((sum, round) => sum + round.bytes, 0);
+  return `${formatSize(sizeBytes)} copied in ${rounds.length} rounds, ${formatSize(bytes)} sent`;
 }
 
 function within(promise: Promise<unknown>, ms: number): Promise<unknown> {

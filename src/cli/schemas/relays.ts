@@ -30,6 +30,7 @@ const queue = object({
   inflight: count(),
   kicks: count(),
   calls: count(),
+  batches: optional(count("Times that chains were given to the device: one or more together")),
   chains: count(),
   bytes: count(),
   dirty_pages: count(),
@@ -61,12 +62,54 @@ const relay = {
       object({ entries: count(), misses: count(), updates: count(), invalidations: count() }, "The guest's IOMMU, with --guest-iommu"),
     ),
   ),
+  net: optional(
+    nullable(
+      object({
+        control: choice(["guest", "relay"]),
+        queue: count(),
+        pairs: nullable(count("Queue pairs in use, as far as it was said")),
+        refused: list(text(), "The newest commands that were refused"),
+        not_migratable: list(text(), "What was set and cannot be set again elsewhere"),
+      }, "The control queue of a network device, and who drives it"),
+    ),
+  ),
+  workers: optional(list(
+    object({
+      index: count("Queue N belongs to worker N modulo their number"),
+      cpus: list(count(), "CPUs that it is bound to; none: any"),
+      waits: count("Calls of epoll_wait"),
+      sleeps: count("Those that could sleep"),
+      polls: count("Rounds of polling"),
+      poll_hits: count("Times that polling found work"),
+      poll_idle_ms: count("Time spent in looks that found nothing"),
+      poll_us: number("How long it looks for more at present before it sleeps"),
+      poll_held_off: count("Times that self-tuned polling stopped because other threads needed the CPU"),
+    }),
+    "The threads that run the queues",
+  )),
   queues: list(queue),
+};
+
+const coalescing = { max_packets: count(), max_usecs: count() };
+const netState = {
+  mac: optional(text("xx:xx:xx:xx:xx:xx")),
+  rx: map(flag("Receive modes that the driver has switched")),
+  mac_table: optional(object({ unicast: list(text()), multicast: list(text()) })),
+  vlans: list(count()),
+  steering: list(map(true, "pairs, rss or hash, in the order in which they were set")),
+  guest_offloads: optional(text("0x…")),
+  coalescing: object({
+    tx: optional(object(coalescing)),
+    rx: optional(object(coalescing)),
+    queues: list(object({ queue: count(), ...coalescing })),
+  }),
+  not_migratable: list(text(), "Set by commands that svq does not know"),
 };
 
 const gap = object({
   total: number(),
   stop: optional(nullable(number())),
+  disk: optional(nullable(number("The last blocks of a disk that was copied"))),
   last_round: optional(nullable(number())),
   state: optional(nullable(number())),
   resume: optional(nullable(number())),
@@ -83,8 +126,17 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     memory_identical: flag(),
   }),
   "svq.relay/1": document("svq.relay/1", "State of a running relay", relay),
+  "svq.net-state/1": document("svq.net-state/1", "What a driver has set through a network device's control queue", netState),
   "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", { relays: list(object(relay)) }),
   "svq.relay-stop/1": document("svq.relay-stop/1", "Relays that were stopped", { stopped: list(text()) }),
+  "svq.relay-upgrade/1": document("svq.relay-upgrade/1", "A relay that another process goes on with", {
+    name: text(),
+    pid_before: count("Process that handed over"),
+    pid: count("Process that goes on"),
+    version_before: text(),
+    version: text(),
+    stall_ms: count("How long the rings stood still"),
+  }),
   "svq.monitor/1": document("svq.monitor/1", "What relays did per second, a document per round", {
     time: text("When, ISO 8601"),
     interval_ms: count("Since the round before; 0 in the first, whose rates are 0"),
@@ -149,6 +201,14 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     downtime_us: nullable(gap),
     requests: optional(nullable(object(requests))),
     memory_identical: optional(nullable(flag())),
+    disk: optional(nullable(object({
+      shared: flag("Both sides show the same disk: nothing was copied"),
+      size_bytes: count(),
+      rounds: list(
+        object({ blocks: count("Of 4096 bytes"), zero_blocks: count("Of these, blocks of zeros"), bytes: count(), ms: number() }),
+        "Rounds of the disk, the one while the guest stood still included",
+      ),
+    }))),
     throttle_percent: optional(count("How much of its time the guest was held still at most, because it wrote too fast")),
     total_ms: optional(nullable(number("From the start of copying to the end"))),
     setup_ms: optional(nullable(number())),

@@ -14,13 +14,15 @@ import { loggedRanges } from "./logged_ring.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { errorOf } from "./wasm_errors.ts";
 import type { WasmHost } from "./wasm_host.ts";
-import { LINK, PLACE, QUEUE, QUEUE_BYTES, QUEUE_ORDER, type QueueField, RECORD_BYTES, RESULT, SEGMENT_BYTES } from "./wasm_layout.ts";
+import { LINK, PLACE, QUEUE, QUEUE_BYTES, QUEUE_FLOATS, type QueueField, RECORD, RECORD_BYTES, RESULT, SEGMENT_BYTES } from "./wasm_layout.ts";
 
 const KINDS = { split: 0, packed: 1, heads: 2 } as const;
 
 interface Held {
   guestId: number;
+  /** When it was taken, and how many have been since. */
   order: number;
+  age: number;
   segments: { address: number; length: number; writable: boolean }[];
 }
 
@@ -48,7 +50,6 @@ export class WasmCore implements RelayCore {
   readonly #words: Int32Array;
   readonly #floats: Float64Array;
   readonly #records: Int32Array;
-  readonly #orders: Float64Array;
   readonly #taken: Uint16Array;
   #segments!: { at: number; capacity: number; words: Int32Array; wide: BigUint64Array };
   #releaseDevice: () => void = () => {};
@@ -80,10 +81,10 @@ export class WasmCore implements RelayCore {
     this.#floats = new Float64Array(buffer, this.#queue, QUEUE_BYTES / 8);
     this.#taken = new Uint16Array(buffer, this.#queue + takenAt, guest.num);
     this.#records = new Int32Array(buffer, this.#queue + recordsAt, device.num * RECORD_BYTES / 4);
-    this.#orders = new Float64Array(buffer, this.#queue + recordsAt, device.num * RECORD_BYTES / 8);
     this.#set("env", host.env);
     this.#set("taken", this.#queue + takenAt);
     this.#set("records", this.#queue + recordsAt);
+    this.#set("usedSlot", -1);
     cleanup.defer(() => this.#releaseDevice());
     cleanup.defer(() => this.#releaseSegments());
     this.#openGuest(start, cleanup);
@@ -191,8 +192,8 @@ export class WasmCore implements RelayCore {
     this.#set("numFree", num);
     this.#records.fill(0);
     for (let id = 0; id < num; id++) {
-      this.#records[id * 8 + 4] = -1;
-      if (packed) this.#records[id * 8 + 7] = id + 1;
+      this.#records[id * RECORD.words + RECORD.guestId] = -1;
+      if (packed) this.#records[id * RECORD.words + RECORD.slots] = id + 1;
     }
     const own = packed || heads ? 0 : num;
     this.#releaseSegments();
@@ -279,8 +280,8 @@ export class WasmCore implements RelayCore {
     const moved = result & RESULT.count;
     this.callWanted = (result & RESULT.notify) !== 0;
     this.#counters[COUNTER.chains]! += moved;
-    this.#counters[COUNTER.bytes]! += this.#floats[QUEUE_ORDER + 1]!;
-    this.#floats[QUEUE_ORDER + 1] = 0;
+    this.#counters[COUNTER.bytes]! += this.#floats[QUEUE_FLOATS.bytes]!;
+    this.#floats[QUEUE_FLOATS.bytes] = 0;
     this.#countDirty();
     // The used ring's own pages are marked after it was written: the reader clears a bit first and copies then.
     if (this.#logged.length > 0) this.logRing();
@@ -356,18 +357,20 @@ export class WasmCore implements RelayCore {
     const held: Held[] = [];
     const { words, wide } = this.#segments;
     for (let id = 0; id < this.#get("deviceNum"); id++) {
-      const guestId = this.#records[id * 8 + 4]!;
+      const record = id * RECORD.words;
+      const guestId = this.#records[record + RECORD.guestId]!;
       if (guestId < 0) continue;
       const segments: Held["segments"] = [];
-      for (let index = this.#records[id * 8 + 5]!;;) {
+      for (let index = this.#records[record + RECORD.first]!;;) {
         const link = words[index * 4 + 3]!;
         segments.push({ address: Number(wide[index * 2]!), length: words[index * 4 + 2]! >>> 0, writable: (link & LINK.write) !== 0 });
         if ((link & LINK.more) === 0) break;
         index = link & LINK.index;
       }
-      held.push({ guestId, order: this.#orders[id * 4]!, segments });
+      const order = this.#records[record + RECORD.order]! >>> 0;
+      held.push({ guestId, order, age: (this.#get("order") - order) >>> 0, segments });
     }
-    return held.sort((a, b) => a.order - b.order);
+    return held.sort((a, b) => b.age - a.age);
   }
 
   /** See {@linkcode RelayCore.uses}. */
@@ -385,8 +388,7 @@ export class WasmCore implements RelayCore {
       const distance = (this.#get("guestNext") - this.#get("guestUsedNext") + lap + 2 * num) % (2 * num);
       if (distance !== this.#get("openSlots")) return false;
     } else if (((this.#get("guestNext") - open) & 0xffff) !== this.#get("guestUsedSeen")) return false;
-    const order = this.#floats[QUEUE_ORDER]!;
-    if (this.#held().some((chain) => chain.order < order - open)) return false;
+    if (this.#held().some(({ age }) => age > open)) return false;
     this.#taken.fill(0);
     this.#set("open", 0);
     this.#set("openSlots", 0);
@@ -420,21 +422,21 @@ export class WasmCore implements RelayCore {
     const held = this.#held();
     this.#openDevice(start);
     const { exports } = this.#host;
-    const taken = this.#floats[QUEUE_ORDER]!;
+    const taken = this.#get("order");
     for (const { guestId, order, segments } of held) {
       for (;;) {
         exports.begin();
         for (const { address, length, writable } of segments) exports.segment(this.#queue, address, length, writable ? 1 : 0);
         const id = exports.add(this.#queue, guestId);
         // Its place in the order in which the guest's chains were taken stays what it was.
-        if (id >= 0) this.#orders[id * 4] = order;
+        if (id >= 0) this.#records[id * RECORD.words + RECORD.order] = order;
         if (id >= 0) break;
         if (id === PLACE.full) throw new SvqError("INTERNAL", "A fresh ring has no room for what the one before it held");
         if (id !== PLACE.grow) this.#fail(id);
         this.#grow();
       }
     }
-    this.#floats[QUEUE_ORDER] = taken;
+    this.#set("order", taken);
     exports.publishAdded(this.#queue);
   }
 

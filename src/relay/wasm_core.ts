@@ -5,17 +5,29 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
-import { completePackedBase, packedBase, packedPosition } from "../vring/packed.ts";
-import { checkPackedNum, checkSplitNum, packedLayout, splitLayout } from "../vring/layout.ts";
+import type { InflightChains, InflightLog } from "../vring/inflight.ts";
+import { completePackedBase, PACKED_BASE_START, packedBase, packedPosition } from "../vring/packed.ts";
+import {
+  checkPackedNum,
+  checkSplitNum,
+  packedLayout,
+  splitLayout,
+  VRING_PACKED_DESC_F_AVAIL as PACKED_AVAIL,
+  VRING_PACKED_DESC_F_USED as PACKED_USED,
+} from "../vring/layout.ts";
 import { VringError } from "../vring/rules.ts";
 import { type DataPath, maxChainOf, type RelayCore } from "./core.ts";
 import { COUNTER } from "./counters.ts";
+import { availRingOf, openInflight, packedRingOf } from "./inflight_start.ts";
 import { loggedRanges } from "./logged_ring.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { errorOf } from "./wasm_errors.ts";
+import { inflightBytes, openInflightWindow, takeOverInflight } from "./wasm_inflight.ts";
 import type { WasmHost } from "./wasm_host.ts";
 import { LINK, PLACE, QUEUE, QUEUE_BYTES, QUEUE_FLOATS, type QueueField, RECORD, RECORD_BYTES, RESULT, SEGMENT_BYTES } from "./wasm_layout.ts";
 
+const PACKED_STATE = PACKED_AVAIL | PACKED_USED;
+const NO_ROOM = "The device's ring has no room for what was in flight";
 const KINDS = { split: 0, packed: 1, heads: 2 } as const;
 
 interface Held {
@@ -53,6 +65,9 @@ export class WasmCore implements RelayCore {
   readonly #taken: Uint16Array;
   #segments!: { at: number; capacity: number; words: Int32Array; wide: BigUint64Array };
   #releaseDevice: () => void = () => {};
+  #inflight: InflightLog | undefined;
+  /** A driver whose chains were taken by a relay before this one is called at the first chance. */
+  #mustCall = false;
   #logged: readonly number[] = [];
 
   /**
@@ -71,7 +86,8 @@ export class WasmCore implements RelayCore {
     else checkSplitNum(guest.num);
     const takenAt = QUEUE_BYTES;
     const recordsAt = alignUp(takenAt + guest.num * 2);
-    const bytes = recordsAt + device.num * RECORD_BYTES;
+    const inflightAt = recordsAt + device.num * RECORD_BYTES;
+    const bytes = inflightAt + inflightBytes(guest.num);
     using cleanup = new DisposableStack();
     const { windows } = host;
     this.#queue = windows.alloc(bytes);
@@ -90,6 +106,7 @@ export class WasmCore implements RelayCore {
     this.#openGuest(start, cleanup);
     this.#openDevice(start);
     this.setLogUsed(start.logUsedGpa);
+    if (start.inflight !== undefined) this.#openInflight(start, this.#queue + inflightAt, cleanup);
     this.#stack = cleanup.move();
   }
 
@@ -131,17 +148,75 @@ export class WasmCore implements RelayCore {
       this.#set(field, offset);
     }
     if (guest.packed) {
-      const base = completePackedBase(guestBase, guest.num);
-      this.#set("guestNext", base & 0x7fff);
-      this.#set("guestSeen", base >>> 15 & 1);
-      this.#set("guestUsedNext", base >>> 16 & 0x7fff);
-      this.#set("guestUsedSeen", base >>> 31);
+      this.#setPosition(completePackedBase(guestBase, guest.num), 0);
       return;
     }
     const base = guestBase & 0xffff;
     const used = this.#host.exports.peek(this.#get("guestUsed")) >>> 16;
     if (((base - used) & 0xffff) > guest.num) {
       throw new VringError("BASE_INVALID", -1, `The ring base is ${base} and the used index ${used}, with a queue of ${guest.num}`);
+    }
+    this.#setPosition(base, used);
+  }
+
+  #openInflight(start: QueueStart, at: number, cleanup: DisposableStack): void {
+    const { windows } = this.#host;
+    const region = start.inflight!;
+    const window = openInflightWindow(windows, region);
+    cleanup.defer(() => windows.release(window, region.size));
+    this.#inflight = openInflight(start, this.#path)!;
+    if (start.resume !== undefined) this.#resume(start.resume);
+    const place = { window, at, num: this.#guest.num };
+    this.#floats[QUEUE_FLOATS.inflightCounter] = takeOverInflight(windows, this.#inflight, place, (field, value) => this.#set(field, value));
+  }
+
+  // What was in flight is taken from a ring in private memory, by the same rules as what a guest offers; then it counts as taken
+  // from the guest's. The record has it already.
+  #resume(resume: InflightChains): void {
+    const { windows, exports } = this.#host;
+    const { packed, num } = this.#guest;
+    const ring = packed ? packedRingOf(resume, num) : new Uint8Array(availRingOf(resume, num).buffer);
+    const at = windows.alloc(ring.length);
+    using released = new DisposableStack();
+    released.defer(() => windows.release(at, ring.length));
+    new Uint8Array(windows.memory.buffer, at, ring.length).set(ring);
+    const part = packed ? "guestDesc" : "guestAvail";
+    const own = this.#get(part);
+    this.#set(part, at);
+    this.#setPosition(packed ? PACKED_BASE_START : 0, 0);
+    const moved = this.#take((queue) => exports.take(queue));
+    this.#set(part, own);
+    this.#setPosition(resume.base, resume.used);
+    const slots = resume.entries.reduce((sum, chain) => sum + chain.length, 0);
+    if (moved !== resume.ids.length || this.#get("openSlots") !== slots) {
+      throw new SvqError("INFLIGHT_INVALID", this.full ? NO_ROOM : "What was in flight is not what its record says");
+    }
+    this.#markHeld();
+    this.logRing();
+    if (packed) this.#withdrawUsed();
+    this.#mustCall = true;
+    exports.publishAdded(this.#queue);
+  }
+
+  // Somebody who was killed before a flush may have left used descriptors behind the place where the driver looks.
+  #withdrawUsed(): void {
+    const flags = new Uint16Array(this.#host.windows.memory.buffer, this.#get("guestDesc"), this.#guest.num * 8);
+    let [slot, wrap] = [this.#get("guestUsedNext"), this.#get("guestUsedSeen")];
+    for (let left = this.#get("openSlots"); left > 0; left--) {
+      const at = slot * 8 + 7;
+      Atomics.store(flags, at, (Atomics.load(flags, at) & ~PACKED_STATE) | (wrap === 1 ? PACKED_AVAIL : PACKED_USED));
+      if (++slot === this.#guest.num) [slot, wrap] = [0, wrap ^ 1];
+    }
+  }
+
+  // Where the guest's ring goes on. `used`: for a packed ring it is in the base.
+  #setPosition(base: number, used: number): void {
+    if (this.#guest.packed) {
+      this.#set("guestNext", base & 0x7fff);
+      this.#set("guestSeen", base >>> 15 & 1);
+      this.#set("guestUsedNext", base >>> 16 & 0x7fff);
+      this.#set("guestUsedSeen", base >>> 31);
+      return;
     }
     this.#set("guestNext", base);
     this.#set("guestSeen", base);
@@ -254,11 +329,16 @@ export class WasmCore implements RelayCore {
 
   /** See {@linkcode RelayCore.forward}. */
   forward(): number {
+    const { exports } = this.#host;
+    return this.#take((queue) => exports.forward(queue));
+  }
+
+  #take(step: (queue: number) => number): number {
     this.kickWanted = false;
     this.full = false;
     let moved = 0;
     for (;;) {
-      const result = this.#host.exports.forward(this.#queue);
+      const result = step(this.#queue);
       if (result < 0) this.#fail(result);
       moved += result & RESULT.count;
       if ((result & RESULT.notify) !== 0) this.kickWanted = true;
@@ -278,7 +358,8 @@ export class WasmCore implements RelayCore {
     if (result < 0) this.#fail(result);
     if (result === 0) return 0;
     const moved = result & RESULT.count;
-    this.callWanted = (result & RESULT.notify) !== 0;
+    this.callWanted = (result & RESULT.notify) !== 0 || this.#mustCall;
+    this.#mustCall = false;
     this.#counters[COUNTER.chains]! += moved;
     this.#counters[COUNTER.bytes]! += this.#floats[QUEUE_FLOATS.bytes]!;
     this.#floats[QUEUE_FLOATS.bytes] = 0;
@@ -407,6 +488,7 @@ export class WasmCore implements RelayCore {
     // A driver whose kicks were suppressed must not stay silent towards whoever comes next.
     this.enableKicks();
     this.logRing();
+    this.#inflight?.end();
     return { deviceBase: this.#deviceBase(), inflight, guestBase: this.guestBase };
   }
 
@@ -441,8 +523,9 @@ export class WasmCore implements RelayCore {
   }
 
   /** See {@linkcode RelayCore.abandon}. */
-  abandon(): QueueProgress {
+  abandon(keep: boolean): QueueProgress {
     this.#markHeld();
+    if (!keep) this.#inflight?.end();
     return this.progress();
   }
 

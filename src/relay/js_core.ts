@@ -86,7 +86,12 @@ function takenQueue(start: QueueStart, resume: InflightChains, path: DataPath, m
   const options = { num, eventIdx: false, indirect, memory, maxChain };
   if (!start.guest.packed) {
     const table = { buffer: memory.buffer(desc, num * DESC_BYTES) };
-    return new SplitDevice({ ...options, desc: table, avail: { buffer: availRingOf(resume, num).buffer }, used: { buffer: new ArrayBuffer(4 + 8 * num) } });
+    return new SplitDevice({
+      ...options,
+      desc: table,
+      avail: { buffer: availRingOf(resume, num).buffer },
+      used: { buffer: new ArrayBuffer(4 + 8 * num) },
+    });
   }
   const ring = packedRingOf(resume, num);
   const event = () => ({ buffer: new ArrayBuffer(4) });

@@ -24,7 +24,18 @@ import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { errorOf } from "./wasm_errors.ts";
 import { inflightBytes, openInflightWindow, takeOverInflight } from "./wasm_inflight.ts";
 import type { WasmHost } from "./wasm_host.ts";
-import { LINK, PLACE, QUEUE, QUEUE_BYTES, QUEUE_FLOATS, type QueueField, RECORD, RECORD_BYTES, RESULT, SEGMENT_BYTES } from "./wasm_layout.ts";
+import {
+  LINK,
+  PLACE,
+  QUEUE,
+  QUEUE_BYTES,
+  QUEUE_FLOATS,
+  type QueueField,
+  RECORD,
+  RECORD_BYTES,
+  RESULT,
+  SEGMENT_BYTES,
+} from "./wasm_layout.ts";
 
 const PACKED_STATE = PACKED_AVAIL | PACKED_USED;
 const NO_ROOM = "The device's ring has no room for what was in flight";
@@ -167,7 +178,12 @@ export class WasmCore implements RelayCore {
     this.#inflight = openInflight(start, this.#path)!;
     if (start.resume !== undefined) this.#resume(start.resume);
     const place = { window, at, num: this.#guest.num };
-    this.#floats[QUEUE_FLOATS.inflightCounter] = takeOverInflight(windows, this.#inflight, place, (field, value) => this.#set(field, value));
+    this.#floats[QUEUE_FLOATS.inflightCounter] = takeOverInflight(
+      windows,
+      this.#inflight,
+      place,
+      (field, value) => this.#set(field, value),
+    );
   }
 
   // What was in flight is taken from a ring in private memory, by the same rules as what a guest offers; then it counts as taken

@@ -13,10 +13,8 @@ import { WasmCore } from "./wasm_core.ts";
 import { type WasmBuild, WasmHost } from "./wasm_host.ts";
 
 /** What the WebAssembly core has not, of what a queue needs; undefined when it has all. */
-function notInWasm({ guest, device, iommu }: QueueStart): string | undefined {
+function notInWasm({ iommu }: QueueStart): string | undefined {
   if (iommu === true) return "a guest with an IOMMU is relayed in JavaScript";
-  if (guest.inOrder || device.inOrder) return "IN_ORDER is kept in JavaScript";
-  if (device.passTables === true) return "indirect tables are passed in JavaScript";
   return undefined;
 }
 

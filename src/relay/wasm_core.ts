@@ -22,36 +22,14 @@ import { availRingOf, openInflight, packedRingOf } from "./inflight_start.ts";
 import { loggedRanges } from "./logged_ring.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { errorOf } from "./wasm_errors.ts";
-import { inflightBytes, openInflightWindow, takeOverInflight } from "./wasm_inflight.ts";
+import { openInflightWindow, takeOverInflight } from "./wasm_inflight.ts";
 import type { WasmHost } from "./wasm_host.ts";
-import {
-  LINK,
-  PLACE,
-  QUEUE,
-  QUEUE_BYTES,
-  QUEUE_FLOATS,
-  type QueueField,
-  RECORD,
-  RECORD_BYTES,
-  RESULT,
-  SEGMENT_BYTES,
-} from "./wasm_layout.ts";
+import { PLACE, type QueueField, RESULT } from "./wasm_layout.ts";
+import { WasmQueue } from "./wasm_queue.ts";
 
 const PACKED_STATE = PACKED_AVAIL | PACKED_USED;
 const NO_ROOM = "The device's ring has no room for what was in flight";
 const KINDS = { split: 0, packed: 1, heads: 2 } as const;
-
-interface Held {
-  guestId: number;
-  /** When it was taken, and how many have been since. */
-  order: number;
-  age: number;
-  segments: { address: number; length: number; writable: boolean }[];
-}
-
-function alignUp(value: number): number {
-  return Math.ceil(value / 8) * 8;
-}
 
 /** Implements {@linkcode RelayCore} in WebAssembly. */
 export class WasmCore implements RelayCore {
@@ -69,12 +47,7 @@ export class WasmCore implements RelayCore {
   readonly #counters: Float64Array;
   readonly #stack = new DisposableStack();
   readonly #guest: RingPlace;
-  readonly #queue: number;
-  readonly #words: Int32Array;
-  readonly #floats: Float64Array;
-  readonly #records: Int32Array;
-  readonly #taken: Uint16Array;
-  #segments!: { at: number; capacity: number; words: Int32Array; wide: BigUint64Array };
+  readonly #queue: WasmQueue;
   #releaseDevice: () => void = () => {};
   #inflight: InflightLog | undefined;
   /** A driver whose chains were taken by a relay before this one is called at the first chance. */
@@ -95,38 +68,22 @@ export class WasmCore implements RelayCore {
     const { guest, device } = start;
     if (guest.packed) checkPackedNum(guest.num);
     else checkSplitNum(guest.num);
-    const takenAt = QUEUE_BYTES;
-    const recordsAt = alignUp(takenAt + guest.num * 2);
-    const inflightAt = recordsAt + device.num * RECORD_BYTES;
-    const bytes = inflightAt + inflightBytes(guest.num);
     using cleanup = new DisposableStack();
-    const { windows } = host;
-    this.#queue = windows.alloc(bytes);
-    cleanup.defer(() => windows.release(this.#queue, bytes));
-    const { buffer } = windows.memory;
-    this.#words = new Int32Array(buffer, this.#queue, QUEUE_BYTES / 4);
-    this.#floats = new Float64Array(buffer, this.#queue, QUEUE_BYTES / 8);
-    this.#taken = new Uint16Array(buffer, this.#queue + takenAt, guest.num);
-    this.#records = new Int32Array(buffer, this.#queue + recordsAt, device.num * RECORD_BYTES / 4);
-    this.#set("env", host.env);
-    this.#set("taken", this.#queue + takenAt);
-    this.#set("records", this.#queue + recordsAt);
-    this.#set("usedSlot", -1);
+    this.#queue = cleanup.use(new WasmQueue(host.windows, host.env, guest.num, device.num));
     cleanup.defer(() => this.#releaseDevice());
-    cleanup.defer(() => this.#releaseSegments());
     this.#openGuest(start, cleanup);
     this.#openDevice(start);
     this.setLogUsed(start.logUsedGpa);
-    if (start.inflight !== undefined) this.#openInflight(start, this.#queue + inflightAt, cleanup);
+    if (start.inflight !== undefined) this.#openInflight(start, cleanup);
     this.#stack = cleanup.move();
   }
 
   #set(field: QueueField, value: number): void {
-    this.#words[QUEUE[field]] = value;
+    this.#queue.set(field, value);
   }
 
   #get(field: QueueField): number {
-    return this.#words[QUEUE[field]]! >>> 0;
+    return this.#queue.get(field);
   }
 
   // The window of a whole region where there is one, else one of the ring's part alone.
@@ -147,6 +104,7 @@ export class WasmCore implements RelayCore {
     this.#set("guestNum", guest.num);
     this.#set("guestEventIdx", guest.eventIdx ? 1 : 0);
     this.#set("guestIndirect", guest.indirect ? 1 : 0);
+    this.#set("guestInOrder", guest.inOrder ? 1 : 0);
     const parts = { guestDesc: "desc", guestAvail: "avail", guestUsed: "used" } as const;
     for (const [field, part] of Object.entries(parts) as [QueueField, "desc" | "avail" | "used"][]) {
       const align = part === "desc" ? 4 : part === "avail" && !guest.packed ? 2 : 4;
@@ -170,20 +128,14 @@ export class WasmCore implements RelayCore {
     this.#setPosition(base, used);
   }
 
-  #openInflight(start: QueueStart, at: number, cleanup: DisposableStack): void {
+  #openInflight(start: QueueStart, cleanup: DisposableStack): void {
     const { windows } = this.#host;
     const region = start.inflight!;
     const window = openInflightWindow(windows, region);
     cleanup.defer(() => windows.release(window, region.size));
     this.#inflight = openInflight(start, this.#path)!;
     if (start.resume !== undefined) this.#resume(start.resume);
-    const place = { window, at, num: this.#guest.num };
-    this.#floats[QUEUE_FLOATS.inflightCounter] = takeOverInflight(
-      windows,
-      this.#inflight,
-      place,
-      (field, value) => this.#set(field, value),
-    );
+    takeOverInflight(this.#queue, this.#inflight, window);
   }
 
   // What was in flight is taken from a ring in private memory, by the same rules as what a guest offers; then it counts as taken
@@ -207,11 +159,23 @@ export class WasmCore implements RelayCore {
     if (moved !== resume.ids.length || this.#get("openSlots") !== slots) {
       throw new SvqError("INFLIGHT_INVALID", this.full ? NO_ROOM : "What was in flight is not what its record says");
     }
+    this.#noteOrder(resume);
     this.#markHeld();
     this.logRing();
     if (packed) this.#withdrawUsed();
     this.#mustCall = true;
-    exports.publishAdded(this.#queue);
+    exports.publishAdded(this.#queue.at);
+  }
+
+  // With IN_ORDER used and taken chains lie at the same positions.
+  #noteOrder({ ids, entries, used }: InflightChains): void {
+    const { packed, num } = this.#guest;
+    const order = this.#queue.halves("guestOrder");
+    let place = packed ? used & 0x7fff : used & (num - 1);
+    ids.forEach((id, i) => {
+      order[place] = id;
+      place = (place + (packed ? entries[i]!.length : 1)) % num;
+    });
   }
 
   // Somebody who was killed before a flush may have left used descriptors behind the place where the driver looks.
@@ -270,64 +234,15 @@ export class WasmCore implements RelayCore {
     this.#set("tablesIovaLow", entries > 0 ? tables!.iova % 2 ** 32 : 0);
     this.#set("tablesIovaHigh", entries > 0 ? Math.floor(tables!.iova / 2 ** 32) : 0);
     this.#set("maxChain", maxChainOf(start));
-    this.#resetDevice(num, packed, heads);
-  }
-
-  // A fresh ring: nothing is at the device.
-  #resetDevice(num: number, packed: boolean, heads: boolean): void {
-    const start = packed ? 1 : 0;
-    for (const field of ["deviceNext", "deviceUsedNext", "freeHead", "inflight", "returned", "batchSlots"] as const) this.#set(field, 0);
-    this.#set("devicePublished", start);
-    this.#set("deviceUsedSeen", start);
-    this.#set("batchSlot", -1);
-    this.#set("numFree", num);
-    this.#records.fill(0);
-    for (let id = 0; id < num; id++) {
-      this.#records[id * RECORD.words + RECORD.guestId] = -1;
-      if (packed) this.#records[id * RECORD.words + RECORD.slots] = id + 1;
-    }
-    const own = packed || heads ? 0 : num;
-    this.#releaseSegments();
-    this.#makeSegments(own === 0 ? num * 2 : num);
-    // Those of the ring's own descriptors are linked in a circle, as its free list is.
-    for (let i = 0; i < own; i++) this.#segments.words[i * 4 + 3] = (i + 1) % num;
-    this.#set("poolBase", own);
-    this.#set("poolHead", 0);
-    this.#set("poolFree", 0);
-    this.#link(own, this.#segments.capacity);
-  }
-
-  #makeSegments(capacity: number): void {
-    const { windows } = this.#host;
-    const at = windows.alloc(capacity * SEGMENT_BYTES);
-    const { buffer } = windows.memory;
-    const words = new Int32Array(buffer, at, capacity * 4);
-    this.#segments = { at, capacity, words, wide: new BigUint64Array(buffer, at, capacity * 2) };
-    this.#set("segments", at);
-  }
-
-  #releaseSegments(): void {
-    if (this.#segments !== undefined) this.#host.windows.release(this.#segments.at, this.#segments.capacity * SEGMENT_BYTES);
-  }
-
-  /** Puts segments `[from, to)` at the head of the pool. */
-  #link(from: number, to: number): void {
-    for (let i = from; i < to; i++) this.#segments.words[i * 4 + 3] = i + 1 < to ? i + 1 : this.#get("poolHead");
-    if (to > from) this.#set("poolHead", from);
-    this.#set("poolFree", this.#get("poolFree") + to - from);
-  }
-
-  #grow(): void {
-    const old = this.#segments;
-    this.#makeSegments(Math.max(old.capacity * 2, old.capacity + this.#get("maxChain")));
-    this.#segments.words.set(old.words);
-    this.#host.windows.release(old.at, old.capacity * SEGMENT_BYTES);
-    this.#link(old.capacity, this.#segments.capacity);
+    this.#set("deviceInOrder", device.inOrder ? 1 : 0);
+    // A table of one format cannot be read as one of the other.
+    this.#set("passTables", device.indirect && device.passTables === true && packed === this.#guest.packed ? 1 : 0);
+    this.#queue.resetDevice(packed, heads);
   }
 
   #fail(result: number): never {
     throw errorOf(result, {
-      index: this.#words[QUEUE.errorIndex]!,
+      index: this.#get("errorIndex") | 0,
       value: this.#get("errorValue"),
       num: this.#guest.num,
       deviceNum: this.#get("deviceNum"),
@@ -354,7 +269,7 @@ export class WasmCore implements RelayCore {
     this.full = false;
     let moved = 0;
     for (;;) {
-      const result = step(this.#queue);
+      const result = step(this.#queue.at);
       if (result < 0) this.#fail(result);
       moved += result & RESULT.count;
       if ((result & RESULT.notify) !== 0) this.kickWanted = true;
@@ -363,22 +278,21 @@ export class WasmCore implements RelayCore {
         this.#counters[COUNTER.full]!++;
       }
       if ((result & RESULT.grow) === 0) return moved;
-      this.#grow();
+      this.#queue.grow();
     }
   }
 
   /** See {@linkcode RelayCore.returnUsed}. */
   returnUsed(): number {
     this.callWanted = false;
-    const result = this.#host.exports.returnUsed(this.#queue);
+    const result = this.#host.exports.returnUsed(this.#queue.at);
     if (result < 0) this.#fail(result);
     if (result === 0) return 0;
     const moved = result & RESULT.count;
     this.callWanted = (result & RESULT.notify) !== 0 || this.#mustCall;
     this.#mustCall = false;
     this.#counters[COUNTER.chains]! += moved;
-    this.#counters[COUNTER.bytes]! += this.#floats[QUEUE_FLOATS.bytes]!;
-    this.#floats[QUEUE_FLOATS.bytes] = 0;
+    this.#counters[COUNTER.bytes]! += this.#queue.takeBytes();
     this.#countDirty();
     // The used ring's own pages are marked after it was written: the reader clears a bit first and copies then.
     if (this.#logged.length > 0) this.logRing();
@@ -387,24 +301,24 @@ export class WasmCore implements RelayCore {
 
   /** See {@linkcode RelayCore.disableCalls}. */
   disableCalls(): void {
-    this.#host.exports.disableCalls(this.#queue);
+    this.#host.exports.disableCalls(this.#queue.at);
   }
 
   /** See {@linkcode RelayCore.enableCalls}. */
   enableCalls(): boolean {
-    const result = this.#host.exports.enableCalls(this.#queue);
+    const result = this.#host.exports.enableCalls(this.#queue.at);
     if (result < 0) this.#fail(result);
     return result !== 0;
   }
 
   /** See {@linkcode RelayCore.disableKicks}. */
   disableKicks(): void {
-    this.#host.exports.disableKicks(this.#queue);
+    this.#host.exports.disableKicks(this.#queue.at);
   }
 
   /** See {@linkcode RelayCore.enableKicks}. */
   enableKicks(): boolean {
-    const result = this.#host.exports.enableKicks(this.#queue);
+    const result = this.#host.exports.enableKicks(this.#queue.at);
     if (result < 0) this.#fail(result);
     return result !== 0;
   }
@@ -449,31 +363,10 @@ export class WasmCore implements RelayCore {
     return { deviceBase: this.#deviceBase(), inflight: this.inflight, guestBase: this.guestBase };
   }
 
-  /** What the device holds, in the order in which it was taken. */
-  #held(): Held[] {
-    const held: Held[] = [];
-    const { words, wide } = this.#segments;
-    for (let id = 0; id < this.#get("deviceNum"); id++) {
-      const record = id * RECORD.words;
-      const guestId = this.#records[record + RECORD.guestId]!;
-      if (guestId < 0) continue;
-      const segments: Held["segments"] = [];
-      for (let index = this.#records[record + RECORD.first]!;;) {
-        const link = words[index * 4 + 3]!;
-        segments.push({ address: Number(wide[index * 2]!), length: words[index * 4 + 2]! >>> 0, writable: (link & LINK.write) !== 0 });
-        if ((link & LINK.more) === 0) break;
-        index = link & LINK.index;
-      }
-      const order = this.#records[record + RECORD.order]! >>> 0;
-      held.push({ guestId, order, age: (this.#get("order") - order) >>> 0, segments });
-    }
-    return held.sort((a, b) => b.age - a.age);
-  }
-
   /** See {@linkcode RelayCore.uses}. */
   uses(gpa: number, size: number): number {
     const touches = ({ address, length }: { address: number; length: number }) => address < gpa + size && address + length > gpa;
-    return this.#held().filter(({ segments }) => segments.some(touches)).length;
+    return this.#queue.held().filter(({ segments }) => segments.some(touches)).length;
   }
 
   // Makes all chains in flight available again, where they are exactly those that were taken last.
@@ -485,8 +378,8 @@ export class WasmCore implements RelayCore {
       const distance = (this.#get("guestNext") - this.#get("guestUsedNext") + lap + 2 * num) % (2 * num);
       if (distance !== this.#get("openSlots")) return false;
     } else if (((this.#get("guestNext") - open) & 0xffff) !== this.#get("guestUsedSeen")) return false;
-    if (this.#held().some(({ age }) => age > open)) return false;
-    this.#taken.fill(0);
+    if (this.#queue.done.includes(1) || this.#queue.held().some(({ age }) => age > open)) return false;
+    this.#queue.halves("taken").fill(0);
     this.#set("open", 0);
     this.#set("openSlots", 0);
     this.#set("guestNext", this.#get("guestUsedNext"));
@@ -509,7 +402,7 @@ export class WasmCore implements RelayCore {
   }
 
   #markHeld(): void {
-    const result = this.#host.exports.markHeld(this.#queue);
+    const result = this.#host.exports.markHeld(this.#queue.at);
     this.#countDirty();
     if (result < 0) this.#fail(result);
   }
@@ -517,25 +410,25 @@ export class WasmCore implements RelayCore {
   /** See {@linkcode RelayCore.renew}. */
   renew(start: QueueStart): void {
     this.#markHeld();
-    const held = this.#held();
+    const held = this.#queue.held();
     this.#openDevice(start);
     const { exports } = this.#host;
     const taken = this.#get("order");
     for (const { guestId, order, segments } of held) {
       for (;;) {
         exports.begin();
-        for (const { address, length, writable } of segments) exports.segment(this.#queue, address, length, writable ? 1 : 0);
-        const id = exports.add(this.#queue, guestId);
+        for (const { address, length, writable } of segments) exports.segment(this.#queue.at, address, length, writable ? 1 : 0);
+        const id = exports.add(this.#queue.at, guestId);
         // Its place in the order in which the guest's chains were taken stays what it was.
-        if (id >= 0) this.#records[id * RECORD.words + RECORD.order] = order;
+        if (id >= 0) this.#queue.setOrder(id, order);
         if (id >= 0) break;
         if (id === PLACE.full) throw new SvqError("INTERNAL", "A fresh ring has no room for what the one before it held");
         if (id !== PLACE.grow) this.#fail(id);
-        this.#grow();
+        this.#queue.grow();
       }
     }
     this.#set("order", taken);
-    exports.publishAdded(this.#queue);
+    exports.publishAdded(this.#queue.at);
   }
 
   /** See {@linkcode RelayCore.abandon}. */

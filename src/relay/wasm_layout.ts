@@ -31,7 +31,8 @@ const FIELDS = [
   ...["deviceUsedNext", "deviceUsedSeen", "freeHead", "numFree", "inflight", "returned", "errorIndex", "errorValue"],
   ...["dirtyPages", "order", "batchSlot", "batchFlags", "batchSlots", "usedSlot", "usedFlags", "usedSlots"],
   ...["inflightAt", "inflightBatch", "inflightBatchLength", "inflightLast", "inflightUsed", "inflightNext"],
-  ...["entryOf", "entryNext", "entryCount", "entryFree", "entryFreeCount"],
+  ...["entryOf", "entryNext", "entryCount", "entryFree", "entryFreeCount", "passTables", "guestInOrder", "deviceInOrder"],
+  ...["guestOrder", "doneIds", "doneLengths", "usedChains", "deviceOrder", "deviceOrderNext", "deviceOrderOldest"],
 ] as const;
 
 /** A field of a queue. */

@@ -331,7 +331,6 @@ const CASES: Case[] = [
 const RUNS = Deno.env.get("SVQ_SOAK") === "1" ? 2000 : 15;
 
 for (const [shape, kind] of CASES.flatMap((shape) => makers.map((kind) => [shape, kind] as const))) {
-  if (kind.core === "wasm" && shape.inOrder) continue;
   const name =
     `${shape.packed ? "packed" : "split"}, ${shape.num} descriptors, device ${shape.devicePacked ? "packed" : "split"}, ${shape.mode}` +
     `${shape.inOrder ? ", in order" : ""}, ${kind.core}`;

@@ -12,8 +12,9 @@ function takeAllSplit(q: Queue): i32 {
   const e = q.env;
   const num = q.guestNum;
   const mask = num - 1;
-  const heads = q.deviceKind == S.KIND_HEADS;
-  const shadow = q.deviceKind == S.KIND_SPLIT && e.identity != 0;
+  const inOrder = (q.guestInOrder | q.deviceInOrder) != 0;
+  const heads = q.deviceKind == S.KIND_HEADS && !inOrder;
+  const shadow = q.deviceKind == S.KIND_SPLIT && e.identity != 0 && !inOrder;
   let moved: u32 = 0;
   for (;;) {
     if (q.guestNext == q.guestSeen) {
@@ -39,6 +40,7 @@ function takeAllSplit(q: Queue): i32 {
     if (id == S.GROW) return <i32>moved | S.MUST_GROW;
     if (id < 0) return id;
     if (q.inflightAt != 0) takeSplit(q, head);
+    if (q.guestInOrder) store<u16>(q.guestOrder + ((position & mask) << 1), <u16>head);
     store<u16>(taken, 1);
     q.guestNext = (position + 1) & 0xffff;
     q.open++;
@@ -69,6 +71,7 @@ function takeAllPacked(q: Queue): i32 {
     if (id == S.GROW) return <i32>moved | S.MUST_GROW;
     if (id < 0) return id;
     if (q.inflightAt != 0) takePacked(q, e, <u32>guestId);
+    if (q.guestInOrder) store<u16>(q.guestOrder + (head << 1), <u16>guestId);
     store<u16>(taken, <u16>slots);
     q.open++;
     q.openSlots += slots;

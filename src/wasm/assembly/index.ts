@@ -20,11 +20,11 @@ export function forward(q: Queue): i32 {
 
 /** Gives back to the guest what the device has used. */
 export function returnUsed(q: Queue): i32 {
-  const split = q.deviceKind != S.KIND_PACKED && !q.guestPacked;
+  const split = q.deviceKind != S.KIND_PACKED && !q.guestPacked && (q.guestInOrder | q.deviceInOrder) == 0;
   const moved = split ? returnSplit(q, q.env) : returnAny(q, q.env);
   if (moved <= 0) return moved;
   q.returned += <u32>moved;
-  return moved | flush(q, <u32>moved);
+  return moved | flush(q, split ? <u32>moved : q.usedChains);
 }
 
 /** Begins a chain for `add`. */

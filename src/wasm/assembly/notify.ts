@@ -45,7 +45,10 @@ export function publish(q: Queue): i32 {
 
 /** Publishes the `moved` chains that were given back. @returns NOTIFY when the guest wants a call */
 export function flush(q: Queue, moved: u32): i32 {
+  // With IN_ORDER what is done may have to wait for its turn.
+  if (moved == 0) return 0;
   q.open -= moved;
+  q.usedChains = 0;
   let wanted: bool;
   if (!q.guestPacked) {
     const old = q.guestUsedSeen;

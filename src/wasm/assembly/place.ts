@@ -10,8 +10,6 @@ import * as walk from "./walk";
  */
 
 /** Notes a chain at the device. */
-// @ts-ignore: decorator
-@inline
 function record(q: Queue, id: u32, guestId: u32, first: u32, slots: u32): void {
   const at = q.records + (id << 4);
   store<u32>(at, guestId);
@@ -20,6 +18,9 @@ function record(q: Queue, id: u32, guestId: u32, first: u32, slots: u32): void {
   store<u32>(at, slots, 12);
   q.order++;
   q.inflight++;
+  if (!q.deviceInOrder) return;
+  store<u16>(q.deviceOrder + (q.deviceOrderNext << 1), <u16>id);
+  q.deviceOrderNext = q.deviceOrderNext + 1 == q.deviceNum ? 0 : q.deviceOrderNext + 1;
 }
 
 /** Translates the scratch chain. @returns 0 or an error */
@@ -99,8 +100,16 @@ function placeHead(q: Queue, head: u32, first: u32): i32 {
   return <i32>head;
 }
 
+// A table of the guest's that goes to the device as it is. Its segments are checked and kept all the same: they are what is marked.
+// @ts-ignore: decorator
+@inline
+function passed(q: Queue): bool {
+  return q.passTables && q.env.identity && walk.tableLength != 0 && walk.slots == 1;
+}
+
 function placeSplit(q: Queue, guestId: u32, from: u32, count: u32, readable: u32): i32 {
-  const indirect = q.tables != 0 && count > 1 && count <= q.tableEntries;
+  const pass = passed(q);
+  const indirect = pass || (q.tables != 0 && count > 1 && count <= q.tableEntries);
   const slots: u32 = indirect ? 1 : count;
   if (slots > q.deviceNum) return fail(q, S.CHAIN_TOO_LONG, count);
   if (slots > q.numFree) return S.FULL;
@@ -110,12 +119,15 @@ function placeSplit(q: Queue, guestId: u32, from: u32, count: u32, readable: u32
   let next: u32 = 0;
   if (indirect) {
     next = load<u32>(q.segments + (head << 4), 12) & S.LINK_INDEX;
-    const offset = head * q.tableEntries << 4;
-    fillTable(q, q.tables + offset, from, count, readable, false, 0);
-    const iova = (<u64>q.tablesIovaHigh << 32 | q.tablesIovaLow) + offset;
     const to = q.deviceDesc + (head << 4);
-    store<u64>(to, iova);
-    store<u64>(to, <u64>(count << 4) | <u64>S.F_INDIRECT << 32, 8);
+    if (pass) {
+      store<u64>(to, walk.tableAddress);
+    } else {
+      const offset = head * q.tableEntries << 4;
+      fillTable(q, q.tables + offset, from, count, readable, false, 0);
+      store<u64>(to, (<u64>q.tablesIovaHigh << 32 | q.tablesIovaLow) + offset);
+    }
+    store<u64>(to, <u64>(pass ? walk.tableLength : count << 4) | <u64>S.F_INDIRECT << 32, 8);
     first = pool(q, from, count, readable);
   } else {
     let index = head;
@@ -178,14 +190,17 @@ function putPacked(q: Queue, id: u32, address: u64, length: u32, flags: u32): vo
 }
 
 function placePacked(q: Queue, guestId: u32, from: u32, count: u32, readable: u32): i32 {
-  const indirect = q.tables != 0 && count > 1 && count <= q.tableEntries;
+  const pass = passed(q);
+  const indirect = pass || (q.tables != 0 && count > 1 && count <= q.tableEntries);
   const slots: u32 = indirect ? 1 : count;
   if (slots > q.deviceNum) return fail(q, S.CHAIN_TOO_LONG, count);
   if (slots > q.numFree) return S.FULL;
   if (q.poolFree < count) return S.GROW;
   const id = q.freeHead;
   q.freeHead = load<u32>(q.records + (id << 4), 12);
-  if (indirect) {
+  if (pass) {
+    putPacked(q, id, walk.tableAddress, walk.tableLength, S.F_INDIRECT);
+  } else if (indirect) {
     const offset = id * q.tableEntries << 4;
     fillTable(q, q.tables + offset, from, count, readable, true, id);
     putPacked(q, id, (<u64>q.tablesIovaHigh << 32 | q.tablesIovaLow) + offset, count << 4, S.F_INDIRECT);

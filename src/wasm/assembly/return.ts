@@ -158,17 +158,36 @@ function settle(q: Queue, e: Env, first: u32): i32 {
     store<u32>(segment, q.poolHead, 12);
     q.poolHead = first;
     q.poolFree += count;
-  } else {
+  } else if (!q.deviceInOrder) {
     store<u32>(segment, q.freeHead, 12);
   }
   return 0;
 }
 
-/** Writes one used element or descriptor for the guest. */
+/** A chain is done. With IN_ORDER the guest gets it when its turn comes. */
 function giveBack(q: Queue, guestId: u32, length: u32): void {
+  if (!q.guestInOrder) {
+    writeUsed(q, guestId, length);
+    return;
+  }
+  store<u8>(q.doneIds + guestId, 1);
+  store<u32>(q.doneLengths + (guestId << 2), length);
+  while (q.usedChains < q.open) {
+    // Used and taken chains lie at the same positions.
+    const place = q.guestPacked ? q.guestUsedNext : q.guestUsedNext & (q.guestNum - 1);
+    const oldest = <u32>load<u16>(q.guestOrder + (place << 1));
+    if (load<u8>(q.doneIds + oldest) == 0) break;
+    store<u8>(q.doneIds + oldest, 0);
+    writeUsed(q, oldest, load<u32>(q.doneLengths + (oldest << 2)));
+  }
+}
+
+/** Writes one used element or descriptor for the guest. */
+function writeUsed(q: Queue, guestId: u32, length: u32): void {
   const taken = q.taken + (guestId << 1);
   const slots = <u32>load<u16>(taken);
   store<u16>(taken, 0);
+  q.usedChains++;
   if (!q.guestPacked) {
     if (q.inflightAt != 0) giveSplit(q, guestId);
     store<u64>(q.guestUsed + 4 + ((q.guestUsedNext & (q.guestNum - 1)) << 3), <u64>guestId | <u64>length << 32);
@@ -196,35 +215,64 @@ function giveBack(q: Queue, guestId: u32, length: u32): void {
   }
 }
 
+/** IN_ORDER: is `id` among the `limit` oldest chains at the device? */
+function isDue(q: Queue, id: u32, limit: u32): bool {
+  let place = q.deviceOrderOldest;
+  for (let i: u32 = 0; i < limit; i++) {
+    if (load<u16>(q.deviceOrder + (place << 1)) == id) return true;
+    place = place + 1 == q.deviceNum ? 0 : place + 1;
+  }
+  return false;
+}
+
 /** Any rings. @returns chains, or an error */
 export function returnAny(q: Queue, e: Env): i32 {
   const packed = q.deviceKind == S.KIND_PACKED;
+  const inOrder = q.deviceInOrder != 0;
   let moved: u32 = 0;
+  // IN_ORDER: one used element stands for all chains up to this one, which is the only one that has a length.
+  let batchEnd: i32 = -1;
+  let id: u32 = 0;
+  let length: u32 = 0;
   for (;;) {
     const position = q.deviceUsedNext;
-    if (packed || position == q.deviceUsedSeen) {
-      const ahead = lookUsed(q);
-      if (ahead < 0) return ahead;
-      if (ahead == 0) break;
+    if (batchEnd < 0) {
+      if (packed || position == q.deviceUsedSeen) {
+        const ahead = lookUsed(q);
+        if (ahead < 0) return ahead;
+        if (ahead == 0) break;
+      }
+      if (packed) {
+        const rest = load<u64>(q.deviceDesc + (position << 4), 8);
+        id = <u32>(rest >> 32) & 0xffff;
+        length = <u32>rest;
+      } else {
+        const element = load<u64>(q.deviceUsed + 4 + ((position & (q.deviceNum - 1)) << 3));
+        id = <u32>element;
+        length = <u32>(element >> 32);
+      }
+      if (id >= q.deviceNum) {
+        q.errorValue = id;
+        return fail(q, S.USED_ID_OUT_OF_RANGE, position);
+      }
+      if (load<i32>(q.records + (id << 4)) < 0) return fail(q, S.USED_NOT_IN_FLIGHT, id);
+      if (inOrder) {
+        if (!packed && !isDue(q, id, (q.deviceUsedSeen - position) & 0xffff)) {
+          q.errorValue = q.deviceUsedSeen;
+          return fail(q, S.IN_ORDER, id);
+        }
+        batchEnd = <i32>id;
+      }
     }
-    let id: u32;
-    let length: u32;
-    if (packed) {
-      const rest = load<u64>(q.deviceDesc + (position << 4), 8);
-      id = <u32>(rest >> 32) & 0xffff;
-      length = <u32>rest;
-    } else {
-      const element = load<u64>(q.deviceUsed + 4 + ((position & (q.deviceNum - 1)) << 3));
-      id = <u32>element;
-      length = <u32>(element >> 32);
-    }
-    if (id >= q.deviceNum) {
-      q.errorValue = id;
-      return fail(q, S.USED_ID_OUT_OF_RANGE, position);
+    let given = length;
+    if (inOrder) {
+      id = load<u16>(q.deviceOrder + (q.deviceOrderOldest << 1));
+      q.deviceOrderOldest = q.deviceOrderOldest + 1 == q.deviceNum ? 0 : q.deviceOrderOldest + 1;
+      if (<i32>id == batchEnd) batchEnd = -1;
+      else given = <u32>-1;
     }
     const at = q.records + (id << 4);
     const guestId = load<i32>(at);
-    if (guestId < 0) return fail(q, S.USED_NOT_IN_FLIGHT, id);
     const first = load<u32>(at, 4);
     const error = settle(q, e, first);
     if (error < 0) return error;
@@ -240,16 +288,19 @@ export function returnAny(q: Queue, e: Env): i32 {
       }
     } else {
       if (q.deviceKind == S.KIND_SPLIT) {
-        if (first >= q.poolBase) store<u32>(q.segments + (id << 4), q.freeHead, 12);
-        q.freeHead = id;
         q.numFree += slots;
+        // With IN_ORDER the free descriptors lie behind one another in table order already.
+        if (!inOrder) {
+          if (first >= q.poolBase) store<u32>(q.segments + (id << 4), q.freeHead, 12);
+          q.freeHead = id;
+        }
       }
       q.deviceUsedNext = (position + 1) & 0xffff;
     }
     store<i32>(at, -1);
     q.inflight--;
     q.bytes += <f64>allBytes;
-    giveBack(q, <u32>guestId, <u64>length < writableBytes ? length : <u32>writableBytes);
+    giveBack(q, <u32>guestId, <u64>given < writableBytes ? given : <u32>writableBytes);
     moved++;
   }
   return <i32>moved;

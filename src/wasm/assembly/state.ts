@@ -113,6 +113,21 @@ export class Queue {
   entryCount: u32;
   entryFree: u32;
   entryFreeCount: u32;
+  /** The guest's own tables go to the device as they are. */
+  passTables: u32;
+  /** IN_ORDER on either side. */
+  guestInOrder: u32;
+  deviceInOrder: u32;
+  /** IN_ORDER of the guest: by avail position or first slot, the id u16; by id, is it done u8, and the length it has then u32. */
+  guestOrder: u32;
+  doneIds: u32;
+  doneLengths: u32;
+  /** Chains written to the guest's ring that it does not see yet. */
+  usedChains: u32;
+  /** IN_ORDER of the device: ids in the order in which they were added, u16 each, in a circle; next to write and oldest. */
+  deviceOrder: u32;
+  deviceOrderNext: u32;
+  deviceOrderOldest: u32;
   /** Bytes of the chains that came back; the host takes them away. */
   bytes: f64;
   /** What the record counts its next chain by. */
@@ -143,6 +158,8 @@ export const PACKED_INDIRECT_MIXED: i32 = 20;
 export const USED_INDEX_JUMP: i32 = 21;
 export const USED_ID_OUT_OF_RANGE: i32 = 22;
 export const USED_NOT_IN_FLIGHT: i32 = 23;
+/** Beyond the used index. */
+export const IN_ORDER: i32 = 27;
 /** No ring rules. */
 export const LOG_TOO_SMALL: i32 = 24;
 export const NO_PLACE: i32 = 25;

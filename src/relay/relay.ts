@@ -415,6 +415,7 @@ export class Relay implements VhostBackend {
     await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
     await this.net.negotiated(this.#negotiation.deviceFeatures);
     if (!this.#negotiation.iommu) await this.iommu?.forget();
+    else if (!this.queues.some((queue) => queue.running)) await this.iommu?.flush();
     await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n, first);
   }
 
@@ -571,13 +572,15 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.getVringBase}. Resolves when the device holds nothing and the last dirty bit is set. */
   async getVringBase(index: number): Promise<number> {
     const queue = this.#queue(index);
-    return await this.#rings.left(queue, async () => {
+    const base = await this.#rings.left(queue, async () => {
       // The VMM reads the log when it has the answer: of a queue that could not be switched, nothing else is known.
       this.#log.markAllIfBehind();
       queue.unkick();
       queue.lastBase = queue.base;
       return queue.base;
     });
+    if (this.#negotiation.iommu) await this.iommu?.flush();
+    return base;
   }
 
   /** See {@linkcode VhostBackend.setVringKick}. */

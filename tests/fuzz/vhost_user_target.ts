@@ -140,7 +140,7 @@ function single(random: Random): HostileMessage {
   const view = new DataView(payload.buffer);
   for (let at = 0; at + 8 <= size; at += 8) {
     if (random.once(2)) view.setBigUint64(at, random.once(2) ? BigInt(random.below(4)) : random.u64(), true);
-    else if (random.once(2)) view.setBigUint64(at, BigInt(random.pick([GPA, UADDR]) + random.below(RAM)), true);
+    else if (at % 16 === 0 || random.below(4) > 1) view.setBigUint64(at, BigInt(random.pick([GPA, UADDR]) + random.below(RAM)), true);
   }
   if (random.once(5)) payload = random.mangle(payload);
   const fds = shape.minFds + random.below(shape.maxFds - shape.minFds + 1) + (random.once(10) ? random.below(10) : 0);
@@ -292,7 +292,7 @@ class RelaySession implements FuzzSession<HostileMessage[]> {
 export const VHOST_USER: FuzzTarget = {
   unit: "messages",
   full: 1_000_000,
-  quick: 2000,
+  quick: 1500,
   open: () => Promise.resolve(new ServerSession()),
 };
 
@@ -300,6 +300,6 @@ export const VHOST_USER: FuzzTarget = {
 export const VHOST_USER_RELAY: FuzzTarget = {
   unit: "messages",
   full: 1_000_000,
-  quick: 400,
+  quick: 120,
   open: async () => new RelaySession(await SimDevice.open({ kind: "loopback", queues: 2, packed: true })),
 };

@@ -115,6 +115,8 @@ const symbols = {
   sched_setaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
   // int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *mask)
   sched_getaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+  // int clock_gettime(clockid_t clock, struct timespec *time)
+  clock_gettime: { parameters: ["i32", "buffer"], result: "i32" },
   // int sched_yield(void)
   sched_yield: { parameters: [], result: "i32" },
   // int prctl(int option, unsigned long arg2, 0, 0, 0)

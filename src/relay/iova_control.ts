@@ -14,7 +14,7 @@ import type { Relay } from "./relay.ts";
 const MAX_ALLOCATIONS = 256;
 
 /** An allocation that a new relay gets again, where it was. */
-export type Kept = ManualAllocation & { iova: number };
+export type KeptAllocation = ManualAllocation & { iova: number };
 
 /** The layout of a relay, with its owner. */
 export type RelayIovaDocument = IovaDocument & { relay: string; device: string };
@@ -60,7 +60,7 @@ export function allocationRequest(params: Record<string, unknown>): ManualAlloca
 
 /** What the operator has allocated in a relay, over the lives of its front-ends. */
 export class RelayIova {
-  readonly #kept: Kept[] = [];
+  readonly #kept: KeptAllocation[] = [];
   readonly #names: { name: string; device: string };
 
   /** Nothing is allocated. */
@@ -98,12 +98,12 @@ export class RelayIova {
   }
 
   /** What is allocated, as plain data: for a relay in another process. */
-  get kept(): readonly Kept[] {
+  get kept(): readonly KeptAllocation[] {
     return this.#kept;
   }
 
   /** Takes over what a relay in another process has {@linkcode kept}; to be called before {@linkcode restore}. */
-  adopt(kept: readonly Kept[]): void {
+  adopt(kept: readonly KeptAllocation[]): void {
     this.#kept.push(...kept);
   }
 

@@ -6,6 +6,7 @@
  */
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
+import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
 import { RING_LIMIT } from "../uapi/vhost_user.ts";
@@ -14,6 +15,7 @@ import { Hold } from "../vhost_user/hold.ts";
 import { BackendServer, type ServerState } from "../vhost_user/server.ts";
 import { type ControlMethod, ControlServer } from "./control.ts";
 import { DeviceKeeper, RETRY_MAX_MS, RETRY_MIN_MS } from "./device_keeper.ts";
+import { FrameReader } from "./frame_reader.ts";
 import { RelayIova } from "./iova_control.ts";
 import { MessageLog, type TracedMessage } from "./message_log.ts";
 import { importConfig, importDevice, importServer, restoreRelay } from "./handover.ts";
@@ -87,6 +89,7 @@ export class RelayService implements AsyncDisposable {
   #fd: OwnedFd | undefined;
   #stream: UnixStream | undefined;
   readonly #messages = new MessageLog();
+  readonly #frames: FrameReader;
   readonly #keeper: DeviceKeeper;
   readonly #iova: RelayIova;
   #connectedMs = -Infinity;
@@ -107,6 +110,7 @@ export class RelayService implements AsyncDisposable {
   constructor(options: RelayServiceOptions) {
     this.#options = options;
     this.#iova = new RelayIova(options);
+    this.#frames = new FrameReader(options.name);
     this.#keeper = new DeviceKeeper({ open: options.openDevice, onMessage: this.#messages.hook("device"), log: options.log });
   }
 
@@ -146,6 +150,7 @@ export class RelayService implements AsyncDisposable {
         return { stopping: true };
       },
       net_state: async () => netState(await this.#relayNow()),
+      frames: async (params) => await this.#frames.read(await this.#relayNow(), params),
       vrings: (params) => this.#vrings(params),
       messages: (params) => this.#readMessages(params),
       iova: async () => this.#iova.show(await this.#relayNow()),
@@ -292,6 +297,7 @@ export class RelayService implements AsyncDisposable {
       await this.#serve(stream, taken?.server);
       this.#stream = undefined;
       await this.#keeper.interrupt();
+      await this.#frames.end();
       await this.#relay!.close();
       this.#relay = undefined;
       if (this.#stopping || this.#handedOver || this.#fd !== undefined || front.kind === "fd" && this.#listener === undefined) break;
@@ -397,6 +403,7 @@ export class RelayService implements AsyncDisposable {
     const relay = this.#relay;
     const device = this.#keeper.device;
     if (relay !== undefined && !relay.deviceLost) await relay.getFeatures().catch(() => {});
+    const frames = device?.info.deviceId === VIRTIO_ID.net ? await device.frameCounts?.().catch(() => undefined) : undefined;
     return {
       schema: "svq.relay/1",
       name,
@@ -426,7 +433,7 @@ export class RelayService implements AsyncDisposable {
       pins_memory: this.#keeper.device?.info.pinsMemory ?? null,
       net: relay === undefined ? null : netStatus(relay),
       workers: relay?.loads ?? [],
-      queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],
+      queues: relay?.queues.map((queue) => queueStatus(relay, queue, frames)) ?? [],
       error: this.#keeper.error ?? null,
     };
   }
@@ -499,6 +506,7 @@ export class RelayService implements AsyncDisposable {
     this.#listener?.close();
     this.#fd?.close();
     await this.#keeper.interrupt();
+    await this.#frames.end();
     await this.#relay?.close();
     this.#relay = undefined;
     await this.#keeper.close();

@@ -65,10 +65,10 @@ function offer(): Record<string, unknown> {
     ram: RAM,
     regions: new RamLayout(RAM).regions(-1).map(({ gpa, size }) => ({ gpa, size })),
     workload: { kind: "loopback", options: { seed: 1 } },
+    disk: null,
     verify: true,
     follow: false,
     dryRun: false,
-    disk: null,
   };
   return structuredClone(encodeOffer(document));
 }

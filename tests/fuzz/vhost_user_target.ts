@@ -139,8 +139,9 @@ function single(random: Random): HostileMessage {
   let payload = random.once(3) ? random.bytes(size) : new Uint8Array(size);
   const view = new DataView(payload.buffer);
   for (let at = 0; at + 8 <= size; at += 8) {
-    if (random.once(2)) view.setBigUint64(at, random.once(2) ? BigInt(random.below(4)) : random.u64(), true);
-    else if (at % 16 === 0 || random.below(4) > 1) view.setBigUint64(at, BigInt(random.pick([GPA, UADDR]) + random.below(RAM)), true);
+    const kind = random.below(4);
+    if (kind < 2) view.setBigUint64(at, kind === 0 ? BigInt(random.below(4)) : random.u64(), true);
+    else if (kind === 2) view.setBigUint64(at, BigInt(random.pick([GPA, UADDR]) + random.below(RAM)), true);
   }
   if (random.once(5)) payload = random.mangle(payload);
   const fds = shape.minFds + random.below(shape.maxFds - shape.minFds + 1) + (random.once(10) ? random.below(10) : 0);

@@ -12,8 +12,20 @@ const GROWTH = 64 << 20;
 
 const mappings = () => Deno.readTextFileSync("/proc/self/maps").split("\n").filter((line) => line.includes("/memfd:")).length;
 
+/** Descriptors of the kinds that a relay makes; the runtime opens files of its own when it loads a Worker's modules. */
+function ours(): string[] {
+  const kinds = [...Deno.readDirSync("/proc/self/fd")].map(({ name }) => {
+    try {
+      return Deno.readLinkSync(`/proc/self/fd/${name}`);
+    } catch {
+      return "";
+    }
+  });
+  return kinds.filter((kind) => /eventfd|memfd/.test(kind)).sort();
+}
+
 Deno.test(`${SWITCHES} mode switches under load: descriptors, mappings and memory are as many as before, and no request is lost`, async () => {
-  const before = countFds();
+  const before = ours();
   {
     await using device = await SimDevice.open({ kind: "blk", size: 16 << 20, queues: 2 });
     const config: RelayConfig = { ...DEFAULT_RELAY_CONFIG, mode: "passthrough" };
@@ -43,5 +55,5 @@ Deno.test(`${SWITCHES} mode switches under load: descriptors, mappings and memor
     assert.deepEqual([report.lost, report.duplicated, report.corrupted], [0, 0, 0]);
     await run;
   }
-  assert.equal(countFds(), before);
+  assert.deepEqual(ours(), before);
 });

@@ -6,8 +6,8 @@
 import { type JunitCounts, parseJunit } from "./_junit.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
-const RELAY = "tests/lab/relay_kernel_lab_test.ts";
-const VMM = "tests/lab/vmm_kernel_lab_test.ts";
+const RELAY = "tests/lab/kernel_lab_test.ts";
+const VMM = "tests/lab/kernel_pair_lab_test.ts";
 const runs = new Map<string, Promise<JunitCounts>>();
 
 // A file's tests share their VMs: it is run once, whoever asks for one of them.

@@ -50,6 +50,8 @@ const symbols = {
   mmap: { parameters: ["pointer", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int munmap(void *addr, size_t length)
   munmap: { parameters: ["pointer", "usize"], result: "i32" },
+  // int mprotect(void *addr, size_t length, int prot)
+  mprotect: { parameters: ["pointer", "usize", "i32"], result: "i32" },
   // void *mremap(void *old, size_t old_size, size_t new_size, int flags, void *new_address)
   mremap: { parameters: ["pointer", "usize", "usize", "i32", "pointer"], result: "pointer" },
   // void *memcpy(void *dest, const void *src, size_t n)
@@ -58,6 +60,8 @@ const symbols = {
   memcmp: { parameters: ["pointer", "pointer", "usize"], result: "i32" },
   // sighandler_t signal(int signum, sighandler_t handler)
   signal: { parameters: ["i32", "usize"], result: "usize" },
+  // int sigaction(int signum, const struct sigaction *new, struct sigaction *old)
+  sigaction: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
   // int eventfd(unsigned initval, int flags)
   eventfd: { parameters: ["u32", "i32"], result: "i32" },
   // int eventfd_read(int fd, eventfd_t *value)

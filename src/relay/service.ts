@@ -9,6 +9,7 @@ import { connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, Uni
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
+import { RING_LIMIT } from "../uapi/vhost_user.ts";
 import type { NetStateDocument } from "../net/state.ts";
 import { Hold } from "../vhost_user/hold.ts";
 import { BackendServer, type ServerState } from "../vhost_user/server.ts";
@@ -444,11 +445,16 @@ export class RelayService implements AsyncDisposable {
     for (const name of Object.keys(others)) throw badParameter(`There is nothing called "${name}" to set`);
     if (mode !== undefined && !MODES.includes(mode as RelayMode)) throw badParameter(`"${mode}" is no mode: ${MODES.join(", ")}`);
     if (force_shadow !== undefined && typeof force_shadow !== "boolean") throw badParameter("force_shadow is true or false");
-    if (switch_timeout_ms !== undefined && !(typeof switch_timeout_ms === "number" && switch_timeout_ms >= 0)) {
-      throw badParameter("switch_timeout_ms is a number of milliseconds");
+    if (
+      switch_timeout_ms !== undefined && !(typeof switch_timeout_ms === "number" && switch_timeout_ms >= 0 && switch_timeout_ms < 2 ** 31)
+    ) {
+      throw badParameter("switch_timeout_ms is a number of milliseconds below 2^31");
     }
-    if (queue !== undefined && !(typeof queue === "number" && Number.isInteger(queue) && queue >= 0 && mode !== undefined)) {
-      throw badParameter("queue is a queue's number, and goes with a mode");
+    if (
+      queue !== undefined &&
+      !(typeof queue === "number" && Number.isInteger(queue) && queue >= 0 && queue < RING_LIMIT && mode !== undefined)
+    ) {
+      throw badParameter(`queue is a queue's number, below ${RING_LIMIT}, and goes with a mode`);
     }
     if (mode !== undefined && queue !== undefined) {
       (config.queueModes ??= new Map()).set(queue as number, mode as RelayMode);

@@ -65,6 +65,8 @@ export interface QueueStatus {
   errors: number;
   /** Times that the device's ring was full. */
   full: number;
+  /** Requests that a relay before this one had in hand, and that were given to the device again. */
+  redone: number;
   /** Frames that a capture had no room for. */
   uncaptured: number;
   /** What an embedded network device says of the queue; null for other devices. The relay itself never drops a frame. */
@@ -222,6 +224,7 @@ export function queueStatus(relay: Relay, queue: RelayQueue, frames?: readonly F
     doorbell: relay.doorbells.includes(queue.index),
     errors: of("errors"),
     full: of("full"),
+    redone: queue.redone,
     uncaptured: of("uncaptured"),
     frames: frames?.[queue.index] ?? null,
     switches: { ...queue.times },

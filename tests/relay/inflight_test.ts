@@ -13,6 +13,7 @@ import {
   recoverPacked,
   recoverSplit,
 } from "../../src/vring/inflight.ts";
+import { isOfPackedRing, isOfSplitRing } from "../../src/vring/inflight_life.ts";
 import { packedLayout, splitLayout } from "../../src/vring/layout.ts";
 import { PackedDevice, PackedDriver } from "../../src/vring/packed.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../../src/vring/queue.ts";
@@ -199,10 +200,18 @@ class World {
     const state = inflightState(part, num);
     if (state === INFLIGHT_STATE.idle) return undefined;
     assert.equal(state, packed ? INFLIGHT_STATE.packed : INFLIGHT_STATE.split);
-    const { desc, used } = this.#places(RINGS, packed);
-    return packed
+    const { desc, avail, used } = this.#places(RINGS, packed);
+    const chains = packed
       ? recoverPacked(part, num, (slot) => new Uint16Array(this.#memory.buffer(desc + 16 * slot, 16))[7]!)
       : recoverSplit(part, num, new Uint16Array(this.#memory.buffer(used, 4))[1]!);
+    const isOurs = packed
+      ? isOfPackedRing(num, chains, new Uint16Array(this.#memory.buffer(desc, 16 * num)))
+      : isOfSplitRing(part, num, chains, {
+        avail: new Uint16Array(this.#memory.buffer(avail, 4 + 2 * num)),
+        used: new Uint32Array(this.#memory.buffer(used, 4 + 8 * num)),
+      });
+    assert.ok(isOurs, "the record is of this ring");
+    return chains;
   }
 
   #start(): QueueRunner {

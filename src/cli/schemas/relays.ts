@@ -36,6 +36,7 @@ const queue = object({
   dirty_pages: count(),
   doorbell: optional(flag("The VMM kicks the device by its own doorbell, past the relay")),
   errors: count(),
+  redone: optional(count("Requests of a killed relay before this one that were given to the device again")),
   uncaptured: optional(count("Frames that a capture had no room for")),
   frames: optional(
     nullable(object({ frames: count(), bytes: count(), drops: count() }, "As an embedded network device counts them; null for others")),

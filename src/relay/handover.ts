@@ -131,8 +131,6 @@ export interface RelayHandover {
   config: number;
   /** The rings. */
   queues: QueueHandover[];
-  /** What was set through a network device's control queue, as src/net/state.ts saves it; null or absent where there is none. */
-  net?: unknown;
 }
 
 /** {@linkcode ServerState} as plain data: words are `0x…`, descriptors places on the list, -1 for none. */
@@ -167,7 +165,6 @@ export function exportRelay(relay: Relay, list: FdList): RelayHandover {
     inflight: inflight === undefined ? null : { ...inflight, fd: list.add(inflight.fd) },
     log: log === undefined ? null : { ...log, fd: list.add(log.fd) },
     status: status ?? null,
-    net: relay.net.source === "guest" ? relay.net.document ?? null : null,
     config: relay.configSeen?.length ?? 0,
     net: relay.net.document ?? null,
     // A control queue that the relay drives by itself is made anew.
@@ -197,7 +194,6 @@ function hex(word: bigint): string {
 export async function restoreRelay(relay: Relay, state: RelayHandover, fds: ReceivedFds, touched: () => Promise<void>): Promise<void> {
   const features = state.features === null ? undefined : BigInt(state.features);
   if (features !== undefined) await relay.setFeatures(features);
-  if (state.net !== null && state.net !== undefined) await relay.net.load(state.net);
   const arena = fds.take(state.arena);
   if (arena !== undefined) relay.adoptArena(arena);
   if (state.memory.length > 0) await relay.setMemTable(state.memory.map((region) => ({ ...region, fd: fds.at(region.fd)! })));
@@ -205,7 +201,7 @@ export async function restoreRelay(relay: Relay, state: RelayHandover, fds: Rece
   if (state.log !== null) await relay.setLogBase({ ...state.log, fd: fds.at(state.log.fd)! });
   if (state.logging && features !== undefined) await relay.setFeatures(features | LOG_ALL);
   if (state.config > 0) await relay.getConfig(0, state.config).catch(() => {});
-  if (state.net !== null) await relay.net.load(state.net);
+  if (state.net !== null && state.net !== undefined) await relay.net.load(state.net);
   await touched();
   for (const { index, num, addresses, base, call, err } of state.queues) {
     if (num > 0) await relay.setVringNum(index, num);

@@ -59,7 +59,9 @@ await labTest(
       await using destination = await startVm({ ...common, name: "destination", nets: nets(b), incoming: uri });
       await migrate(source, destination, uri);
       await settled(b);
-      assert.match(await destination.shell(`ping -c 5 -i 0.2 -W 5 ${BRIDGE_ADDRESS}`, 60_000), /5 packets received/);
+      await destination.send(`ping -c 5 -i 0.2 -W 5 ${BRIDGE_ADDRESS} | grep -c "5 packets received"; echo PINGED\n`);
+      await destination.waitSerial(/^PINGED$/, { timeoutMs: 60_000 });
+      assert.ok(destination.serial.lines.some(({ text }) => text === "1"), destination.serial.tail());
       for (const relay of [a, b]) assert.equal((await relay.status()).queues.reduce((sum, queue) => sum + queue.errors, 0), 0);
     });
   },

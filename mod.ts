@@ -73,6 +73,7 @@ export type { InflightChains } from "./src/vring/inflight.ts";
 export type { CoreChoice } from "./src/relay/core.ts";
 export type { UpgradeFailure, UpgradeHost, UpgradeReport, UpgradeState } from "./src/relay/upgrade.ts";
 export type { UpgradeMessage } from "./src/relay/upgrade_link.ts";
+export type { DeviceProcess, DeviceProcessStatus } from "./src/relay/device_process.ts";
 export type { Takeover } from "./src/relay/takeover.ts";
 export type { DeviceKeeper, DeviceKeeperOptions } from "./src/relay/device_keeper.ts";
 export type { KeptAllocation } from "./src/relay/iova_control.ts";

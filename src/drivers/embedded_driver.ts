@@ -116,9 +116,12 @@ export class EmbeddedDriver implements AsyncDisposable {
     this.ram = ram;
     this.#backend = backend;
     this.#shape = shape;
-    this.#mapping = mapFd(ram.fd, { length: shape.ram.ramSize, what: "guest RAM" });
-    this.#fds = Array.from({ length: shape.ram.queues }, () => ({ kick: createEventfd(), call: createEventfd(), err: createEventfd() }));
+    using made = new DisposableStack();
+    const event = () => made.use(createEventfd());
+    this.#mapping = made.use(mapFd(ram.fd, { length: shape.ram.ramSize, what: "guest RAM" }));
+    this.#fds = Array.from({ length: shape.ram.queues }, () => ({ kick: event(), call: event(), err: event() }));
     this.#link = new WorkerLink(new Worker(new URL("./worker.ts", import.meta.url), { type: "module", name: "guest" }));
+    made.move();
     this.#link.onEvent = (event) => this.#run?.resolve((event as FinishedEvent).finished);
     this.#link.onFailure = (error) => this.#run?.reject(error);
   }
@@ -210,7 +213,13 @@ export class EmbeddedDriver implements AsyncDisposable {
   }
 
   static async #start(backend: VhostBackend, shape: DriverShape, ram: OwnedFd, inflight: boolean): Promise<EmbeddedDriver> {
-    const driver = new EmbeddedDriver(backend, shape, ram);
+    let driver: EmbeddedDriver;
+    try {
+      driver = new EmbeddedDriver(backend, shape, ram);
+    } catch (error) {
+      ram.close();
+      throw error;
+    }
     try {
       await driver.#open(undefined);
       await driver.introduce();

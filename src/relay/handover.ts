@@ -6,6 +6,7 @@
  */
 import { SvqError } from "../errors.ts";
 import type { OwnedFd } from "../ffi/mod.ts";
+import type { NetStateDocument } from "../net/state.ts";
 import type { BackendInfo, VringAddresses } from "../vhost/backend.ts";
 import type { FrontEndState } from "../vhost_user/front_end.ts";
 import type { ServerState } from "../vhost_user/server.ts";
@@ -57,34 +58,54 @@ export class ReceivedFds implements Disposable {
 }
 
 /** A file's part. `fd` is a place on the list. */
-interface FilePart {
+export interface FilePart {
+  /** The file. */
   fd: number;
+  /** Bytes. */
   offset: number;
+  /** Bytes. */
   size: number;
 }
 
 /** A region of guest memory. `fd` is a place on the list. */
-interface RegionState {
+export interface RegionState {
+  /** Guest address, bytes. */
   gpa: number;
+  /** Bytes. */
   size: number;
+  /** Address in the VMM, bytes. */
   uaddr: number;
+  /** The file. */
   fd: number;
+  /** Bytes. */
   fdOffset: number;
 }
 
 /** A ring. Eventfds are places on the list. */
-interface QueueHandover {
+export interface QueueHandover {
+  /** Which. */
   index: number;
+  /** Descriptors. */
   num: number;
+  /** Where it lies. */
   addresses: VringAddresses | null;
+  /** Where it goes on. */
   base: number;
+  /** The base that the VMM set last. */
   startBase: number | null;
+  /** The base that the VMM got when it stopped the ring. */
   lastBase: number | null;
+  /** May it run? */
   enabled: boolean;
+  /** Has the VMM said so, or otherwise? */
   enableSeen: boolean;
+  /** Has the VMM started it? */
   kicked: boolean;
+  /** Guest kick. */
   kick: number;
+  /** Guest call. */
   call: number;
+  /** Error eventfd. */
   err: number;
 }
 
@@ -92,30 +113,30 @@ interface QueueHandover {
 export interface RelayHandover {
   /** Features that the guest took, `0x…`; null before it has. */
   features: string | null;
+  /** Is the dirty log on? */
   logging: boolean;
+  /** Guest memory. */
   memory: RegionState[];
   /** The file of the shadow rings: a place on the list. */
   arena: number;
+  /** The VMM's record of what is in flight. */
   inflight: FilePart & { queues: number; num: number } | null;
+  /** The VMM's dirty log. */
   log: FilePart | null;
+  /** What the guest has set. */
   status: number | null;
+  /** What was set by the control queue of a network device. */
+  net: NetStateDocument | null;
   /** Bytes of configuration space that the front-end has read from its start. */
   config: number;
+  /** The rings. */
   queues: QueueHandover[];
 }
 
-/** {@linkcode ServerState} as plain data. */
-export interface ServerHandover {
-  protocolFeatures: string;
-  features: string;
-  offered: string | null;
-  alwaysEnabled: boolean;
-  nums: [number, number][];
-  started: number[];
-  errors: { index: number; fd: number }[];
-  memory: RegionState[];
-  channel: number;
-}
+/** {@linkcode ServerState} as plain data: words are `0x…`, descriptors places on the list, -1 for none. */
+export type ServerHandover =
+  & Omit<ServerState, "protocolFeatures" | "features" | "offered" | "channel" | "memory">
+  & { protocolFeatures: string; features: string; offered: string | null; channel: number; memory: RegionState[] };
 
 function refuse(why: string): never {
   throw new SvqError("UPGRADE_REFUSED", `The relay cannot be upgraded now: ${why}`, { hint: "Try again when that has changed" });
@@ -145,7 +166,9 @@ export function exportRelay(relay: Relay, list: FdList): RelayHandover {
     log: log === undefined ? null : { ...log, fd: list.add(log.fd) },
     status: status ?? null,
     config: relay.configSeen?.length ?? 0,
-    queues: relay.queues.map((queue) => {
+    net: relay.net.document ?? null,
+    // A control queue that the relay drives by itself is made anew.
+    queues: relay.queues.filter(({ alone }) => !alone).map((queue) => {
       const { kick, call, err } = queue.eventfds;
       const { index, num, base, enabled, enableSeen, kicked } = queue;
       return {
@@ -178,6 +201,7 @@ export async function restoreRelay(relay: Relay, state: RelayHandover, fds: Rece
   if (state.log !== null) await relay.setLogBase({ ...state.log, fd: fds.at(state.log.fd)! });
   if (state.logging && features !== undefined) await relay.setFeatures(features | LOG_ALL);
   if (state.config > 0) await relay.getConfig(0, state.config).catch(() => {});
+  if (state.net !== null && state.net !== undefined) await relay.net.load(state.net);
   await touched();
   for (const { index, num, addresses, base, call, err } of state.queues) {
     if (num > 0) await relay.setVringNum(index, num);
@@ -190,7 +214,7 @@ export async function restoreRelay(relay: Relay, state: RelayHandover, fds: Rece
   for (const { index, kicked, kick } of state.queues) if (kicked) await relay.setVringKick(index, fds.at(kick) ?? null);
   for (const { index, enableSeen, enabled } of state.queues) if (enableSeen) await relay.setVringEnable(index, enabled);
   if (state.status !== null) await relay.setStatus(state.status);
-  for (const queue of relay.queues) {
+  for (const queue of relay.queues.filter(({ alone }) => !alone)) {
     const { startBase, lastBase } = state.queues.find(({ index }) => index === queue.index)!;
     queue.startBase = startBase ?? undefined;
     queue.lastBase = lastBase ?? undefined;
@@ -228,12 +252,7 @@ export function importServer(state: ServerHandover, fds: ReceivedFds): ServerSta
 }
 
 /** What the user may have changed of a relay while it ran. */
-export interface ConfigHandover {
-  mode: RelayMode;
-  queueModes: [number, RelayMode][] | null;
-  forceShadow: boolean;
-  switchTimeoutMs: number;
-}
+export type ConfigHandover = Pick<RelayConfig, "mode" | "forceShadow" | "switchTimeoutMs"> & { queueModes: [number, RelayMode][] | null };
 
 /** See {@linkcode ConfigHandover}. */
 export function exportConfig({ mode, queueModes, forceShadow, switchTimeoutMs }: RelayConfig): ConfigHandover {
@@ -248,8 +267,11 @@ export function importConfig(config: RelayConfig, { queueModes, ...rest }: Confi
 
 /** {@linkcode FrontEndState} as plain data. */
 export interface DeviceHandover {
+  /** Facts about it. */
   info: Omit<BackendInfo, "protocolFeatures" | "offeredProtocolFeatures"> & { protocolFeatures: string; offeredProtocolFeatures: string };
+  /** See {@linkcode FrontEndState}. */
   hasProtocolFeatures: boolean;
+  /** See {@linkcode FrontEndState}. */
   memory: FrontEndState["memory"];
   /** The connection: a place on the list. */
   stream: number;

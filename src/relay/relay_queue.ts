@@ -57,6 +57,8 @@ export class RelayQueue {
   enableSeen = false;
   /** Its mode, or why it has none. */
   state: QueueState = "stopped";
+  /** Requests of a relay before this one that were given to the device again. */
+  redone = 0;
   /** Why it failed. */
   error: ErrorRecord | undefined;
   /** What switching cost. */
@@ -243,6 +245,7 @@ export class RelayQueue {
       if (deviceIsGone(error) && isRelayed(mode)) this.#resume = undefined;
       throw error;
     }
+    this.redone += this.#resume?.ids.length ?? 0;
     this.#resume = undefined;
     this.state = mode;
     // The front-end may have changed it in the middle of the step, without waiting for the lane.
@@ -303,6 +306,7 @@ export class RelayQueue {
 
   /** {@linkcode enter}, second half: the device has started the ring. */
   async entered(mode: RunningMode): Promise<void> {
+    this.redone += this.#resume?.ids.length ?? 0;
     this.#resume = undefined;
     this.state = mode;
     await this.#steps.setLogGpa(mode, this.addresses?.logGpa);

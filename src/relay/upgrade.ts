@@ -27,7 +27,7 @@ import {
   type RelayHandover,
   type ServerHandover,
 } from "./handover.ts";
-import type { Kept } from "./iova_control.ts";
+import type { KeptAllocation } from "./iova_control.ts";
 import { pause } from "./queue_steps.ts";
 import type { Relay, RelayConfig } from "./relay.ts";
 import type { FrontAddress } from "./service.ts";
@@ -47,8 +47,11 @@ const REOPEN_MS = 5_000;
 
 /** All that goes to the new process. Descriptors are places on the list that goes with it. */
 export interface UpgradeState {
+  /** Name of the relay. */
   name: string;
+  /** Where the front-end is met. */
   front: FrontAddress;
+  /** What the user has changed. */
   config: ConfigHandover;
   /** The connection of the front-end. */
   stream: number;
@@ -60,15 +63,21 @@ export interface UpgradeState {
   deviceListener: number;
   /** A disk in memory. */
   backing: number;
+  /** A connection to the device; null where it is to be opened. */
   device: DeviceHandover | null;
+  /** What the VMM has set; null where none is connected. */
   relay: RelayHandover | null;
+  /** What the VMM and the server have agreed on. */
   server: ServerHandover | null;
-  iova: readonly Kept[];
+  /** Allocations by hand. */
+  iova: readonly KeptAllocation[];
 }
 
 /** What the new process says of an attempt that failed in good order. */
 export interface UpgradeFailure extends UpgradeMessage {
+  /** It failed. */
   type: "failed";
+  /** Why. */
   error: ErrorRecord;
   /** Where the rings stand, if it has started any. */
   bases: [index: number, base: number][];
@@ -117,7 +126,7 @@ export interface UpgradeHost {
   /** What the device needs besides. */
   source: { readonly listener: UnixListener | undefined; keep(device: VhostBackend): number | undefined };
   /** Allocations by hand. */
-  kept: () => readonly Kept[];
+  kept: () => readonly KeptAllocation[];
   /** Path of a socket for the new process. */
   path: string;
   /** Where log lines go. */
@@ -177,7 +186,7 @@ export class Upgrade {
    * @throws SvqError UPGRADE_FAILED (exit code 7): this process goes on; with exit code 8 where not even that could be done
    */
   async run(): Promise<UpgradeReport> {
-    const { host } = this;
+    const host = this.#host;
     let link: UpgradeLink | undefined;
     let stage = "start the new version";
     try {
@@ -213,10 +222,6 @@ export class Upgrade {
     } finally {
       link?.close();
     }
-  }
-
-  private get host(): UpgradeHost {
-    return this.#host;
   }
 
   #check(): void {
@@ -411,6 +416,7 @@ export class Upgrade {
       try {
         const device = await keeper.open();
         if (relay === undefined) return;
+        relay.net.lost();
         await relay.attach(device);
         return this.#setPositions(relay);
       } catch (error) {

@@ -11,13 +11,15 @@ export interface Outcome {
   count: number;
   /** How it ended, in a few words: an input with words that were not seen before goes to the pool. */
   signs: string[];
+  /** Something was left behind on purpose: nobody counts what is open at the end. */
+  abandoned?: boolean;
 }
 
 /** A target that is ready. `I` is plain JSON. */
 export interface FuzzSession<I> extends AsyncDisposable {
   generate(random: Random, pool: readonly I[]): I;
-  /** @throws whatever must never happen */
-  run(input: I): Promise<Outcome>;
+  /** @param step to be called where a long run has got on: who watches for hangs counts from there @throws whatever must never happen */
+  run(input: I, step: () => void): Promise<Outcome>;
 }
 
 /** One kind of hostile peer. */

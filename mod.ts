@@ -56,6 +56,7 @@ export * from "./src/relay/control.ts";
 export * from "./src/devices/sim_device.ts";
 export * from "./src/devices/open.ts";
 export * from "./src/drivers/embedded_driver.ts";
+export * from "./src/drivers/ring_image.ts";
 export * from "./src/drivers/report.ts";
 export * from "./src/drivers/state.ts";
 export * from "./src/migration/qmp.ts";

@@ -7,7 +7,8 @@
  * `--seed`: which ones (default: today's date); the same seed and the same corpus give the same inputs. `--resume` goes on where an
  * interrupted run of the same code and seed stopped. `--keep` writes inputs that showed something new to tests/fuzz/corpus.
  *
- * A process that ends by a signal, by an error, or that hangs (1 s of processor time or 30 s in one round) fails the target: seed,
+ * A process that ends by a signal, by an error, or that hangs (one of its threads used 1 s of processor time in a
+ * round, or it took 30 s) fails the target: seed,
  * round and input are printed, and the input is kept in a file. Exit code 1 then.
  *
  * @module
@@ -27,6 +28,7 @@ interface Progress {
   seed: number;
   round: number;
   done: number;
+  step?: number;
   input?: unknown;
   /** What inputs ended with, each once. */
   signs?: string[];
@@ -82,29 +84,41 @@ function readProgress(path: string): Progress | undefined {
   }
 }
 
-/** Processor time that a process has used, ms. */
-function cpuMs(pid: number): number {
+/** Processor time that each thread of a process has used, ms. */
+function cpuMs(pid: number): Map<string, number> {
+  const used = new Map<string, number>();
   try {
-    const fields = Deno.readTextFileSync(`/proc/${pid}/stat`).split(") ")[1]!.split(" ");
-    return (Number(fields[11]) + Number(fields[12])) * 1000 / TICKS;
+    for (const { name } of Deno.readDirSync(`/proc/${pid}/task`)) {
+      const fields = Deno.readTextFileSync(`/proc/${pid}/task/${name}/stat`).split(") ")[1]!.split(" ");
+      used.set(name, (Number(fields[11]) + Number(fields[12])) * 1000 / TICKS);
+    }
   } catch {
-    return 0;
+    // It, or one of its threads, has just ended.
   }
+  return used;
+}
+
+/** The most that one thread has used since `before`, ms. */
+function busiest(before: Map<string, number>, now: Map<string, number>): number {
+  return Math.max(0, ...[...now].map(([thread, ms]) => ms - (before.get(thread) ?? 0)));
 }
 
 /** Watches a process until it ends. @returns why it was killed */
 async function watch(child: Deno.ChildProcess, path: string): Promise<string | undefined> {
   let ended = false;
   child.status.then(() => ended = true);
-  let [round, cpu, since] = [NaN, 0, performance.now()];
+  let [place, cpu, since] = ["", new Map<string, number>(), performance.now()];
   while (!ended) {
     await Promise.race([child.status, new Promise((resolve) => setTimeout(resolve, LOOK_MS))]);
     const now = readProgress(path);
-    if (now === undefined || now.input === undefined || now.round !== round) {
-      [round, cpu, since] = [now?.round ?? NaN, cpuMs(child.pid), performance.now()];
+    // Half of it, or what comes before and after all rounds.
+    if (now?.input === undefined) continue;
+    const here = `${now.round} ${now.step}`;
+    if (here !== place) {
+      [place, cpu, since] = [here, cpuMs(child.pid), performance.now()];
       continue;
     }
-    const busy = cpuMs(child.pid) - cpu;
+    const busy = busiest(cpu, cpuMs(child.pid));
     if (busy <= HANG_CPU_MS && performance.now() - since <= HANG_WALL_MS) continue;
     child.kill("SIGKILL");
     return `hung: ${Math.round(busy)} ms of processor time and ${Math.round(performance.now() - since)} ms in one round`;

@@ -407,6 +407,11 @@ export class SimDevice implements VhostBackend {
     return this.#link.call<NetCounters[]>("net-counters");
   }
 
+  /** See {@linkcode VhostBackend.frameCounts}. */
+  frameCounts(): Promise<NetCounters[]> {
+    return this.netCounters();
+  }
+
   /** Stops at once and lets go of everything. */
   close(): Promise<void> {
     this.#closing ??= this.#close();

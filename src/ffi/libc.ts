@@ -50,6 +50,8 @@ const symbols = {
   mmap: { parameters: ["pointer", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int munmap(void *addr, size_t length)
   munmap: { parameters: ["pointer", "usize"], result: "i32" },
+  // int mprotect(void *addr, size_t length, int prot)
+  mprotect: { parameters: ["pointer", "usize", "i32"], result: "i32" },
   // void *mremap(void *old, size_t old_size, size_t new_size, int flags, void *new_address)
   mremap: { parameters: ["pointer", "usize", "usize", "i32", "pointer"], result: "pointer" },
   // void *memcpy(void *dest, const void *src, size_t n)
@@ -58,6 +60,8 @@ const symbols = {
   memcmp: { parameters: ["pointer", "pointer", "usize"], result: "i32" },
   // sighandler_t signal(int signum, sighandler_t handler)
   signal: { parameters: ["i32", "usize"], result: "usize" },
+  // int sigaction(int signum, const struct sigaction *new, struct sigaction *old)
+  sigaction: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
   // int eventfd(unsigned initval, int flags)
   eventfd: { parameters: ["u32", "i32"], result: "i32" },
   // int eventfd_read(int fd, eventfd_t *value)
@@ -111,6 +115,8 @@ const symbols = {
   sched_setaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
   // int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *mask)
   sched_getaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+  // int clock_gettime(clockid_t clock, struct timespec *time)
+  clock_gettime: { parameters: ["i32", "buffer"], result: "i32" },
   // int sched_yield(void)
   sched_yield: { parameters: [], result: "i32" },
   // int prctl(int option, unsigned long arg2, 0, 0, 0)

@@ -30,6 +30,15 @@ export function ignoreDebuggerSignal(): void {
   libc().signal(SIGUSR1, SIG_IGN);
 }
 
+const CLOCK_PROCESS_CPUTIME_ID = 2;
+
+/** Nanoseconds that all threads of this process have run, those that have ended included. */
+export function processCpuNs(): number {
+  const time = new BigInt64Array(2);
+  retrying(() => libc().clock_gettime(CLOCK_PROCESS_CPUTIME_ID, new Uint8Array(time.buffer)), "clock_gettime");
+  return Number(time[0]) * 1e9 + Number(time[1]);
+}
+
 /** Lets another thread run. */
 export function yieldThread(): void {
   libc().sched_yield();

@@ -81,6 +81,13 @@ export class Arena implements Disposable {
     return this.#fd.fd;
   }
 
+  /** The part of one queue, as a region. */
+  regionOf(index: number, uaddrOffset: number): MemoryRegion {
+    const at = index * this.slotSize;
+    const gpa = this.iova + at;
+    return { gpa, size: this.slotSize, uaddr: gpa + uaddrOffset, fd: this.#fd.fd, fdOffset: at };
+  }
+
   #layout(index: number, num: number): { slot: number; layout: SlotLayout } {
     if (index >= this.queues) throw new SvqError("NO_SUCH_QUEUE", `Queue ${index}: the relay has shadow rings for ${this.queues} queues`);
     const layout = slotLayout(num);

@@ -135,7 +135,12 @@ export class ControlServer implements Disposable {
     if (typeof request !== "object" || request === null || Array.isArray(request) || typeof request.method !== "string") {
       return failure(INVALID_REQUEST, { code: "CONTROL_REQUEST", message: "Not a JSON-RPC 2.0 request" });
     }
-    id = request.id ?? null;
+    const named = request.id ?? null;
+    // What comes back in the answer: a list a million deep would be more than JSON.stringify can do.
+    if (typeof named === "object" && named !== null) {
+      return failure(INVALID_REQUEST, { code: "CONTROL_REQUEST", message: "id is neither a string nor a number" });
+    }
+    id = named;
     const params = request.params ?? {};
     const method = Object.hasOwn(this.#methods, request.method) ? this.#methods[request.method] : undefined;
     if (method === undefined) {

@@ -34,6 +34,8 @@ export const COUNTER = {
   core: 12,
   /** Times that chains were given to the device: one or more together are a batch. */
   batches: 13,
+  /** Frames that a capture had no room for. */
+  uncaptured: 14,
 } as const;
 
 /** Name of a counter. */
@@ -56,7 +58,7 @@ export const WORKER_COUNTER = {
   pollIdleUs: 4,
   /** How long it polls at present, microseconds. */
   pollUs: 5,
-  /** Times that self-tuned polling stopped because other threads needed the CPU. */
+  /** Times that self-tuned polling stopped for a while because it did not pay. */
   pollHeldOff: 6,
 } as const;
 

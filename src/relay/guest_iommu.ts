@@ -118,6 +118,16 @@ export class GuestIommu {
     }
   }
 
+  /**
+   * A ring has stopped, or a driver starts: mappings may end from now on without a word, since a VMM does not listen to the guest's
+   * IOMMU for a device that is stopped. Whatever still runs asks again.
+   */
+  async flush(): Promise<void> {
+    this.table.clear();
+    await this.#context.tell({ type: "iotlb", forget: true });
+    await this.#context.unmapRings(0, 2 ** 52, true);
+  }
+
   /** Guest memory under the IOVAs that are known, for dumps. */
   memory(memory: GuestMemory): RingMemory {
     return {

@@ -165,9 +165,10 @@ export function exportRelay(relay: Relay, list: FdList): RelayHandover {
     inflight: inflight === undefined ? null : { ...inflight, fd: list.add(inflight.fd) },
     log: log === undefined ? null : { ...log, fd: list.add(log.fd) },
     status: status ?? null,
-    net: relay.net.source === "guest" ? relay.net.document ?? null : null,
     config: relay.configSeen?.length ?? 0,
-    queues: relay.queues.map((queue) => {
+    net: relay.net.document ?? null,
+    // A control queue that the relay drives by itself is made anew.
+    queues: relay.queues.filter(({ alone }) => !alone).map((queue) => {
       const { kick, call, err } = queue.eventfds;
       const { index, num, base, enabled, enableSeen, kicked } = queue;
       return {
@@ -213,7 +214,7 @@ export async function restoreRelay(relay: Relay, state: RelayHandover, fds: Rece
   for (const { index, kicked, kick } of state.queues) if (kicked) await relay.setVringKick(index, fds.at(kick) ?? null);
   for (const { index, enableSeen, enabled } of state.queues) if (enableSeen) await relay.setVringEnable(index, enabled);
   if (state.status !== null) await relay.setStatus(state.status);
-  for (const queue of relay.queues) {
+  for (const queue of relay.queues.filter(({ alone }) => !alone)) {
     const { startBase, lastBase } = state.queues.find(({ index }) => index === queue.index)!;
     queue.startBase = startBase ?? undefined;
     queue.lastBase = lastBase ?? undefined;

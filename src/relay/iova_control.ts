@@ -10,6 +10,9 @@ import { allocationDocument, type IovaDocument, iovaDocument } from "../iova/doc
 import type { ManualAllocation } from "./relay_memory.ts";
 import type { Relay } from "./relay.ts";
 
+/** Ranges that the operator can hold at a time: each may be a file of its own. */
+const MAX_ALLOCATIONS = 256;
+
 /** An allocation that a new relay gets again, where it was. */
 export type KeptAllocation = ManualAllocation & { iova: number };
 
@@ -73,6 +76,11 @@ export class RelayIova {
   /** Allocates; the layout as it is then, with what was allocated under `allocated`. */
   async alloc(relay: Relay, params: Record<string, unknown>): Promise<RelayIovaDocument & { allocated: unknown }> {
     const request = allocationRequest(params);
+    if (this.#kept.length >= MAX_ALLOCATIONS) {
+      throw new SvqError("TOO_MANY_ALLOCATIONS", `${MAX_ALLOCATIONS} ranges are allocated already`, {
+        hint: "svq iova free gives them back",
+      });
+    }
     const made = await relay.allocRange(request);
     this.#kept.push({ ...request, ...place(made) });
     return { ...this.show(relay), allocated: allocationDocument(made) };

@@ -4,6 +4,7 @@
  * @module
  */
 import type { ErrorRecord } from "../errors.ts";
+import type { CaptureStart } from "./capture.ts";
 import type { CoreChoice } from "./core.ts";
 import type { PollChoice } from "./polling.ts";
 import type { IotlbEntry } from "../iova/iotlb.ts";
@@ -76,6 +77,8 @@ export interface QueueStart {
   resume?: InflightChains;
   /** Set for the control queue of a network device: see src/relay/control_core.ts. */
   control?: ControlStart;
+  /** Set while the frames of a network device's data queue are captured. */
+  capture?: CaptureStart;
 }
 
 /** A command of the relay's own. */

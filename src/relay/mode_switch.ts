@@ -74,25 +74,30 @@ export class ModeSwitch {
     return queue.mode === undefined || queue.mode === this.wanted(queue.index);
   }
 
-  /** Brings every running queue into the wanted mode; resolves when all are. @throws the first error of a queue */
-  async apply(): Promise<void> {
+  /**
+   * Brings every running queue into the wanted mode; resolves when all are.
+   *
+   * @param renew rings that are in it already start anew, too
+   * @throws the first error of a queue
+   */
+  async apply(renew = false): Promise<void> {
     const { queues, groupLane } = this.#context;
     const group = this.#context.group();
-    if (group !== undefined) return await groupLane.run(() => group.reconcile());
-    const gate = this.#restartGate();
-    const results = await Promise.allSettled(queues().map((queue) => queue.lane.run(() => this.#reconcile(queue, gate))));
+    if (group !== undefined) return await groupLane.run(() => renew ? group.restart() : group.reconcile());
+    const gate = this.#restartGate(renew);
+    const results = await Promise.allSettled(queues().map((queue) => queue.lane.run(() => this.#reconcile(queue, gate, renew))));
     for (const result of results) if (result.status === "rejected") throw result.reason;
   }
 
   // DPDK forgets at the stop of one ring that the others are enabled, and is told so again only where they start anew: its
   // rings all stop before any starts.
-  #restartGate(): Gate | undefined {
+  #restartGate(renew: boolean): Gate | undefined {
     if (!this.#context.forgetful) return undefined;
     const queues = this.#context.queues();
-    return queues.some((queue) => !this.done(queue)) ? new Gate(queues.length) : undefined;
+    return renew || queues.some((queue) => !this.done(queue)) ? new Gate(queues.length) : undefined;
   }
 
-  async #reconcile(queue: RelayQueue, gate: Gate | undefined): Promise<void> {
+  async #reconcile(queue: RelayQueue, gate: Gate | undefined, renew: boolean): Promise<void> {
     if (gate !== undefined) {
       let passed = false;
       const left = () => {
@@ -104,6 +109,8 @@ export class ModeSwitch {
       } finally {
         if (!passed) gate.skip();
       }
+    } else if (renew && queue.running && !this.#context.control(queue.index)) {
+      await queue.change(this.wanted(queue.index), () => Promise.resolve());
     }
     // The wish may change while a step waits for the device.
     while (!this.done(queue)) {

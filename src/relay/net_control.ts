@@ -13,6 +13,7 @@
  */
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { decodeNetCommand, encodeNetCommand, type NetCommand } from "../net/command.ts";
+import { RARP_BYTES, rarpFrame } from "../net/rarp.ts";
 import { looksLikeNet } from "../net/recognize.ts";
 import { nameOfUnknown, NetState, type NetStateDocument } from "../net/state.ts";
 import { bit, hasBit } from "../uapi/bits.ts";
@@ -24,7 +25,9 @@ import {
   VIRTIO_NET_CTRL_ACK,
   VIRTIO_NET_FEATURE_BITS,
 } from "../uapi/virtio_net.ts";
+import type { MemoryRegion } from "../memory/region.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
+import { frameShape } from "./capture.ts";
 import { type ControlEvent, type ControlStart, type OwnCommand, UNANSWERED } from "./messages.ts";
 import type { RelayQueue } from "./relay_queue.ts";
 
@@ -33,6 +36,8 @@ const CTRL_VQ = bit(F.CTRL_VQ);
 
 /** How long a device may take for one command of the relay's own, ms. */
 const ANSWER_MS = 5000;
+/** The first queue that sends. */
+const ANNOUNCING_QUEUE = 1;
 /** Refusals that are kept for the status. */
 const REFUSALS_KEPT = 16;
 
@@ -55,6 +60,8 @@ export interface NetControlContext {
   spare: (queue: RelayQueue) => RelayQueue;
   /** Gives commands to the Worker that runs the control queue. */
   inject: (index: number, commands: OwnCommand[]) => Promise<void>;
+  /** Where the relay's own ring of a queue lies; undefined before the device has been given memory. */
+  region: (index: number) => MemoryRegion | undefined;
   /** Do all rings of the device start together? */
   together: boolean;
   /** The guest's address, where the user has said it. */
@@ -82,6 +89,7 @@ export class NetControl {
   /** Has the device that is there now got the state? */
   #synced = false;
   #epoch = 0;
+  #isolated = false;
   #nextId = 1;
   readonly #awaited = new Map<number, Awaited>();
   #first: Promise<number>[] = [];
@@ -97,6 +105,24 @@ export class NetControl {
   /** The control queue; -1: none is in use. */
   get index(): number {
     return this.#index;
+  }
+
+  /** Does the device have an address space for it in which there is nothing but the relay's pages? */
+  get isolated(): boolean {
+    return this.#isolated;
+  }
+
+  async #isolate(): Promise<void> {
+    const region = this.#context.region(this.#index);
+    const device = this.#context.device();
+    if (region === undefined || device.isolate === undefined) return;
+    try {
+      this.#isolated = await device.isolate(this.#index, region);
+    } catch (error) {
+      // Less memory may be pinned than this needs: it is a fence, and not needed for the queue to work.
+      this.#isolated = false;
+      this.#context.log(`control queue: no address space of its own: ${toErrorRecord(error).message}`);
+    }
   }
 
   /** Who drives it; undefined: nobody. */
@@ -142,12 +168,13 @@ export class NetControl {
   // vhost-user devices that count pairs (DPDK) offer the bit and have no such ring.
   async #reachable(offered: bigint): Promise<boolean> {
     const { info } = this.#context.device();
-    if (!info.hasConfig || !this.#isNet(offered)) return false;
+    if (!info.hasConfig || !this.isNet(offered)) return false;
     await this.#readPairs();
     return info.kind === "vhost-vdpa" || info.queueNum === 2 * this.#pairsMax + 1;
   }
 
-  #isNet(features: bigint): boolean {
+  /** Is it a network device, as far as these features tell? */
+  isNet(features: bigint): boolean {
     const { deviceId } = this.#context.device().info;
     return deviceId === VIRTIO_ID.net || (deviceId === undefined && looksLikeNet(features));
   }
@@ -161,7 +188,7 @@ export class NetControl {
   /** Features were negotiated. @param word what the device was told */
   async negotiated(word: bigint): Promise<void> {
     if (word === this.#word) return;
-    const used = (word & CTRL_VQ) !== 0n && this.#isNet(word);
+    const used = (word & CTRL_VQ) !== 0n && this.isNet(word);
     if (used) await this.#readPairs();
     const index = used ? netControlQueueIndex(word, this.#pairsMax) : -1;
     const known = index < this.#context.maxQueues;
@@ -219,6 +246,9 @@ export class NetControl {
 
   /** How the Worker is to run queue `index`; undefined for a data queue. */
   start(index: number, guestless: boolean): ControlStart | undefined {
+    if (guestless && this.#announcement !== undefined && index === ANNOUNCING_QUEUE) {
+      return { features: this.#context.features(), guestless, answers: false, first: [this.#announcement] };
+    }
     if (index !== this.#index) return undefined;
     const commands = this.#synced ? [] : this.#state.replay();
     this.#firstCommands = commands;
@@ -229,6 +259,61 @@ export class NetControl {
       return done;
     });
     return { features: this.#context.features(), guestless, answers: true, first };
+  }
+
+  #announcement: OwnCommand | undefined;
+
+  /**
+   * Announces the guest through its own send queue, where the device cannot do it: the ring is taken from the guest for the time of one
+   * frame.
+   *
+   * @param mac 6 bytes
+   * @throws what the device says to the change of hands
+   */
+  async announce(mac: Uint8Array): Promise<void> {
+    const queue = this.#context.queue(ANNOUNCING_QUEUE);
+    await queue.lane.run(async () => {
+      if (queue.mode === undefined) return this.#context.log("the guest is not announced: its send queue does not run");
+      await queue.change(queue.mode, () => this.#sendAlone(queue, mac));
+    });
+  }
+
+  async #sendAlone(queue: RelayQueue, mac: Uint8Array): Promise<void> {
+    const { headerBytes } = frameShape(this.#context.features());
+    const bytes = new Uint8Array(headerBytes + RARP_BYTES);
+    bytes.set(rarpFrame(mac), headerBytes);
+    const { id, done } = this.#expect({ name: "ANNOUNCE_ACK" });
+    const own = this.#context.spare(queue);
+    try {
+      this.#announcement = { id, bytes };
+      own.driveAlone();
+      await own.enter("shadow");
+      const ack = await done;
+      await own.leave();
+      if (ack !== VIRTIO_NET_CTRL_ACK.OK) this.#context.log("the guest was not announced: the device did not take the frame");
+    } catch (error) {
+      // The guest gets its ring back all the same.
+      this.#context.log(`the guest was not announced: ${toErrorRecord(error).message}`);
+    } finally {
+      this.#announcement = undefined;
+      own.close();
+    }
+  }
+
+  /**
+   * Is a frame of this size for the device? For devices that are not told of an MTU themselves.
+   *
+   * @param mtu bytes
+   * @throws SvqError MTU_TOO_LARGE
+   */
+  async checkMtu(mtu: number): Promise<void> {
+    const device = this.#context.device();
+    if ((await device.getFeatures() & bit(F.MTU)) === 0n) return;
+    const most = decodeNetConfig(await device.getConfig(0, VIRTIO_NET_CONFIG_BYTES)).mtu;
+    if (mtu <= most) return;
+    throw new SvqError("MTU_TOO_LARGE", `${device.info.address} takes frames with up to ${most} bytes of payload, not ${mtu}`, {
+      hint: `Give the VM's network device host_mtu=${most} or less`,
+    });
   }
 
   #expect(command: NetCommand): { id: number; done: Promise<number> } {
@@ -266,7 +351,10 @@ export class NetControl {
     this.#takePreset();
     await this.#followPairs();
     const queue = this.#context.queue(this.#index);
-    await queue.lane.run(() => this.#sync(queue));
+    await queue.lane.run(async () => {
+      if (!queue.running) await this.#isolate();
+      await this.#sync(queue);
+    });
   }
 
   async #sync(queue: RelayQueue): Promise<void> {
@@ -300,13 +388,14 @@ export class NetControl {
   }
 
   /** Rings that start together are about to. */
-  beforeStart(): void {
+  async beforeStart(): Promise<void> {
     if (this.#index < 0) return;
     this.#takePreset();
     this.#synced = false;
     const pairs = this.#pairsEnabled();
     if (pairs !== undefined) this.#state.apply({ name: "VQ_PAIRS_SET", pairs });
     if (this.#source === "relay") this.#context.queue(this.#index).driveAlone();
+    await this.#isolate();
   }
 
   #takePreset(): void {

@@ -15,6 +15,7 @@ import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import type { VhostBackend, VringAddresses, VringStart } from "../vhost/backend.ts";
 import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
+import type { CaptureStart } from "./capture.ts";
 import { deviceIsGone } from "./device_slot.ts";
 import { INFLIGHT_STATE, type InflightChains, inflightState, recoverPacked, recoverSplit, setInflightState } from "../vring/inflight.ts";
 import { isOfPackedRing, isOfSplitRing, isUnusedPackedRing } from "../vring/inflight_life.ts";
@@ -52,6 +53,8 @@ export interface QueueContext {
   deviceNum: (num: number) => number;
   /** How the Worker is to run a control queue; undefined for the others. */
   control: (index: number, guestless: boolean) => ControlStart | undefined;
+  /** Into what the frames of a queue are captured, while they are. */
+  capture: (index: number) => CaptureStart | undefined;
   /** Is the device given the guest's own indirect tables in mode `shadow`? */
   passTables: boolean;
   /** Doorbells that the VMM may map: see src/relay/doorbells.ts. */
@@ -424,6 +427,7 @@ export class QueueSteps {
     const local = this.#context.arena().local(this.#index, device.num);
     const features = this.#context.deviceFeatures();
     const control = this.#context.control(this.#index, ring.guestless === true);
+    const capture = control === undefined ? this.#context.capture(this.#index) : undefined;
     // One command at a time is at the device, and the guest's ring shows which.
     const part = control === undefined ? this.#part(ring) : undefined;
     return {
@@ -450,6 +454,7 @@ export class QueueSteps {
       ...(part === undefined || mode === "notify" ? {} : { inflight: { address: part.address, size: part.size } }),
       ...(ring.resume === undefined ? {} : { resume: ring.resume }),
       ...(control === undefined ? {} : { control }),
+      ...(capture === undefined || mode === "notify" ? {} : { capture }),
     };
   }
 

@@ -24,7 +24,8 @@ import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { ConfigSpace } from "./config_space.ts";
-import { Counters, MAX_WORKERS } from "./counters.ts";
+import { Capture } from "./capture_control.ts";
+import { COUNTER, Counters, MAX_WORKERS } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
@@ -59,6 +60,8 @@ export class Relay implements VhostBackend {
   readonly dirty: DirtyLogging;
   /** The control queue of a network device. */
   readonly net: NetControl;
+  /** What is captured of its frames. */
+  readonly capture: Capture;
   /** See {@linkcode VhostBackend.onConfigChange}. */
   onConfigChange: (() => void) | undefined;
   /** See {@linkcode VhostBackend.onFailure}. */
@@ -139,6 +142,11 @@ export class Relay implements VhostBackend {
     this.dirty = new DirtyLogging(async (place) => void await this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
     if (device.setMtu !== undefined) this.setMtu = (mtu) => this.#slot.use((device) => device.setMtu!(mtu));
+    if (deviceId === VIRTIO_ID.net) {
+      // Where rings cannot be taken from a running guest one by one, the guest announces itself.
+      if (this.#group === undefined) this.sendRarp ??= (mac) => this.net.announce(mac);
+      this.setMtu ??= (mtu) => this.net.checkMtu(mtu);
+    }
     if (device.setDeviceStateFd !== undefined) {
       this.setDeviceStateFd = (direction, phase, fd) => this.#slot.use((device) => device.setDeviceStateFd!(direction, phase, fd));
       this.checkDeviceState = () => this.#slot.use((device) => device.checkDeviceState!());
@@ -146,6 +154,13 @@ export class Relay implements VhostBackend {
     this.#configSpace = new ConfigSpace(this.#slot, this.#negotiation);
     this.#rings = this.#newRings();
     this.#modes = this.#newModes(config);
+    this.capture = new Capture({
+      isNet: () => this.net.isNet(this.features),
+      features: () => this.features,
+      workers: this.#workers.length,
+      dropped: () => this.queues.reduce((sum, { index }) => sum + this.counters.of(index)[COUNTER.uncaptured]!, 0),
+      restart: () => this.#modes.apply(true),
+    });
     this.#log = this.#newLog(config);
     this.iommu = config.guestIommu ? this.#newIommu() : undefined;
     // The record of what is in flight names guest memory, and a guest with an IOMMU does not: no VMM is to rely on one.
@@ -162,6 +177,7 @@ export class Relay implements VhostBackend {
       maxQueues: this.#maxQueues,
       spare: ({ index, lane }) => this.#newQueue(index, lane),
       inject: async (index, commands) => void await this.#workerOf(index).send({ type: "inject", index, commands }),
+      region: (index) => this.#memory.ringRegion(index),
       together: (this.#slot.device.info.ringStop ?? "each") !== "each",
       mac,
       log: (message) => this.#events.log(message),
@@ -220,11 +236,11 @@ export class Relay implements VhostBackend {
       bound: this.#bound,
       groupLane: this.#groupLane,
       // DPDK. (Only net devices have SEND_RARP.)
-      forgetful: this.sendRarp !== undefined,
+      forgetful: this.#slot.device.sendRarp !== undefined,
       guestPacked: () => this.#negotiation.guestPacked,
       translated: (index) => this.#negotiation.rebuilt || this.#memory.moved || this.#otherSize(index),
       control: (index) => index === this.net.index,
-      relayed: () => this.#negotiation.reordered,
+      relayed: () => this.#negotiation.reordered || this.capture.on,
       logging: () => this.logging,
       // What the device wrote between the last mark and the end of passthrough has no bit of its own.
       changed: () => this.#log.markAllIfBehind(),
@@ -370,6 +386,7 @@ export class Relay implements VhostBackend {
       deviceFeatures: () => this.#negotiation.deviceFeatures,
       deviceNum: (num) => this.#negotiation.deviceNum(num),
       control: (index, guestless) => this.net.start(index, guestless),
+      capture: (index) => this.capture.start(index, index % this.#workers.length),
       passTables: this.#config.indirect === "pass",
       doorbells: this.#doorbells,
       log: (message) => this.#events.log(message),
@@ -398,6 +415,7 @@ export class Relay implements VhostBackend {
     await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
     await this.net.negotiated(this.#negotiation.deviceFeatures);
     if (!this.#negotiation.iommu) await this.iommu?.forget();
+    else if (!this.queues.some((queue) => queue.running)) await this.iommu?.flush();
     await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n, first);
   }
 
@@ -554,13 +572,15 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.getVringBase}. Resolves when the device holds nothing and the last dirty bit is set. */
   async getVringBase(index: number): Promise<number> {
     const queue = this.#queue(index);
-    return await this.#rings.left(queue, async () => {
+    const base = await this.#rings.left(queue, async () => {
       // The VMM reads the log when it has the answer: of a queue that could not be switched, nothing else is known.
       this.#log.markAllIfBehind();
       queue.unkick();
       queue.lastBase = queue.base;
       return queue.base;
     });
+    if (this.#negotiation.iommu) await this.iommu?.flush();
+    return base;
   }
 
   /** See {@linkcode VhostBackend.setVringKick}. */

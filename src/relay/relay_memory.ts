@@ -86,6 +86,11 @@ export class RelayMemory implements Disposable {
     this.#handed = fd;
   }
 
+  /** The shadow ring of one queue, as the device is given it. */
+  ringRegion(index: number): MemoryRegion | undefined {
+    return this.#arena?.regionOf(index, DEVICE_UADDR_OFFSET);
+  }
+
   /** Has the device been given memory? */
   get atDevice(): boolean {
     return this.#arenaAtDevice;

@@ -103,7 +103,8 @@ export class RingLife {
   // Where the ring of a guest with an IOMMU lies. @returns false while that is not known
   #placed(queue: RelayQueue): boolean {
     const { negotiation, memory, iommu } = this.#context;
-    if (!negotiation.iommu || queue.iovas === undefined || queue.addresses !== undefined || queue.num === 0) return true;
+    // Before its kick, what is mapped there is not for this ring to know: it would be the memory of the driver before this one.
+    if (!negotiation.iommu || !queue.kicked || queue.iovas === undefined || queue.addresses !== undefined || queue.num === 0) return true;
     const failed = (error: unknown) => this.failed(queue, toErrorRecord(error));
     queue.place(iommu()!.ring(memory(), queue.iovas, queue.num, negotiation.guestPacked, failed));
     return queue.addresses !== undefined;

@@ -6,14 +6,17 @@
  */
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
+import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
+import { RING_LIMIT } from "../uapi/vhost_user.ts";
 import type { NetStateDocument } from "../net/state.ts";
 import { Hold } from "../vhost_user/hold.ts";
 import { BackendServer, type ServerState } from "../vhost_user/server.ts";
 import { type ControlMethod, ControlServer } from "./control.ts";
 import type { DeviceProcess } from "./device_process.ts";
 import { DeviceKeeper, RETRY_MAX_MS, RETRY_MIN_MS } from "./device_keeper.ts";
+import { FrameReader } from "./frame_reader.ts";
 import { RelayIova } from "./iova_control.ts";
 import { MessageLog, type TracedMessage } from "./message_log.ts";
 import { importConfig, importDevice, importServer, restoreRelay } from "./handover.ts";
@@ -89,6 +92,7 @@ export class RelayService implements AsyncDisposable {
   #fd: OwnedFd | undefined;
   #stream: UnixStream | undefined;
   readonly #messages = new MessageLog();
+  readonly #frames: FrameReader;
   readonly #keeper: DeviceKeeper;
   readonly #iova: RelayIova;
   #connectedMs = -Infinity;
@@ -109,6 +113,7 @@ export class RelayService implements AsyncDisposable {
   constructor(options: RelayServiceOptions) {
     this.#options = options;
     this.#iova = new RelayIova(options);
+    this.#frames = new FrameReader(options.name);
     this.#keeper = new DeviceKeeper({ open: options.openDevice, onMessage: this.#messages.hook("device"), log: options.log });
   }
 
@@ -148,6 +153,7 @@ export class RelayService implements AsyncDisposable {
         return { stopping: true };
       },
       net_state: async () => netState(await this.#relayNow()),
+      frames: async (params) => await this.#frames.read(await this.#relayNow(), params),
       vrings: (params) => this.#vrings(params),
       messages: (params) => this.#readMessages(params),
       iova: async () => this.#iova.show(await this.#relayNow()),
@@ -296,6 +302,7 @@ export class RelayService implements AsyncDisposable {
       await this.#serve(stream, taken?.server);
       this.#stream = undefined;
       await this.#keeper.interrupt();
+      await this.#frames.end();
       await this.#relay!.close();
       this.#relay = undefined;
       if (this.#stopping || this.#handedOver || this.#fd !== undefined || front.kind === "fd" && this.#listener === undefined) break;
@@ -401,6 +408,7 @@ export class RelayService implements AsyncDisposable {
     const relay = this.#relay;
     const device = this.#keeper.device;
     if (relay !== undefined && !relay.deviceLost) await relay.getFeatures().catch(() => {});
+    const frames = device?.info.deviceId === VIRTIO_ID.net ? await device.frameCounts?.().catch(() => undefined) : undefined;
     return {
       schema: "svq.relay/1",
       name,
@@ -431,7 +439,7 @@ export class RelayService implements AsyncDisposable {
       pins_memory: this.#keeper.device?.info.pinsMemory ?? null,
       net: relay === undefined ? null : netStatus(relay),
       workers: relay?.loads ?? [],
-      queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],
+      queues: relay?.queues.map((queue) => queueStatus(relay, queue, frames)) ?? [],
       error: this.#keeper.error ?? null,
     };
   }
@@ -443,11 +451,16 @@ export class RelayService implements AsyncDisposable {
     for (const name of Object.keys(others)) throw badParameter(`There is nothing called "${name}" to set`);
     if (mode !== undefined && !MODES.includes(mode as RelayMode)) throw badParameter(`"${mode}" is no mode: ${MODES.join(", ")}`);
     if (force_shadow !== undefined && typeof force_shadow !== "boolean") throw badParameter("force_shadow is true or false");
-    if (switch_timeout_ms !== undefined && !(typeof switch_timeout_ms === "number" && switch_timeout_ms >= 0)) {
-      throw badParameter("switch_timeout_ms is a number of milliseconds");
+    if (
+      switch_timeout_ms !== undefined && !(typeof switch_timeout_ms === "number" && switch_timeout_ms >= 0 && switch_timeout_ms < 2 ** 31)
+    ) {
+      throw badParameter("switch_timeout_ms is a number of milliseconds below 2^31");
     }
-    if (queue !== undefined && !(typeof queue === "number" && Number.isInteger(queue) && queue >= 0 && mode !== undefined)) {
-      throw badParameter("queue is a queue's number, and goes with a mode");
+    if (
+      queue !== undefined &&
+      !(typeof queue === "number" && Number.isInteger(queue) && queue >= 0 && queue < RING_LIMIT && mode !== undefined)
+    ) {
+      throw badParameter(`queue is a queue's number, below ${RING_LIMIT}, and goes with a mode`);
     }
     if (mode !== undefined && queue !== undefined) {
       (config.queueModes ??= new Map()).set(queue as number, mode as RelayMode);
@@ -499,6 +512,7 @@ export class RelayService implements AsyncDisposable {
     this.#listener?.close();
     this.#fd?.close();
     await this.#keeper.interrupt();
+    await this.#frames.end();
     await this.#relay?.close();
     this.#relay = undefined;
     await this.#keeper.close();

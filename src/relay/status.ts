@@ -12,6 +12,16 @@ import type { WorkerLoad } from "./worker_load.ts";
 import { isRelayed } from "./queue_steps.ts";
 import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
 
+/** Frames of one queue, as a network device counts them. */
+export interface FrameCounts {
+  /** Frames that came through or went out. */
+  frames: number;
+  /** Bytes of those, without the packet header. */
+  bytes: number;
+  /** Frames that the device dropped. */
+  drops: number;
+}
+
 /** One queue in {@linkcode RelayStatus}. */
 export interface QueueStatus {
   /** Which queue. */
@@ -58,6 +68,10 @@ export interface QueueStatus {
   full: number;
   /** Requests that a relay before this one had in hand, and that were given to the device again. */
   redone: number;
+  /** Frames that a capture had no room for. */
+  uncaptured: number;
+  /** What an embedded network device says of the queue; null for other devices. The relay itself never drops a frame. */
+  frames: FrameCounts | null;
   /** Cost of switching. */
   switches: SwitchTimes;
   /** Why the queue failed. */
@@ -70,6 +84,8 @@ export interface NetStatus {
   control: "guest" | "relay";
   /** Its index. */
   queue: number;
+  /** In an address space of its own, where the device finds nothing but the relay's pages. */
+  own_address_space: boolean;
   /** Queue pairs in use, as far as it was said. */
   pairs: number | null;
   /** The newest commands that were refused, with the reason. */
@@ -81,7 +97,15 @@ export interface NetStatus {
 /** The control queue of a relay's device. */
 export function netStatus({ net }: Relay): NetStatus | null {
   if (net.source === undefined) return null;
-  return { control: net.source, queue: net.index, pairs: net.pairs ?? null, refused: net.refusals, not_migratable: net.notMigratable };
+  const own_address_space = net.isolated;
+  return {
+    control: net.source,
+    queue: net.index,
+    own_address_space,
+    pairs: net.pairs ?? null,
+    refused: net.refusals,
+    not_migratable: net.notMigratable,
+  };
 }
 
 /** What is the same for all shapes of status. */
@@ -159,8 +183,12 @@ function passthroughPositions(relay: Relay, queue: RelayQueue): { avail: number;
   return { avail: word(avail), used: word(used) };
 }
 
-/** The state of one queue. */
-export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
+/**
+ * The state of one queue.
+ *
+ * @param frames what the device itself counts, by queue
+ */
+export function queueStatus(relay: Relay, queue: RelayQueue, frames?: readonly FrameCounts[]): QueueStatus {
   const counters = relay.counters.of(queue.index);
   const of = (name: keyof typeof COUNTER) => counters[COUNTER[name]]!;
   const format = (relay.features & 1n << 34n) !== 0n ? "packed" : "split";
@@ -200,6 +228,8 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     errors: of("errors"),
     full: of("full"),
     redone: queue.redone,
+    uncaptured: of("uncaptured"),
+    frames: frames?.[queue.index] ?? null,
     switches: { ...queue.times },
     error: queue.error ?? null,
   };

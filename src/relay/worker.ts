@@ -81,6 +81,8 @@ class RelayLoop {
   readonly #load: Float64Array;
   /** When there was work the last time, us. */
   #workedAt = 0;
+  /** This round of polling has found work. */
+  #found = false;
   #handled = 0;
   #ended = false;
 
@@ -144,7 +146,8 @@ class RelayLoop {
   /** @param keep poll the queue from now on, when there is nothing more to do at once */
   #service(runner: Runner, keep = false): void {
     try {
-      if (keep && runner instanceof QueueRunner) {
+      // Control queues are slow by nature: nothing is gained by waiting for them.
+      if (keep && runner instanceof QueueRunner && !(runner.core instanceof ControlCore)) {
         if (runner.work() === 2) return;
         this.#busy.delete(runner);
         this.#heat(runner);
@@ -166,6 +169,7 @@ class RelayLoop {
     runner.hot = true;
     if (this.#hot.length === 0) {
       this.#workedAt = nowUs();
+      this.#found = false;
       this.#load[WORKER_COUNTER.polls]!++;
     }
     this.#hot.push(runner);
@@ -189,15 +193,17 @@ class RelayLoop {
       if (this.#busy.size > 0 || this.#hot.length === 0) return;
       if (hits > 0) {
         this.#workedAt = now;
+        this.#found = true;
         load[WORKER_COUNTER.pollHits]! += hits;
       } else {
         load[WORKER_COUNTER.pollIdleUs]! += now - before;
         const preempted = this.#polling.lap(now - before, now);
-        if (preempted) {
-          load[WORKER_COUNTER.pollUs] = 0;
+        if (preempted || now - this.#workedAt >= this.#polling.budgetUs) {
+          if (!preempted) this.#polling.ended(this.#found, now);
+          load[WORKER_COUNTER.pollUs] = this.#polling.budgetUs;
           load[WORKER_COUNTER.pollHeldOff] = this.#polling.heldOff;
+          return this.#arm();
         }
-        if (preempted || now - this.#workedAt >= this.#polling.budgetUs) return this.#arm();
       }
       if (now - begun >= LOOK_US || this.#handled !== Atomics.load(this.#posted, 0)) return;
       before = now;

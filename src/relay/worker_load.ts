@@ -29,7 +29,7 @@ export interface WorkerLoad {
   poll_idle_ms: number;
   /** How long it looks for more at present before it sleeps, us. */
   poll_us: number;
-  /** Times that self-tuned polling stopped for a while because other threads needed the CPU. */
+  /** Times that self-tuned polling stopped for a while because it did not pay: what it waited for needed the CPU. */
   poll_held_off: number;
 }
 

@@ -57,6 +57,7 @@ import { Hold } from "./hold.ts";
 import { Requester } from "./requester.ts";
 import { FAILED_ANSWERS, requireWireRing, RING_REQUESTS, ringState, SERVER_PROTOCOL_FEATURES } from "./server_rules.ts";
 import { requireFileRange, ServerMemory } from "./server_memory.ts";
+import { ShrinkWatch } from "./shrink_watch.ts";
 
 const ACCESS_PLATFORM = 33;
 const RING_PACKED = 34;
@@ -117,6 +118,7 @@ export class BackendServer implements Disposable {
   readonly #backend: VhostBackend;
   readonly #options: ServerOptions;
   readonly #memory: ServerMemory;
+  #shrinkage: ShrinkWatch | undefined;
   readonly #errFds = new Map<number, OwnedFd>();
   readonly #nums = new Map<number, number>();
   readonly #started = new Set<number>();
@@ -201,7 +203,10 @@ export class BackendServer implements Disposable {
     this.#backend.onConfigChange = () => this.#tellConfigChange();
     this.#backend.onIotlbMiss = (iova, perm) => this.#askIotlb(iova, perm);
     if (this.#backend.info.doorbells === true) this.#backend.onDoorbell = (index, doorbell) => this.#tellDoorbell(index, doorbell);
-    const error = await this.#serve();
+    this.#shrinkage = new ShrinkWatch(this.#memory, () => this.close());
+    const ended = await this.#serve();
+    const error = this.#shrinkage.error ?? ended;
+    this.#shrinkage[Symbol.dispose]();
     this.#backend.onConfigChange = before;
     this.#backend.onIotlbMiss = undefined;
     this.#backend.onDoorbell = undefined;
@@ -425,7 +430,9 @@ export class BackendServer implements Disposable {
     if (fds.length !== 1) throw protocolError("SET_LOG_BASE without a file descriptor");
     const log = decodeLog(payload);
     requireFileRange(fds[0]!.fd, log.offset, log.size, "Dirty log", this.#options.requireSealed === true);
-    await this.#backend.setLogBase({ fd: fds[0]!.fd, offset: log.offset, size: log.size });
+    const region = { fd: fds[0]!.fd, offset: log.offset, size: log.size };
+    await this.#backend.setLogBase(region);
+    this.#shrinkage?.setLog(region);
     return encodeLog(log);
   }
 

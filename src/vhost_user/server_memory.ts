@@ -39,6 +39,15 @@ export function requireFileRange(fd: number, offset: number, size: number, what:
   }
 }
 
+/** Refuses a file that has become shorter since it was accepted. @throws SvqError FILE_SHRUNK */
+export function requireStillThere(fd: number, offset: number, size: number, what: string): void {
+  const info = Deno.statSync(`/proc/self/fd/${fd}`);
+  if (!info.isFile || offset + size <= info.size) return;
+  throw new SvqError("FILE_SHRUNK", `${what}: its file was cut off at ${info.size} bytes while it was in use`, {
+    hint: "QEMU: memory-backend-memfd,share=on,seal=on cannot be cut off",
+  });
+}
+
 function own(wire: WireRegion, owned: OwnedFd, sealed: boolean): OwnedRegion {
   requireFileRange(owned.fd, wire.mmapOffset, wire.size, `Memory region 0x${wire.gpa.toString(16)}`, sealed);
   return { gpa: wire.gpa, size: wire.size, uaddr: wire.uaddr, fd: owned.fd, fdOffset: wire.mmapOffset, owned };
@@ -103,6 +112,13 @@ export class ServerMemory implements Disposable {
     await this.#backend.removeMemRegion({ gpa: region.gpa, size: region.size, uaddr: region.uaddr });
     this.#table.delete(region);
     region.owned.close();
+  }
+
+  /** Refuses a table one of whose files has become too short since. @throws SvqError FILE_SHRUNK */
+  requireWhole(): void {
+    for (const { fd, fdOffset, size, gpa } of this.#table.regions) {
+      requireStillThere(fd, fdOffset, size, `Memory region 0x${gpa.toString(16)}`);
+    }
   }
 
   /** The addresses of a ring as a backend wants them. @throws SvqError RING_OUTSIDE_MEMORY */

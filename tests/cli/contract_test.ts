@@ -81,6 +81,14 @@ const CONTRACTS: Record<string, Contract> = {
     prints: "svq.bench.ring/1",
     bad: [["--batch", "200"], 2],
   },
+  "bench relay": {
+    good: [
+      ...["--mode", "shadow", "--latency", "0", "--depth", "4", "--repetitions", "1", "--time", "20ms"],
+      ...["--switches", "1", "--guest-mem", "8MiB", "--idle-queues", "2"],
+    ],
+    prints: "svq.bench.relay/1",
+    bad: [["--request-size", "100"], 2],
+  },
   "bench migrate": {
     good: ["--mem", "1MiB", "--runs", "1", "--migrations", "1", "--guest-mem", "8MiB"],
     prints: "svq.bench.migrate/1",

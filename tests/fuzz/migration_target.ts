@@ -55,8 +55,8 @@ interface Input {
 const encoder = new TextEncoder();
 const frame = (type: number, payload: Uint8Array<ArrayBuffer> = new Uint8Array(0)): Frame => ({ type, payload: toText(payload) });
 const json = (type: number, value: unknown) => frame(type, encoder.encode(JSON.stringify(value)));
-const round = (number: number, pages: number, frozen: boolean, checksum = EMPTY) =>
-  encodeRound({ round: number, frozen, disk: false, pages, checksum });
+const round = (number: number, pages: number, frozen: boolean, disk = false, checksum = EMPTY) =>
+  encodeRound({ round: number, frozen, disk, pages, checksum });
 
 function offer(): Record<string, unknown> {
   const document: Offer = {
@@ -125,7 +125,10 @@ function any(random: Random): Frame {
           : range(random.once(3) ? random.u32() : 256 + random.below(128), random.once(3) ? random.u32() : 1),
       );
     case 2:
-      return frame(FRAME.ROUND, round(1 + random.below(3), random.once(3) ? random.u32() : random.below(256), random.once(2)));
+      return frame(
+        FRAME.ROUND,
+        round(1 + random.below(3), random.once(3) ? random.u32() : random.below(256), random.once(2), random.once(8)),
+      );
     case 3:
       return frame(FRAME.ROUND_END, round(1 + random.below(3), random.below(4), random.once(2)));
     case 4:

@@ -33,6 +33,8 @@ export interface Attack {
 }
 
 const scope = self as unknown as { onmessage: ((event: MessageEvent<Attack>) => void) | null; postMessage(message: unknown): void };
+/** Of which some are mutations: nobody takes a second for them. */
+const MAX_STEPS = 60_000;
 const [NEXT, WRITE, INDIRECT] = [1, 2, 4];
 
 class Mutator {
@@ -60,7 +62,7 @@ class Mutator {
     const stopped = new Int32Array(stop);
     const random = this.#random;
     let done = 0;
-    for (let step = 0; done < count && Atomics.load(stopped, 0) === 0; step++) {
+    for (let step = 0; done < count && step < MAX_STEPS && Atomics.load(stopped, 0) === 0; step++) {
       if (random.word() / 2 ** 32 < honest) this.#offer();
       else {
         this.#mutate();

@@ -13,7 +13,6 @@ import { DEFAULT_RELAY_CONFIG, Relay } from "../../src/relay/relay.ts";
 import { PACKED_BASE_START, PackedDriver } from "../../src/vring/packed.ts";
 import { packedLayout, splitLayout } from "../../src/vring/layout.ts";
 import { SplitDriver } from "../../src/vring/split.ts";
-import { waitUntil } from "../support/wait.ts";
 import type { Random } from "./random.ts";
 import type { Attack } from "./ring_mutator.ts";
 import { type FuzzSession, type FuzzTarget, type Outcome, refuseFaults, signOf } from "./target.ts";
@@ -24,6 +23,7 @@ const TABLES = 0x4_0000;
 const DATA = 0x8_0000;
 const ECHO = 0xe_0000;
 const RING = 0x1_0000;
+const DRAIN_MS = 1500;
 
 interface Shape {
   core: "wasm" | "js";
@@ -148,7 +148,7 @@ class World implements AsyncDisposable {
     driver.publish();
     signalEventfd(this.fds[1]!.kick.fd);
     for (let id = driver.take(), looks = 0; id < 0; id = driver.take(), looks++) {
-      if (looks > 5000) throw new Error("The other queue does not answer");
+      if (looks > 1000) throw new Error(`The other queue does not answer: ${[...this.signs].join("; ")}; ${this.device.errors.join("; ")}`);
       await new Promise((resolve) => setTimeout(resolve, looks < 20 ? 0 : 2));
     }
     if (!one) assert.equal(new DataView(this.bytes.buffer).getUint32(ECHO + 4096), word, "the other queue's answer");
@@ -182,13 +182,14 @@ class Session implements FuzzSession<Input> {
     return promise;
   }
 
-  async run({ shape, seed, lives }: Input): Promise<Outcome> {
+  async run({ shape, seed, lives }: Input, step: () => void): Promise<Outcome> {
     const world = new World(this.#device, shape);
     let count = 0;
     try {
       await world.start();
       await world.echo();
       for (const [life, { count: most, honest, pace }] of lives.entries()) {
+        step();
         await world.startRing(0);
         world.requireRunning(0);
         Atomics.store(world.stop, 0, 0);
@@ -200,8 +201,9 @@ class Session implements FuzzSession<Input> {
           ram: { address: world.mapping.address, size: SIZE, gpa: GPA },
         });
         await world.echo();
-        await this.#settle(world);
         world.requireRunning(1);
+        step();
+        if (!await this.#settle(world)) break;
       }
     } finally {
       await world[Symbol.asyncDispose]();
@@ -212,13 +214,22 @@ class Session implements FuzzSession<Input> {
     return { count, signs: [...world.signs].map((sign) => `${kind} ${sign}`) };
   }
 
-  // The queue is taken from the guest; where the device keeps what it has because the guest broke the rules, the queue is broken first.
-  async #settle(world: World): Promise<void> {
-    const stopped = world.relay.getVringBase(0).then(() => true);
-    const late = new Promise<false>((resolve) => setTimeout(() => resolve(false), 2000));
-    if (await Promise.race([stopped, late])) return;
-    world.signs.add(`drain ${world.relay.queues[0]!.state} ${this.#device.errors.length > 0}`);
-    await waitUntil("the queue's base", () => stopped, 20_000);
+  // The queue is taken from the guest. A device that keeps what it has (its ring was spoilt, or in mode `used` the guest's) is
+  // waited for: then everything is made anew.
+  async #settle(world: World): Promise<boolean> {
+    const stopped = world.relay.getVringBase(0).then(() => true, (error) => {
+      world.signs.add(signOf(error));
+      return false;
+    });
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const late = new Promise<false>((resolve) => timer = setTimeout(() => resolve(false), DRAIN_MS));
+    const done = await Promise.race([stopped, late]);
+    clearTimeout(timer);
+    if (done) return true;
+    const mayKeep = world.shape.hostileDevice || this.#device.errors.length > 0;
+    if (!mayKeep) throw new Error(`The device keeps nothing, and the queue's base does not come: ${world.relay.queues[0]!.state}`);
+    world.signs.add("the device keeps chains");
+    return false;
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

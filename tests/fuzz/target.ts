@@ -16,8 +16,8 @@ export interface Outcome {
 /** A target that is ready. `I` is plain JSON. */
 export interface FuzzSession<I> extends AsyncDisposable {
   generate(random: Random, pool: readonly I[]): I;
-  /** @throws whatever must never happen */
-  run(input: I): Promise<Outcome>;
+  /** @param step to be called where a long run has got on: who watches for hangs counts from there @throws whatever must never happen */
+  run(input: I, step: () => void): Promise<Outcome>;
 }
 
 /** One kind of hostile peer. */

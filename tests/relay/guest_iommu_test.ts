@@ -249,11 +249,8 @@ Deno.test("a driver that starts anew with other memory behind the same IOVAs is 
       for (let page = 0; page < 6; page++) await relay.iotlb({ type: "invalidate", iova: IOVA + page * PAGE, size: PAGE });
     },
     "by a flush": () => relay.iotlb({ type: "invalidate", iova: 0, size: 2 ** 52 - 1 }),
-    // The VMM tells what is new without a word of the end of the old.
-    "by what is told next": async () => {
-      guest.ringShift = 56;
-      for (let page = 0; page < 6; page++) await guest.miss(IOVA + page * PAGE, 3);
-    },
+    // A VMM does not listen to the guest's IOMMU for a device that is stopped.
+    "without a word": () => Promise.resolve(),
   };
   let shift = 32;
   for (const [how, end] of Object.entries(ends)) {

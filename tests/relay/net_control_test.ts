@@ -237,3 +237,34 @@ Deno.test("The successor of a lost device is brought to the state before its dat
   assert.ok(await driver.control({ name: "VLAN_ADD", vlan: 7 }));
   assert.deepEqual(errors, []);
 });
+
+Deno.test("A guest is announced through its own send queue where the device cannot do it, and loses nothing by that", async () => {
+  for (const mode of ["passthrough", "used", "shadow"] as const) {
+    await using sim = await SimDevice.open({ kind: "net", cable: "loop", queues: 3 });
+    const bare = new Proxy(sim, {
+      get(target, name) {
+        if (name === "sendRarp" || name === "setMtu") return undefined;
+        const value = Reflect.get(target, name, target);
+        return typeof value === "function" ? value.bind(target) : value;
+      },
+      set: (target, name, value) => Reflect.set(target, name, value, target),
+    });
+    const log: string[] = [];
+    await using relay = relayOf(bare, { mode }, log);
+    await using driver = await EmbeddedDriver.open(relay, { queues: 1, depth: 8, num: 32, ramSize: 8 << 20 });
+    const frames = async () => (await sim.netCounters())[1]!;
+    assert.equal((await driver.run({ requests: 20 })).lost, 0);
+    const before = await frames();
+    await relay.sendRarp!(Uint8Array.of(0x52, 0x54, 0, 1, 2, 3));
+    const after = await frames();
+    assert.deepEqual([after.frames - before.frames, after.bytes - before.bytes], [1, 60]);
+    const running = driver.run({ requests: 300, drainMs: 5000 });
+    await relay.sendRarp!(Uint8Array.of(0x52, 0x54, 0, 1, 2, 3));
+    const report = await running;
+    assert.deepEqual([report.lost, report.duplicated, report.corrupted, report.missedCalls], [0, 0, 0, 0]);
+    assert.equal(relay.queues.find(({ index }) => index === 1)!.mode, mode);
+    await relay.setMtu!(1500);
+    await assert.rejects(relay.setMtu!(9000), (error) => error instanceof SvqError && error.code === "MTU_TOO_LARGE");
+    assert.deepEqual(log.filter((line) => /announced|error/.test(line)), []);
+  }
+});

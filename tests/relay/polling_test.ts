@@ -11,6 +11,7 @@ import { Chain } from "../../src/vring/queue.ts";
 import { PackedDevice, PackedDriver } from "../../src/vring/packed.ts";
 import { SplitDevice, SplitDriver } from "../../src/vring/split.ts";
 import { FlatMemory, packedPlace, splitPlace } from "../support/ring_memory.ts";
+import { waitUntil } from "../support/wait.ts";
 import { explore, type Outcome } from "../vring/interleavings.ts";
 
 // ---- the handshake of a polled queue, in every interleaving with the other side of one ring
@@ -205,7 +206,7 @@ Deno.test("Self-tuned polling grows while sleeps are short, and ends after a few
     polling.slept(10, now);
     seen.push(polling.budgetUs);
   }
-  assert.deepEqual(seen.slice(0, 5), [4, 8, 16, 32, 64]);
+  assert.deepEqual(seen.slice(0, 5), [16, 32, 64, 64, 64]);
   assert.equal(seen.at(-1), 64, "no longer than what a wake-up costs");
   let sleeps = 0;
   while (polling.budgetUs > 0) {
@@ -230,6 +231,25 @@ Deno.test("Self-tuned polling stops when the thread lost its CPU meanwhile, for 
   }
   assert.equal(polling.heldOff, 12);
   assert.ok(pauses[1]! > 1.5 * pauses[0]! && pauses.at(-1)! >= 1_000_000, `${pauses}`);
+});
+
+Deno.test("Self-tuned polling stops where it finds nothing and the sleeps after it are short all the same", () => {
+  const polling = new Polling("auto", 1);
+  let [rounds, now] = [0, 0];
+  for (; now < 10_000_000; now += 100) {
+    if (polling.budgetUs > 0) {
+      rounds++;
+      polling.ended(false, now);
+    }
+    polling.slept(20, now);
+  }
+  assert.ok(rounds > 0 && rounds < 400, `${rounds} rounds in 10 s`);
+  // What it found meanwhile makes it go on.
+  for (let i = 0; i < 200; i++) {
+    polling.slept(20, now += 100_000);
+    polling.ended(i % 3 > 0, now);
+  }
+  assert.equal(polling.budgetUs, 64);
 });
 
 Deno.test("Self-tuned polling never begins where there are no more CPUs than workers", () => {
@@ -284,6 +304,23 @@ Deno.test("A relay that is not to poll sleeps after all work", async () => {
   const { polls, poll_hits, sleeps } = loads[0]!;
   assert.deepEqual({ polls, poll_hits }, { polls: 0, poll_hits: 0 });
   assert.ok(sleeps > 0);
+});
+
+Deno.test("A relay without work sleeps, however it polls", async () => {
+  await using device = await SimDevice.open({ kind: "blk", size: 16 << 20 });
+  await using relay = new Relay(device, { ...DEFAULT_RELAY_CONFIG, mode: "shadow", pollUs: 100 }, { log: () => {}, error: () => {} });
+  await using driver = await EmbeddedDriver.open(relay, { depth: 8, regionSize: 16 << 20 });
+  await driver.run({ requests: 100 });
+  const state = () => {
+    const { waits, sleeps, polls } = relay.loads[0]!;
+    return `${waits} ${sleeps} ${polls}`;
+  };
+  let before = "";
+  await waitUntil("nothing is looked at for 50 ms", async () => {
+    before = state();
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    return state() === before;
+  });
 });
 
 for (const pollUs of [0, 50]) {

@@ -15,6 +15,7 @@ import { NetState } from "../../net/state.ts";
 import type { WorkerLoad } from "../../relay/worker_load.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
 import { askStatus } from "../ask_relay.ts";
+import { askAllRelays } from "../ask_relays.ts";
 import type { CliContext } from "../context.ts";
 import { selfCommand } from "../self_command.ts";
 import { passedFds, ServiceManager } from "../service_manager.ts";
@@ -332,19 +333,25 @@ function isLive(name: string): boolean {
 }
 
 const list = buildCommand({
-  docs: { brief: "List running relays" },
+  docs: {
+    brief: "List running relays",
+    fullDescription:
+      "All relays of this user are asked at once. One that was killed leaves its control socket behind, and is listed as dead until a relay of the same name is started; one that does not answer within 2 seconds is listed as such.",
+  },
   parameters: {},
   async func(this: CliContext): Promise<void> {
-    const found = await Promise.all(relayNames().map((name) => askStatus(name).catch(() => undefined)));
-    const relays = found.filter((status) => status !== undefined);
-    this.output.document({ schema: "svq.relay-list/1", relays }, () => {
-      if (relays.length === 0) {
+    const { relays, dead } = await askAllRelays();
+    this.output.document({ schema: "svq.relay-list/1", relays, dead }, () => {
+      if (relays.length + dead.length === 0) {
         this.output.info("no relay runs; svq relay start starts one");
         return;
       }
       this.output.table(
         ["name", "pid", "state", "mode", "front", "device", "queues"],
-        relays.map((relay) => [relay.name, relay.pid, relay.state, modeText(relay), relay.front, relay.device, relay.queues.length]),
+        [
+          ...relays.map((relay) => [relay.name, relay.pid, relay.state, modeText(relay), relay.front, relay.device, relay.queues.length]),
+          ...dead.map(({ name, code }) => [name, "-", code === "NO_SUCH_RELAY" ? "dead" : "no answer", "-", "-", "-", "-"]),
+        ],
       );
     });
   },

@@ -13,6 +13,7 @@ const requests = {
 };
 const modes = ["passthrough", "notify", "used", "shadow"];
 const layouts = ["split", "packed"];
+const spread = object({ median: number(), min: number(), max: number() });
 const round = object({ dirty_pages: count(), bytes: count(), ms: number() });
 
 const queue = object({
@@ -37,6 +38,10 @@ const queue = object({
   doorbell: optional(flag("The VMM kicks the device by its own doorbell, past the relay")),
   errors: count(),
   redone: optional(count("Requests of a killed relay before this one that were given to the device again")),
+  uncaptured: optional(count("Frames that a capture had no room for")),
+  frames: optional(
+    nullable(object({ frames: count(), bytes: count(), drops: count() }, "As an embedded network device counts them; null for others")),
+  ),
 });
 
 const relay = {
@@ -76,6 +81,7 @@ const relay = {
       object({
         control: choice(["guest", "relay"]),
         queue: count(),
+        own_address_space: flag("The device finds nothing there but the relay's pages"),
         pairs: nullable(count("Queue pairs in use, as far as it was said")),
         refused: list(text(), "The newest commands that were refused"),
         not_migratable: list(text(), "What was set and cannot be set again elsewhere"),
@@ -92,7 +98,7 @@ const relay = {
       poll_hits: count("Times that polling found work"),
       poll_idle_ms: count("Time spent in looks that found nothing"),
       poll_us: number("How long it looks for more at present before it sleeps"),
-      poll_held_off: count("Times that self-tuned polling stopped because other threads needed the CPU"),
+      poll_held_off: count("Times that self-tuned polling stopped for a while because it did not pay"),
     }),
     "The threads that run the queues",
   )),
@@ -136,7 +142,13 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   }),
   "svq.relay/1": document("svq.relay/1", "State of a running relay", relay),
   "svq.net-state/1": document("svq.net-state/1", "What a driver has set through a network device's control queue", netState),
-  "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", { relays: list(object(relay)) }),
+  "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", {
+    relays: list(object(relay)),
+    dead: optional(list(
+      object({ name: text(), code: text("NO_SUCH_RELAY where nobody listens, RELAY_SILENT, or what went wrong"), message: text() }),
+      "Control sockets that no relay answers at",
+    )),
+  }),
   "svq.relay-stop/1": document("svq.relay-stop/1", "Relays that were stopped", { stopped: list(text()) }),
   "svq.relay-upgrade/1": document("svq.relay-upgrade/1", "A relay that another process goes on with", {
     name: text(),
@@ -257,6 +269,38 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
       p99: count(),
       max: count(),
     })),
+  }),
+  "svq.bench.relay/1": document("svq.bench.relay/1", "What a relay costs a guest, against the same device without one", {
+    machine: map(true, "CPU, kernel, runtime"),
+    load: object({
+      device: choice(["sim", "vhost-user"], "How the device is reached"),
+      latency_us: number("Time that the device takes for each request"),
+      queues: count(),
+      depth: count("Requests in flight in each queue"),
+      request_bytes: count(),
+      workers: count(),
+      poll_us: nullable(number("null: as long as it pays")),
+      cpus: list(count()),
+      core: choice(["auto", "wasm", "js"]),
+    }),
+    results: list(object({
+      contender: choice(["direct", ...modes]),
+      iops: spread,
+      latency_us: object({ p50: spread, p99: spread, p999: spread }, "Exact to 1 part in 16"),
+      cpu_us_per_request: spread,
+      ratio: object({ iops: spread, p99: spread, cpu: spread }, "To direct, of the same repetition"),
+      syscalls_per_batch: nullable(spread),
+      sleeps_per_batch: nullable(spread),
+      chains_per_batch: nullable(spread),
+    })),
+    switches: list(object({
+      memory_bytes: count("Of the guest"),
+      to: choice(["shadow", "passthrough"]),
+      count: count(),
+      drain_us: spread,
+      switch_us: object({ median: number(), min: number(), max: number(), p99: number() }, "Without the drain"),
+    })),
+    idle: nullable(object({ queues: count(), bytes_per_queue: count("In mode shadow") })),
   }),
   "svq.bench.ring/1": document("svq.bench.ring/1", "Cost per chain of the relay cores", {
     machine: map(true, "CPU, kernel, runtime"),

@@ -3,34 +3,24 @@
  * disks that are copied from one kind of device to another.
  */
 import assert from "node:assert/strict";
-import { openDevice } from "../../src/devices/open.ts";
-import { EmbeddedDriver } from "../../src/drivers/embedded_driver.ts";
-import { dupFd, type OwnedFd } from "../../src/ffi/mod.ts";
-import type { DriverState } from "../../src/drivers/state.ts";
-import { Relay } from "../../src/relay/relay.ts";
-import { DEFAULT_RELAY_CONFIG } from "../../src/relay/relay_config.ts";
-import { readDisk, writeDisk } from "../support/lab_disk.ts";
-import { startSvq } from "../support/lab_svq.ts";
-import { vmTest, type VmTestOptions } from "../support/lab_vm.ts";
-import { assertMatchesSchema } from "../support/schema.ts";
-import { waitUntil } from "../support/wait.ts";
+import { openDevice } from "../../../src/devices/open.ts";
+import { EmbeddedDriver } from "../../../src/drivers/embedded_driver.ts";
+import { dupFd, type OwnedFd } from "../../../src/ffi/mod.ts";
+import type { DriverState } from "../../../src/drivers/state.ts";
+import { Relay } from "../../../src/relay/relay.ts";
+import { DEFAULT_RELAY_CONFIG } from "../../../src/relay/relay_config.ts";
+import { readDisk, writeDisk } from "../../support/lab_disk.ts";
+import { startSvq } from "../../support/lab_svq.ts";
+import { labMachines } from "../../support/lab_machines.ts";
+import { vmTest } from "../../support/lab_vm.ts";
+import { assertMatchesSchema } from "../../support/schema.ts";
+import { waitUntil } from "../../support/wait.ts";
+
+const { pair } = labMachines(import.meta.url);
 
 const MIB = 1 << 20;
 const REGION = 512 << 10;
 const PATIENCE_MS = 180_000;
-
-const options: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["vhost_vdpa", "vduse", "vdpa_sim_blk shared_backend=1"],
-  setup: [
-    "vdpa dev add name sim0 mgmtdev vdpasim_blk",
-    "vdpa dev add name sim1 mgmtdev vdpasim_blk",
-    "truncate -s 16M /tmp/disk",
-    "lab-vduse user0 /tmp/disk",
-    "lab-vduse user1 /tmp/disk",
-  ],
-  timeoutMs: 900_000,
-};
 
 for (
   const [what, from, to] of [
@@ -38,7 +28,7 @@ for (
     ["two VDUSE devices on one file", "vdpa:user0", "vdpa:user1"],
   ] as const
 ) {
-  vmTest(`svq migrate run takes the workload from one to the other of ${what}, and no request is lost`, options, async () => {
+  vmTest(`svq migrate run takes the workload from one to the other of ${what}, and no request is lost`, pair, async () => {
     const uri = `unix:/tmp/${from.slice(5)}.migration`;
     const listen = startSvq("migrate", "listen", uri, "--device", to, "-j");
     await waitUntil("the destination", () => listen.texts.stderr.includes("listening on"), PATIENCE_MS);
@@ -77,7 +67,7 @@ async function part(address: string, requests: number, before?: { ram: OwnedFd; 
 
 vmTest(
   "with its disk copied the workload goes from vdpa_sim_blk to VDUSE and back, and every sector is what was written",
-  options,
+  pair,
   async () => {
     let before: { ram: OwnedFd; state: DriverState } | undefined;
     let target = 0;

@@ -3,8 +3,8 @@
  *
  *     deno task soak [--times N] [--anew] [NAME]...
  *
- * NAME is a part of the name of a file in tests/lab; without one all of them are run. Default 20 times. After each run the
- * counts go to a state file in the lab's cache folder, so that a soak that was interrupted goes on where it stopped, as long
+ * NAME is a part of the name of a file in tests/lab, or of one of those outside of it that have full counts; without one all
+ * of them are run. Default 20 times. After each run the counts go to a state file in the lab's cache folder, so that a soak that was interrupted goes on where it stopped, as long
  * as the code is the same; `--anew` forgets them. What each run printed is kept beside it. The dated report at the end is
  * what docs/guarantees.md quotes. Exit code 1 when anything failed.
  *
@@ -16,6 +16,9 @@ import { ensureHostLab } from "./lab/host.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
 const USAGE = "usage: deno task soak [--times N] [--anew] [NAME]...";
+
+/** Tests outside of tests/lab whose full counts are the soak's. */
+const ELSEWHERE = ["tests/fuzz/fuzz_test.ts", "tests/faults/fault_injection_test.ts", "tests/relay/steady_test.ts"];
 
 interface Counts {
   passed: number;
@@ -158,11 +161,11 @@ async function main(words: readonly string[]): Promise<number> {
     return 2;
   }
   const { times, anew, names } = options;
-  const all = filesBelow("tests/lab").filter((path) => path.endsWith("_test.ts"));
+  const all = [...filesBelow("tests/lab"), ...ELSEWHERE].filter((path) => path.endsWith("_test.ts"));
   const files = all.filter((path) => names.length === 0 || names.some((name) => path.includes(name)));
   const unused = names.find((name) => !all.some((path) => path.includes(name)));
   if (unused !== undefined || files.length === 0) {
-    console.error(`No file in tests/lab is called like ${unused}: ${all.map((path) => path.slice("tests/lab/".length)).join(", ")}`);
+    console.error(`No file of the soak is called like ${unused}: ${all.map((path) => path.replace("tests/lab/", "")).join(", ")}`);
     return 2;
   }
   endWithChild();
@@ -177,7 +180,7 @@ async function main(words: readonly string[]): Promise<number> {
     for (const file of files) {
       const fileState = state.files[file] ??= { runs: 0, totalMs: 0, tests: {} };
       if (fileState.runs >= round) continue;
-      const log = `${folder}/${file.slice("tests/lab/".length)}-${fileState.runs + 1}.log`;
+      const log = `${folder}/${file.slice(file.lastIndexOf("/") + 1)}-${fileState.runs + 1}.log`;
       const good = await runOnce(file, fileState, log);
       console.log(`${new Date().toISOString()}  ${file}, run ${fileState.runs} of ${times}: ${good ? "ok" : `FAILED, see ${log}`}`);
       save(statePath, state);

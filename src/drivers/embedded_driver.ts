@@ -116,9 +116,12 @@ export class EmbeddedDriver implements AsyncDisposable {
     this.ram = ram;
     this.#backend = backend;
     this.#shape = shape;
-    this.#mapping = mapFd(ram.fd, { length: shape.ram.ramSize, what: "guest RAM" });
-    this.#fds = Array.from({ length: shape.ram.queues }, () => ({ kick: createEventfd(), call: createEventfd(), err: createEventfd() }));
+    using made = new DisposableStack();
+    const event = () => made.use(createEventfd());
+    this.#mapping = made.use(mapFd(ram.fd, { length: shape.ram.ramSize, what: "guest RAM" }));
+    this.#fds = Array.from({ length: shape.ram.queues }, () => ({ kick: event(), call: event(), err: event() }));
     this.#link = new WorkerLink(new Worker(new URL("./worker.ts", import.meta.url), { type: "module", name: "guest" }));
+    made.move();
     this.#link.onEvent = (event) => this.#run?.resolve((event as FinishedEvent).finished);
     this.#link.onFailure = (error) => this.#run?.reject(error);
   }
@@ -210,7 +213,13 @@ export class EmbeddedDriver implements AsyncDisposable {
   }
 
   static async #start(backend: VhostBackend, shape: DriverShape, ram: OwnedFd, inflight: boolean): Promise<EmbeddedDriver> {
-    const driver = new EmbeddedDriver(backend, shape, ram);
+    let driver: EmbeddedDriver;
+    try {
+      driver = new EmbeddedDriver(backend, shape, ram);
+    } catch (error) {
+      ram.close();
+      throw error;
+    }
     try {
       await driver.#open(undefined);
       await driver.introduce();
@@ -256,8 +265,8 @@ export class EmbeddedDriver implements AsyncDisposable {
     await backend.setMemTable(this.regions);
   }
 
-  // A network device's control queue is its last one, however many pairs are used.
-  #deviceIndex(queue: number): number {
+  /** The device's index of a queue: a network device's control queue is its last one, however many pairs are used. */
+  deviceIndex(queue: number): number {
     const { workload } = this.#shape;
     return workload.kind === "net" && queue === workload.options.pairs * 2 ? workload.options.controlIndex : queue;
   }
@@ -269,7 +278,7 @@ export class EmbeddedDriver implements AsyncDisposable {
   async #setRings(bases: readonly number[]): Promise<void> {
     const backend = this.#backend;
     for (const [queue, { call, err }] of this.#fds.entries()) {
-      const index = this.#deviceIndex(queue);
+      const index = this.deviceIndex(queue);
       await backend.setVringNum(index, this.#shape.ram.num);
       await backend.setVringBase(index, bases[queue]!);
       await backend.setVringAddresses(index, this.layout.addresses(queue));
@@ -280,7 +289,7 @@ export class EmbeddedDriver implements AsyncDisposable {
 
   async #enableRings(): Promise<void> {
     for (const [queue, { kick }] of this.#fds.entries()) {
-      const index = this.#deviceIndex(queue);
+      const index = this.deviceIndex(queue);
       await this.#backend.setVringKick(index, kick.fd);
       await this.#backend.setVringEnable(index, true);
     }
@@ -456,7 +465,7 @@ export class EmbeddedDriver implements AsyncDisposable {
   async stopRings(): Promise<number[]> {
     if (this.#bases !== undefined) return this.#bases;
     const bases: number[] = [];
-    for (const index of this.#fds.keys()) bases.push(await this.#backend.getVringBase(this.#deviceIndex(index)));
+    for (const index of this.#fds.keys()) bases.push(await this.#backend.getVringBase(this.deviceIndex(index)));
     return this.#bases = bases;
   }
 

@@ -66,11 +66,18 @@ class Reactor {
 
   async #run(): Promise<void> {
     this.#running = true;
-    while (this.#waiters.size > 0) {
-      const count = await this.#epoll.waitOnPool();
-      for (let i = 0; i < count; i++) this.#dispatch(this.#epoll.token(i), this.#epoll.events(i));
-      // What was woken runs, and may wait again, before the loop decides to end.
-      await Promise.resolve();
+    try {
+      while (this.#waiters.size > 0) {
+        const count = await this.#epoll.waitOnPool();
+        for (let i = 0; i < count; i++) this.#dispatch(this.#epoll.token(i), this.#epoll.events(i));
+        // What was woken runs, and may wait again, before the loop decides to end.
+        await Promise.resolve();
+      }
+    } catch (error) {
+      // Nobody awaits the loop itself: whoever waits in it hears of it.
+      const waiters = [...this.#waiters.values()].flat();
+      this.#waiters.clear();
+      for (const waiter of waiters) waiter.reject(error);
     }
     this.#running = false;
   }

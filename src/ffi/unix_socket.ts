@@ -353,6 +353,14 @@ function isLive(path: string): boolean {
   }
 }
 
+function removeSilently(path: string): void {
+  try {
+    Deno.removeSync(path);
+  } catch {
+    // Gone already, or no longer ours to remove.
+  }
+}
+
 /**
  * Listens on `path`. A socket file that nobody listens on any more is replaced; any other file is left alone.
  *
@@ -361,6 +369,7 @@ function isLive(path: string): boolean {
 export function listenUnix(path: string, options: { mode?: number; backlog?: number } = {}): UnixListener {
   const address = unixAddress(path);
   const fd = newSocket();
+  let bound = false;
   try {
     const abstract = path.startsWith("@");
     if (libc().bind(fd.fd, address, address.length) < 0) {
@@ -382,9 +391,12 @@ export function listenUnix(path: string, options: { mode?: number; backlog?: num
       retrying(() => libc().bind(fd.fd, address, address.length), "bind", path);
     }
     if (!abstract && options.mode !== undefined) Deno.chmodSync(path, options.mode);
+    bound = !abstract;
     retrying(() => libc().listen(fd.fd, options.backlog ?? 16), "listen", path);
     return new UnixListener(fd, path);
   } catch (error) {
+    // Ours by now: nobody could listen there with a file in the way.
+    if (bound) removeSilently(path);
     fd.close();
     throw error;
   }

@@ -28,7 +28,7 @@ export interface WorkerCommand {
   data: any;
 }
 
-type FromWorker = { reply: number; value?: unknown; error?: ErrorRecord } | { event: unknown };
+type FromWorker = { died: ErrorRecord } | { reply: number; value?: unknown; error?: ErrorRecord } | { event: unknown };
 
 interface Pending {
   resolve: (value: unknown) => void;
@@ -38,7 +38,7 @@ interface Pending {
 /** The main thread's end of a commanded Worker. */
 export class WorkerLink implements AsyncDisposable {
   readonly #worker: Worker;
-  readonly #control: OwnedFd = createEventfd();
+  readonly #control: OwnedFd;
   readonly #pending = new Map<number, Pending>();
   #next = 0;
   #failure: Error | undefined;
@@ -51,6 +51,12 @@ export class WorkerLink implements AsyncDisposable {
   /** Takes over a Worker whose module calls {@linkcode servePort}. */
   constructor(worker: Worker) {
     this.#worker = worker;
+    try {
+      this.#control = createEventfd();
+    } catch (error) {
+      worker.terminate();
+      throw error;
+    }
     worker.onmessage = (message: MessageEvent<FromWorker>) => this.#receive(message.data);
     worker.onerror = (event) => {
       event.preventDefault();
@@ -60,6 +66,7 @@ export class WorkerLink implements AsyncDisposable {
   }
 
   #receive(message: FromWorker): void {
+    if ("died" in message) return this.#fail(fromErrorRecord(message.died));
     if ("event" in message) {
       this.onEvent?.(message.event);
       return;
@@ -162,11 +169,20 @@ export function servePort(main: (port: WorkerPort) => Promise<void>): void {
   const scope = globalThis as unknown as WorkerScope;
   scope.onmessage = (message) => {
     const port = new WorkerPort(scope, (message.data as { control: number }).control);
-    main(port).then(() => scope.close(), (error) => {
-      // Outside of the promise chain, so that it reaches the main thread's onerror.
+    const ended = (error: unknown) => {
+      // What the system refused is told by name; a fault of the code itself reaches the main thread's onerror, with its place.
+      if (error instanceof SvqError) {
+        scope.postMessage({ died: toErrorRecord(error) });
+        return scope.close();
+      }
       setTimeout(() => {
         throw error;
       });
-    });
+    };
+    try {
+      main(port).then(() => scope.close(), ended);
+    } catch (error) {
+      ended(error);
+    }
   };
 }

@@ -176,6 +176,6 @@ class Session implements FuzzSession<string[]> {
 export const CONTROL: FuzzTarget = {
   unit: "messages",
   full: 1_000_000,
-  quick: 800,
+  quick: 400,
   open: () => Session.open(),
 };

@@ -106,8 +106,10 @@ async function main([path, name, seedText, roundText, doneText, countText]: stri
   const pool = corpus(name!);
   const kept = pool.length;
   const seen = new Set<string>();
+  let abandoned = 0;
   const attempt = async (input: unknown): Promise<Outcome> => {
     const outcome = await session.run(input, () => progress.step());
+    if (outcome.abandoned === true) abandoned++;
     const fresh = outcome.signs.filter((sign) => !seen.has(sign));
     for (const sign of fresh) seen.add(sign);
     if (fresh.length > 0 && !pool.includes(input)) {
@@ -139,6 +141,7 @@ async function main([path, name, seedText, roundText, doneText, countText]: stri
     heap: after.heap - before.heap,
   };
   progress.write({ seed, round, done, signs: [...seen].sort(), grown });
+  if (abandoned > 0) return;
   if (collected.length > 0) throw new Error(`${collected.length} descriptors were never closed: ${collected.slice(0, 5).join("\n")}`);
   if (grown.fds > SPARE_FDS) {
     throw new Error(`${grown.fds} descriptors more than after ${WARM} rounds: ${more(before.files, after.files).join(", ")}`);

@@ -348,7 +348,7 @@ async function sampleState(): Promise<{ text: string; table: string }> {
 export const MIGRATION: FuzzTarget = {
   unit: "messages",
   full: 1_000_000,
-  quick: 600,
+  quick: 250,
   open: async () => {
     const openDestination = () => SimDevice.open({ kind: "loopback", queues: 1 });
     return new Session(new Hosts({ openDestination, destination: { timeoutMs: 2000 } }), await sampleState());

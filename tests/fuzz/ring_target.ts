@@ -166,7 +166,7 @@ class World implements AsyncDisposable {
 }
 
 class Session implements FuzzSession<Input> {
-  readonly #device: SimDevice;
+  #device: SimDevice;
   readonly #mutator = new Worker(new URL("./ring_mutator.ts", import.meta.url).href, { type: "module", name: "hostile" });
   generate = generate;
 
@@ -184,7 +184,7 @@ class Session implements FuzzSession<Input> {
 
   async run({ shape, seed, lives }: Input, step: () => void): Promise<Outcome> {
     const world = new World(this.#device, shape);
-    let count = 0;
+    let [count, kept] = [0, false];
     try {
       await world.start();
       await world.echo();
@@ -203,15 +203,18 @@ class Session implements FuzzSession<Input> {
         await world.echo();
         world.requireRunning(1);
         step();
-        if (!await this.#settle(world)) break;
+        kept = !await this.#settle(world);
+        if (kept) break;
       }
     } finally {
-      await world[Symbol.asyncDispose]();
+      // A relay waits for what its device has, to the end: this one, and its device, are left to themselves.
+      if (kept) this.#device = await openDevice();
+      else await world[Symbol.asyncDispose]();
     }
     refuseFaults(world.signs);
     if (world.relay.deviceError !== undefined) throw world.relay.deviceError;
     const kind = `${shape.core} ${shape.mode} ${shape.packed}`;
-    return { count, signs: [...world.signs].map((sign) => `${kind} ${sign}`) };
+    return { count, signs: [...world.signs].map((sign) => `${kind} ${sign}`), abandoned: kept };
   }
 
   // The queue is taken from the guest. A device that keeps what it has (its ring was spoilt, or in mode `used` the guest's) is
@@ -238,10 +241,14 @@ class Session implements FuzzSession<Input> {
   }
 }
 
+function openDevice(): Promise<SimDevice> {
+  return SimDevice.open({ kind: "loopback", queues: 2, packed: true });
+}
+
 /** A relay of an embedded device. */
 export const RINGS: FuzzTarget = {
   unit: "mutations",
   full: 10_000_000,
-  quick: 40_000,
-  open: async () => new Session(await SimDevice.open({ kind: "loopback", queues: 2, packed: true })),
+  quick: 10_000,
+  open: async () => new Session(await openDevice()),
 };

@@ -11,6 +11,8 @@ export interface Outcome {
   count: number;
   /** How it ended, in a few words: an input with words that were not seen before goes to the pool. */
   signs: string[];
+  /** Something was left behind on purpose: nobody counts what is open at the end. */
+  abandoned?: boolean;
 }
 
 /** A target that is ready. `I` is plain JSON. */

@@ -293,7 +293,7 @@ class RelaySession implements FuzzSession<HostileMessage[]> {
 export const VHOST_USER: FuzzTarget = {
   unit: "messages",
   full: 1_000_000,
-  quick: 2000,
+  quick: 1500,
   open: () => Promise.resolve(new ServerSession()),
 };
 
@@ -301,6 +301,6 @@ export const VHOST_USER: FuzzTarget = {
 export const VHOST_USER_RELAY: FuzzTarget = {
   unit: "messages",
   full: 1_000_000,
-  quick: 400,
+  quick: 120,
   open: async () => new RelaySession(await SimDevice.open({ kind: "loopback", queues: 2, packed: true })),
 };

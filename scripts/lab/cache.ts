@@ -64,14 +64,17 @@ function recentFailure(path: string): string | undefined {
 
 /**
  * The folder of the thing `name` built by the recipe of that hash. Built at most once, by one process, in a temporary folder
- * that is renamed when complete; a folder of another recipe stays for whoever uses it.
+ * that is renamed when complete; a folder of another recipe stays for whoever uses it, until nobody has for two weeks.
  *
  * @param build fills the folder it is given
  * @throws LabUnavailable when `build` threw one, now or within the last minute
  */
 export async function ensureBuilt(name: string, hash: string, build: (folder: string) => Promise<void>): Promise<string> {
   const folder = `${labFolder()}/${name}-${hash}`;
-  if (exists(folder)) return folder;
+  if (exists(folder)) {
+    await touch(folder);
+    return folder;
+  }
   const failure = `${folder}.failed`;
   return await locked(name, async () => {
     if (exists(folder)) return folder;
@@ -91,9 +94,32 @@ export async function ensureBuilt(name: string, hash: string, build: (folder: st
       throw error;
     }
     await remove(failure);
+    await removeUnused(name, folder);
     say(`${name} is ready after ${((performance.now() - started) / 1000).toFixed(1)} s`);
     return folder;
   });
+}
+
+const DAY_MS = 86_400_000;
+const UNUSED_MS = 14 * DAY_MS;
+
+/** A folder's time says when it was last asked for. */
+async function touch(folder: string): Promise<void> {
+  const { mtime } = await Deno.stat(folder);
+  if (Date.now() - (mtime?.getTime() ?? 0) > DAY_MS) await Deno.utime(folder, new Date(), new Date()).catch(() => {});
+}
+
+/** Removes what other recipes of `name` have made and nobody has asked for in two weeks. The caller has the lock of that name. */
+async function removeUnused(name: string, folder: string): Promise<void> {
+  await Deno.utime(folder, new Date(), new Date());
+  for (const entry of Deno.readDirSync(labFolder())) {
+    const path = `${labFolder()}/${entry.name}`;
+    const other = entry.isDirectory && path !== folder && entry.name.startsWith(`${name}-`) &&
+      /^[0-9a-f]{12}$/.test(entry.name.slice(name.length + 1));
+    if (!other || Date.now() - (Deno.statSync(path).mtime?.getTime() ?? 0) < UNUSED_MS) continue;
+    say(`removing ${entry.name}, which nobody has used for two weeks`);
+    await remove(path);
+  }
 }
 
 async function remove(path: string): Promise<void> {

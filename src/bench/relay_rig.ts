@@ -79,6 +79,7 @@ const NO_LOG = () => {};
 /** A running contender. */
 export class RelayRig implements AsyncDisposable {
   readonly #stack: AsyncDisposableStack;
+  readonly #failures: string[];
 
   private constructor(
     /** The guest. */
@@ -87,7 +88,9 @@ export class RelayRig implements AsyncDisposable {
     readonly relay: Relay | undefined,
     readonly config: RelayConfig,
     stack: AsyncDisposableStack,
+    failures: string[],
   ) {
+    this.#failures = failures;
     this.#stack = stack;
   }
 
@@ -98,16 +101,14 @@ export class RelayRig implements AsyncDisposable {
     const sim = stack.use(await SimDevice.open({ kind: "blk", size: DISK_BYTES, latencyUs, queues }));
     const device = load.link === "sim" ? sim : await overSocket(sim, stack);
     const config: RelayConfig = { ...DEFAULT_RELAY_CONFIG, ...load.config, mode: contender === "direct" ? "passthrough" : contender };
+    const failures: string[] = [];
     let relay: Relay | undefined;
     if (contender !== "direct") {
-      const report = ({ message }: { message: string }) => {
-        throw new SvqError("BENCH_FAILED", `The relay in mode ${contender} failed: ${message}`);
-      };
-      relay = stack.use(new Relay(device, config, { log: NO_LOG, error: report }));
+      relay = stack.use(new Relay(device, config, { log: NO_LOG, error: ({ message }) => void failures.push(message) }));
     }
     const options = { workload: "blk", queues, depth, requestSize, ramSize: memoryBytes, regionSize: DISK_BYTES, num: 256 } as const;
     const driver = stack.use(await EmbeddedDriver.open(relay ?? device, options));
-    return new RelayRig(driver, relay, config, stack.move());
+    return new RelayRig(driver, relay, config, stack.move(), failures);
   }
 
   /** Brings all queues of the relay, or one of them, into a mode while the driver goes on. */
@@ -148,6 +149,7 @@ export class RelayRig implements AsyncDisposable {
   async measure(ms: number): Promise<RelaySample> {
     const before = await this.#totals();
     const { lost, duplicated, corrupted, missedCalls, faults } = await this.driver.run({ durationMs: ms });
+    if (this.#failures.length > 0) throw new SvqError("BENCH_FAILED", `The relay failed: ${this.#failures[0]}`);
     if (lost + duplicated + corrupted + missedCalls > 0) {
       throw new SvqError(
         "BENCH_FAILED",

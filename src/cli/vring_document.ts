@@ -7,7 +7,7 @@ import { EXIT, SvqError } from "../errors.ts";
 import { ControlClient } from "../relay/control.ts";
 import { controlPath } from "../relay/runtime_dir.ts";
 import { dumpRing, type RingDump } from "../vring/dump.ts";
-import { decodeImage, type ImageQueue, type RingSide, type VringImage } from "../vring/image.ts";
+import { decodeImage, encodeImage, type ImageQueue, type RingSide, type VringImage } from "../vring/image.ts";
 import type { Anomaly } from "../vring/rules.ts";
 import { verifyRing } from "../vring/verify.ts";
 import type { Document } from "./output.ts";
@@ -42,8 +42,34 @@ export interface VringDocument extends Document {
   unreadable: { index: number; side: RingSide; code: string; message: string }[];
 }
 
-/** Copies the rings of a running relay. @throws SvqError NO_SUCH_RELAY, NO_SUCH_QUEUE */
+/** Writes an image file. @throws SvqError UNWRITABLE_FILE */
+export async function saveImage(path: string, image: VringImage): Promise<void> {
+  try {
+    await Deno.writeTextFile(path, JSON.stringify(encodeImage(image)) + "\n");
+  } catch (cause) {
+    throw new SvqError("UNWRITABLE_FILE", `Cannot write ${path}: ${cause instanceof Error ? cause.message : cause}`, { cause });
+  }
+}
+
+const KERNEL_DEVICE = /^(?:vdpa:|\/dev\/)/;
+const DEVICE = /^(?:unix|fd|sim|listen):/;
+
+// Names of relays have no colon and no slash.
+function refuseDevice(name: string): void {
+  if (!KERNEL_DEVICE.test(name) && !DEVICE.test(name)) return;
+  const why = KERNEL_DEVICE.test(name)
+    ? "the kernel gives positions to the one process that has the device open, and addresses to none"
+    : "a back-end answers one front-end, and tells nobody where that one has put its rings";
+  throw new SvqError("RINGS_UNKNOWN", `${name} is a device, and its rings are in the memory of whoever drives it: ${why}`, {
+    exitCode: EXIT.missingFeature,
+    hint: `For a VMM, put a relay between (svq relay run --mode passthrough costs nothing) and name that; for a driver of svq's own: ` +
+      `svq drive ${name} --save-rings FILE, then --image FILE`,
+  });
+}
+
+/** Copies the rings of a running relay. @throws SvqError NO_SUCH_RELAY, NO_SUCH_QUEUE, RINGS_UNKNOWN for a device's address */
 export async function askRelay(name: string, selection: Selection): Promise<{ raw: unknown; image: VringImage }> {
+  refuseDevice(name);
   using client = ControlClient.connect(name, controlPath(name));
   const { queues, side } = selection;
   const raw = await client.call("vrings", { side, ...(queues === undefined ? {} : { queues }) });

@@ -265,8 +265,8 @@ export class EmbeddedDriver implements AsyncDisposable {
     await backend.setMemTable(this.regions);
   }
 
-  // A network device's control queue is its last one, however many pairs are used.
-  #deviceIndex(queue: number): number {
+  /** The device's index of a queue: a network device's control queue is its last one, however many pairs are used. */
+  deviceIndex(queue: number): number {
     const { workload } = this.#shape;
     return workload.kind === "net" && queue === workload.options.pairs * 2 ? workload.options.controlIndex : queue;
   }
@@ -278,7 +278,7 @@ export class EmbeddedDriver implements AsyncDisposable {
   async #setRings(bases: readonly number[]): Promise<void> {
     const backend = this.#backend;
     for (const [queue, { call, err }] of this.#fds.entries()) {
-      const index = this.#deviceIndex(queue);
+      const index = this.deviceIndex(queue);
       await backend.setVringNum(index, this.#shape.ram.num);
       await backend.setVringBase(index, bases[queue]!);
       await backend.setVringAddresses(index, this.layout.addresses(queue));
@@ -289,7 +289,7 @@ export class EmbeddedDriver implements AsyncDisposable {
 
   async #enableRings(): Promise<void> {
     for (const [queue, { kick }] of this.#fds.entries()) {
-      const index = this.#deviceIndex(queue);
+      const index = this.deviceIndex(queue);
       await this.#backend.setVringKick(index, kick.fd);
       await this.#backend.setVringEnable(index, true);
     }
@@ -465,7 +465,7 @@ export class EmbeddedDriver implements AsyncDisposable {
   async stopRings(): Promise<number[]> {
     if (this.#bases !== undefined) return this.#bases;
     const bases: number[] = [];
-    for (const index of this.#fds.keys()) bases.push(await this.#backend.getVringBase(this.#deviceIndex(index)));
+    for (const index of this.#fds.keys()) bases.push(await this.#backend.getVringBase(this.deviceIndex(index)));
     return this.#bases = bases;
   }
 

@@ -27,6 +27,8 @@ import { type ControlEvent, type ControlStart, type OwnCommand, type QueueProgre
 
 /** Room for an answer: the acknowledgement and what a question brings back, bytes. */
 const ANSWER_BYTES = 4096;
+/** Commands that are looked at in one go. */
+const BATCH = 64;
 /** Chains of a guest's control queue have few segments; this is what their record holds. */
 const MAX_CHAIN = 1024;
 
@@ -134,7 +136,8 @@ export class ControlCore implements RelayCore {
   forward(): number {
     this.kickWanted = false;
     let moved = 0;
-    while (this.#out === undefined) {
+    // A guest that makes nothing but what is refused must not keep the Worker from its other queues and from its orders.
+    while (this.#out === undefined && moved < BATCH) {
       const request = this.#waiting.shift() ?? this.#next();
       if (request === undefined) break;
       moved++;

@@ -201,7 +201,7 @@ export async function restoreRelay(relay: Relay, state: RelayHandover, fds: Rece
   if (state.log !== null) await relay.setLogBase({ ...state.log, fd: fds.at(state.log.fd)! });
   if (state.logging && features !== undefined) await relay.setFeatures(features | LOG_ALL);
   if (state.config > 0) await relay.getConfig(0, state.config).catch(() => {});
-  if (state.net !== null) await relay.net.load(state.net);
+  if (state.net !== null && state.net !== undefined) await relay.net.load(state.net);
   await touched();
   for (const { index, num, addresses, base, call, err } of state.queues) {
     if (num > 0) await relay.setVringNum(index, num);

@@ -14,6 +14,7 @@ import type { NetStateDocument } from "../net/state.ts";
 import { Hold } from "../vhost_user/hold.ts";
 import { BackendServer, type ServerState } from "../vhost_user/server.ts";
 import { type ControlMethod, ControlServer } from "./control.ts";
+import type { DeviceProcess } from "./device_process.ts";
 import { DeviceKeeper, RETRY_MAX_MS, RETRY_MIN_MS } from "./device_keeper.ts";
 import { FrameReader } from "./frame_reader.ts";
 import { RelayIova } from "./iova_control.ts";
@@ -52,6 +53,8 @@ export interface RelayServiceOptions {
   onDrainTimeout?: () => void;
   /** What of the device goes to a process of a new version, besides its connection. Absent: the relay cannot be upgraded. */
   source?: UpgradeHost["source"];
+  /** The device's back-end, where the relay starts it itself. Closed by its owner. */
+  deviceProcess?: DeviceProcess | undefined;
   /** The words with which this relay was started, for a process of a new version. */
   args?: readonly string[];
   /** This process goes on with the relay of another one. */
@@ -225,6 +228,7 @@ export class RelayService implements AsyncDisposable {
       server: () => this.#server,
       listener: () => this.#listener?.fd,
       control: () => this.#control!.fd,
+      deviceProcess: () => this.#options.deviceProcess?.pid,
       kept: () => this.#iova.kept,
     }, { program, args, drainTimeoutMs: drain_timeout_ms });
     this.#upgrade = upgrade.run();
@@ -242,6 +246,7 @@ export class RelayService implements AsyncDisposable {
     this.#handedOver = true;
     this.#listener?.keepPath();
     this.#options.source?.listener?.keepPath();
+    this.#options.deviceProcess?.keep();
     this.#options.onHandedOver?.(pid);
     // Its answer to whoever asked goes out first.
     const answered = this.#control!.retire();
@@ -417,6 +422,7 @@ export class RelayService implements AsyncDisposable {
       front_connected: this.#stream !== undefined,
       device_connected: device !== undefined && this.#keeper.error === undefined,
       device_connections: this.#keeper.connections,
+      device_process: this.#options.deviceProcess?.status ?? null,
       needs_reset: relay?.needsReset ?? false,
       uptime_ms: Math.round(performance.now() - this.#begun),
       logging: relay?.logging ?? false,

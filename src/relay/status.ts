@@ -5,6 +5,7 @@
  */
 import type { ErrorRecord } from "../errors.ts";
 import { CORES, COUNTER } from "./counters.ts";
+import type { DeviceProcessStatus } from "./device_process.ts";
 import type { IommuStatus } from "./guest_iommu.ts";
 import type { Relay, RelayMode } from "./relay.ts";
 import type { WorkerLoad } from "./worker_load.ts";
@@ -136,6 +137,8 @@ export interface RelayStatus {
   device_connected: boolean;
   /** Connections to the device so far. */
   device_connections: number;
+  /** The device's back-end, where the relay starts it itself (`--device-exec`). */
+  device_process: DeviceProcessStatus | null;
   /** A queue has failed: the guest must reset the device. */
   needs_reset: boolean;
   /** Since the relay started. */

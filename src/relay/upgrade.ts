@@ -63,6 +63,8 @@ export interface UpgradeState {
   deviceListener: number;
   /** A disk in memory. */
   backing: number;
+  /** The back-end that the relay has started itself. */
+  deviceProcess: number | null;
   /** A connection to the device; null where it is to be opened. */
   device: DeviceHandover | null;
   /** What the VMM has set; null where none is connected. */
@@ -125,6 +127,8 @@ export interface UpgradeHost {
   keeper: DeviceKeeper;
   /** What the device needs besides. */
   source: { readonly listener: UnixListener | undefined; keep(device: VhostBackend): number | undefined };
+  /** The back-end that the relay has started itself. */
+  deviceProcess: () => number | undefined;
   /** Allocations by hand. */
   kept: () => readonly KeptAllocation[];
   /** Path of a socket for the new process. */
@@ -307,6 +311,7 @@ export class Upgrade {
       relay: relay === undefined || server === undefined ? null : exportRelay(relay, list),
       server: server === undefined ? null : exportServer(await server.state(), list),
       iova: this.#host.kept(),
+      deviceProcess: this.#host.deviceProcess() ?? null,
     });
   }
 

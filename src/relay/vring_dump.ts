@@ -182,6 +182,8 @@ export async function relayVrings(name: string, relay: Relay, params: Record<str
   for (const queue of wantedQueues(relay, params)) {
     for (const side of sides) {
       if (side === "shadow" && !hasShadow(relay, queue)) continue;
+      // A control queue that the relay drives by itself has no ring of a guest's.
+      if (side === "guest" && queue.alone) continue;
       queues.push(await imageOf(relay, queue, side));
     }
   }

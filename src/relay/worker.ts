@@ -190,12 +190,13 @@ class RelayLoop {
       let hits = 0;
       for (let looks = 0; looks < SPINS; looks += this.#hot.length || SPINS) hits += this.#look();
       const now = nowUs();
-      if (this.#busy.size > 0 || this.#hot.length === 0) return;
       if (hits > 0) {
         this.#workedAt = now;
         this.#found = true;
         load[WORKER_COUNTER.pollHits]! += hits;
-      } else {
+      }
+      if (this.#busy.size > 0 || this.#hot.length === 0) return;
+      if (hits === 0) {
         load[WORKER_COUNTER.pollIdleUs]! += now - before;
         const preempted = this.#polling.lap(now - before, now);
         if (preempted || now - this.#workedAt >= this.#polling.budgetUs) {

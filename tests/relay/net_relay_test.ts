@@ -67,3 +67,26 @@ Deno.test("every queue of a net device logs as soon as the answer to LOG_ALL is 
   const report = await driver.stop(20_000);
   assert.deepEqual([report.lost, report.duplicated, report.corrupted, report.missedCalls], [0, 0, 0, 0]);
 });
+
+Deno.test("every queue of a device with many is suspended and resumed, its control queue too, again and again", async () => {
+  await using sim = await SimDevice.open({ kind: "net", cable: "loop", queues: 5 });
+  await using relay = new Relay(sim, { ...DEFAULT_RELAY_CONFIG, mode: "used" }, { log: () => {}, error: () => {} });
+  await using driver = await EmbeddedDriver.open(relay, { queues: 2, depth: 16, num: 64, ramSize: 16 << 20 });
+  const run = driver.run({ drainMs: 20_000 });
+  run.catch(() => {});
+  const states = () => relay.queues.map(({ state }) => state);
+  for (let round = 0; round < 3; round++) {
+    await relay.suspend();
+    assert.deepEqual(states(), ["stopped", "stopped", "stopped", "stopped", "stopped"]);
+    const moved = (await sim.counters()).map(({ taken }) => taken);
+    await new Promise((resolve) => setTimeout(resolve, 30));
+    assert.deepEqual((await sim.counters()).map(({ taken }) => taken), moved);
+    await relay.resume();
+    assert.deepEqual(states(), ["used", "used", "used", "used", "shadow"]);
+    const before = (await driver.report()).net!.received;
+    await waitUntil("frames come", async () => (await driver.report()).net!.received > before + 50);
+    assert.ok(await driver.control({ name: "VLAN_ADD", vlan: round }));
+  }
+  const report = await driver.stop(20_000);
+  assert.deepEqual([report.lost, report.duplicated, report.corrupted, report.missedCalls], [0, 0, 0, 0]);
+});

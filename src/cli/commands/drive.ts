@@ -3,6 +3,7 @@ import { buildCommand } from "@stricli/core";
 import { openDevice } from "../../devices/open.ts";
 import { DEFAULT_RAM_SIZE, EmbeddedDriver } from "../../drivers/embedded_driver.ts";
 import type { DriverReport, NetReport } from "../../drivers/report.ts";
+import { driverRings } from "../../drivers/ring_image.ts";
 import { EXIT } from "../../errors.ts";
 import { formatCount, formatDuration, formatSize, formatSizeExact } from "../../units.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
@@ -10,9 +11,10 @@ import type { VhostBackend } from "../../vhost/backend.ts";
 import type { CliContext } from "../context.ts";
 import { ExitWith } from "../exit_with.ts";
 import type { Document } from "../output.ts";
-import { deviceArgument, durationFlag, integerFlag, sizeFlag } from "../parameters.ts";
+import { deviceArgument, durationFlag, integerFlag, pathFlag, sizeFlag } from "../parameters.ts";
 import { Progress } from "../progress.ts";
 import { formatFacts } from "../table.ts";
+import { saveImage } from "../vring_document.ts";
 
 const DEFAULT_DURATION_NS = 8e9;
 const REPORT_INTERVAL_MS = 200;
@@ -34,6 +36,7 @@ interface Flags {
   readonly indirect: boolean;
   readonly ram: number;
   readonly region?: number;
+  readonly saveRings?: string;
   readonly drainTimeout: number;
 }
 
@@ -73,6 +76,7 @@ export const command = buildCommand({
       indirect: { kind: "boolean", brief: "Use INDIRECT_DESC where it is offered", default: true },
       ram: sizeFlag("Size of the guest's RAM", { default: formatSizeExact(DEFAULT_RAM_SIZE) }),
       region: sizeFlag("How much of the disk to use (and overwrite); default 32MiB", { optional: true }),
+      saveRings: pathFlag("Write an image of the rings at the end, for svq vring dump --image", { optional: true }),
       drainTimeout: durationFlag("How long the last answers may take before they count as lost", { default: "30s" }),
     },
     positional: { kind: "tuple", parameters: [deviceArgument()] },
@@ -112,7 +116,9 @@ async function drive(context: CliContext, flags: Flags, device: VhostBackend): P
   using progress = new Progress(context.output, "driving");
   const timer = setInterval(() => showProgress(driver, progress, flags, duration), REPORT_INTERVAL_MS);
   try {
-    return await run;
+    const report = await run;
+    if (flags.saveRings !== undefined) await saveImage(flags.saveRings, driverRings(driver, device.info.address));
+    return report;
   } finally {
     clearInterval(timer);
     context.signal.removeEventListener("abort", stop);

@@ -3,6 +3,7 @@ import { buildCommand, buildRouteMap } from "@stricli/core";
 import { EXIT, SvqError } from "../../errors.ts";
 import { DeviceSource } from "../../devices/open.ts";
 import { ControlClient } from "../../relay/control.ts";
+import { DeviceProcess } from "../../relay/device_process.ts";
 import type { CoreChoice } from "../../relay/core.ts";
 import { DEFAULT_RELAY_CONFIG, type IndirectChoice, type InOrderChoice, type RelayMode, type RingChoice } from "../../relay/relay.ts";
 import { controlPath, relayNames } from "../../relay/runtime_dir.ts";
@@ -37,6 +38,7 @@ interface RunFlags extends WorkerFlags {
   readonly fd?: number;
   readonly printCapabilities: boolean;
   readonly device?: DeviceAddress;
+  readonly deviceExec?: string;
   readonly mode: RelayMode;
   readonly forceShadow: boolean;
   readonly resilient: boolean;
@@ -72,6 +74,9 @@ const runFlags = {
     default: false,
   },
   device: deviceFlag("The device behind the relay", { optional: true }),
+  deviceExec: textFlag("A shell command that starts the device's back-end: run when nobody listens, and again when it has ended", {
+    optional: true,
+  }),
   mode: {
     kind: "enum",
     values: MODES,
@@ -180,11 +185,23 @@ const run = buildCommand({
       backing: takeover?.fds.take(takeover.state.backing),
     });
     using manager = new ServiceManager(this.host.env);
+    const log = (level: "error" | "warning" | "info" | "debug", message: string) => {
+      this.output.log(level, `${name}: ${message}`);
+      if (level !== "debug") manager.status(message);
+    };
+    await using backEnd = flags.deviceExec === undefined ? undefined : new DeviceProcess(flags.deviceExec, log);
+    if (takeover?.state.deviceProcess) backEnd?.adopt(takeover.state.deviceProcess);
     await using service = new RelayService({
       name,
       front,
       device: formatDeviceAddress(address),
-      openDevice: (options) => source.open(options),
+      openDevice: (options) => {
+        if (backEnd === undefined) return source.open(options);
+        if (!source.listens) return backEnd.open(() => source.open(options));
+        backEnd.ensure();
+        return source.open(options);
+      },
+      deviceProcess: backEnd,
       deviceConnects: source.listens,
       source,
       args: Deno.args,
@@ -207,10 +224,7 @@ const run = buildCommand({
         guestIommu: flags.guestIommu,
         ...(flags.mac === undefined ? {} : { mac: flags.mac }),
       },
-      log: (level, message) => {
-        this.output.log(level, `${name}: ${message}`);
-        if (level !== "debug") manager.status(message);
-      },
+      log,
     });
     await service.start();
     this.output.info(`${name}: ${takeover === undefined ? "ready" : "goes on"}`);
@@ -248,6 +262,7 @@ const start = buildCommand({
       ...(flags.mac === undefined ? [] : ["--mac", flags.mac]),
       ...(flags.forceShadow ? ["--force-shadow"] : []),
       ...(flags.resilient ? ["--resilient"] : []),
+      ...(flags.deviceExec === undefined ? [] : ["--device-exec", flags.deviceExec]),
       ...(flags.requireSealed ? ["--require-sealed"] : []),
       ...(flags.drainTimeout === undefined ? [] : ["--drain-timeout", `${flags.drainTimeout / 1e6}ms`]),
     ];

@@ -1,14 +1,14 @@
 /** `svq vring`: dump, verify, watch, diff. @module */
 import { buildCommand, buildRouteMap } from "@stricli/core";
-import { EXIT, SvqError } from "../../errors.ts";
+import { EXIT } from "../../errors.ts";
 import { diffImages } from "../../vring/diff.ts";
-import { encodeImage, type RingSide, type VringImage } from "../../vring/image.ts";
+import type { RingSide, VringImage } from "../../vring/image.ts";
 import type { CliContext } from "../context.ts";
 import { ExitWith } from "../exit_with.ts";
 import { durationFlag, integerFlag, numberListFlag, pathFlag, relayArgument } from "../parameters.ts";
 import { pauseUnless } from "../signals.ts";
 import { usageError } from "../usage.ts";
-import { askRelay, confirm, readImage, type Selection, type VringDocument, vringDocument } from "../vring_document.ts";
+import { askRelay, confirm, readImage, saveImage, type Selection, type VringDocument, vringDocument } from "../vring_document.ts";
 import { printDiff, printDump, printVerify, watchLine } from "../vring_text.ts";
 
 /** Between the two looks of verify at a running relay, ms: far longer than a batch takes. */
@@ -59,7 +59,7 @@ const dump = buildCommand({
   docs: {
     brief: "Show the rings of a relay or of a saved image",
     fullDescription:
-      "Indices, flags, notification suppression, chains in flight and the entries around each index. Reading does not touch the data path; a ring that moved while it was read is shown as torn. Of a split ring the memory does not always tell which chains are in flight: what is not sure is marked as likely.\n\nExample:\n  svq vring dump vm1-disk --queue 0 --save rings.json",
+      'Indices, flags, notification suppression, chains in flight and the entries around each index. Reading does not touch the data path; a ring that moved while it was read is shown as torn. Of a split ring the memory does not always tell which chains are in flight: what is not sure is marked as likely. Of a device without a relay nobody can say where its rings are but who set them up: "svq drive --save-rings" for a driver of svq\'s own.\n\nExample:\n  svq vring dump vm1-disk --queue 0 --save rings.json',
   },
   parameters: {
     flags: {
@@ -73,7 +73,7 @@ const dump = buildCommand({
     const source = sourceOf(flags, name);
     const image = await load(source, selection(flags));
     if (flags.save !== undefined) {
-      await save(flags.save, image);
+      await saveImage(flags.save, image);
       this.output.info(`saved ${flags.save}`);
     }
     const document = vringDocument(image, { all: flags.all, history: false, source: flags.image });
@@ -81,14 +81,6 @@ const dump = buildCommand({
     if (document.unreadable.length > 0) throw new ExitWith(EXIT.failed);
   },
 });
-
-async function save(path: string, image: VringImage): Promise<void> {
-  try {
-    await Deno.writeTextFile(path, JSON.stringify(encodeImage(image)) + "\n");
-  } catch (cause) {
-    throw new SvqError("UNWRITABLE_FILE", `Cannot write ${path}: ${cause instanceof Error ? cause.message : cause}`, { cause });
-  }
-}
 
 const verify = buildCommand({
   docs: {

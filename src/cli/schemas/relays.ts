@@ -51,6 +51,14 @@ const relay = {
   front_connected: flag("A VMM is there"),
   device_connected: flag("The device is there"),
   device_connections: count("Connections to the device so far"),
+  device_process: optional(
+    nullable(
+      object(
+        { command: text(), pid: nullable(count()), starts: count(), last_end: nullable(text("exit code N, or a signal")) },
+        "The back-end that the relay starts itself, with --device-exec",
+      ),
+    ),
+  ),
   inflight_region: flag("The VMM keeps a record of what the relay has taken: a relay that is killed may be started again"),
   needs_reset: flag("A queue has failed: the guest must reset the device"),
   mode: choice(["auto", ...modes]),

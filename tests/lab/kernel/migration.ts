@@ -32,7 +32,22 @@ for (
     const uri = `unix:/tmp/${from.slice(5)}.migration`;
     const listen = startSvq("migrate", "listen", uri, "--device", to, "-j");
     await waitUntil("the destination", () => listen.texts.stderr.includes("listening on"), PATIENCE_MS);
-    const words = ["--device", from, "--mem", "4MiB", "--region", "1MiB", "--depth", "8", "--duration", "6s", "--timeout", "120s"];
+    const words = [
+      "--device",
+      from,
+      "--mem",
+      "4MiB",
+      "--region",
+      "1MiB",
+      "--depth",
+      "8",
+      "--duration",
+      "4s",
+      "--downtime-limit",
+      "10s",
+      "--timeout",
+      "120s",
+    ];
     const run = startSvq("migrate", "run", "--to", uri, ...words, "--drain-timeout", "60s", "-j");
     assert.equal(await run.ended, 0, run.texts.stderr + run.texts.stdout + listen.texts.stderr);
     assertMatchesSchema("svq.migrate/1", run.texts.stdout);

@@ -128,7 +128,8 @@ vmTest("svq migrate vm takes a guest from one nested QEMU and vDPA device to ano
     const monitor = (name: string) => ["-qmp", `unix:/tmp/${name}.qmp,server=on,wait=off`];
     await using source = nestedQemu(from.path, ...monitor("source"));
     await using destination = nestedQemu(to.path, ...monitor("destination"), "-incoming", "defer");
-    await waitUntil("the guest to write", () => source.stdout.text.length > 5, PATIENCE_MS);
+    // The BIOS writes there, too, with fewer dots.
+    await waitUntil("the guest to write", () => /\.{6}/.test(source.stdout.text), PATIENCE_MS);
     const args = [
       "--source",
       "/tmp/source.qmp",

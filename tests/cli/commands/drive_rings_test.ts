@@ -1,0 +1,44 @@
+import assert from "node:assert/strict";
+import { svq } from "../../support/cli.ts";
+import { TempDir } from "../../support/temp.ts";
+
+for (const packed of [false, true]) {
+  Deno.test(`svq drive --save-rings shows the rings behind a device that keeps requests, without a relay (${packed ? "packed" : "split"})`, async () => {
+    using folder = new TempDir();
+    const image = folder.join("rings.json");
+    // It answers after an hour: what was offered stays at the device.
+    const device = `sim:loopback,latency=1h${packed ? ",packed" : ""}`;
+    const driven = await svq([
+      ...["drive", device, "--requests", "5", "--depth", "5", "--drain-timeout", "300ms", "--save-rings", image],
+      ...(packed ? ["--packed"] : []),
+    ], {});
+    assert.equal(driven.code, 1, driven.stderr);
+    const { code, stdout, stderr } = await svq(["-j", "vring", "dump", "--image", image], {});
+    assert.equal(code, 0, stderr);
+    const { queues, consistent } = JSON.parse(stdout);
+    assert.equal(consistent, true);
+    assert.deepEqual([queues.length, queues[0].side, queues[0].mode, queues[0].layout], [
+      1,
+      "guest",
+      "driver",
+      packed ? "packed" : "split",
+    ]);
+    assert.equal(queues[0].chains.length, 5);
+    const verified = await svq(["vring", "verify", "--image", image], {});
+    assert.equal(verified.code, 0, verified.stdout);
+  });
+}
+
+Deno.test("svq vring of a device's address says why its rings cannot be known, and what can be done", async () => {
+  for (
+    const [words, why] of [[["dump", "unix:/nonexistent"], /one front-end/], [
+      ["verify", "/dev/vhost-vdpa-0"],
+      /the one process that has the device open/,
+    ]] as const
+  ) {
+    const { code, stdout, stderr } = await svq(["vring", ...words], {});
+    assert.deepEqual([code, stdout], [5, ""]);
+    assert.match(stderr, why);
+    assert.match(stderr, /--save-rings/);
+  }
+});

@@ -47,7 +47,6 @@ export class SourceDisk {
   readonly #timeoutMs: number;
   readonly #offsets: readonly number[];
   readonly #written: DirtyBitmap;
-  readonly #words: Int32Array;
   readonly #bytes: Uint8Array;
 
   private constructor(guest: SourceGuest, timeoutMs: number, capacity: number, offsets: readonly number[], written: DirtyBitmap) {
@@ -59,7 +58,6 @@ export class SourceDisk {
     this.#written = written;
     const { driver } = guest;
     const ram = bufferAt(driver.address, driver.layout.options.ramSize);
-    this.#words = new Int32Array(ram);
     this.#bytes = new Uint8Array(ram);
   }
 
@@ -161,7 +159,7 @@ export class SourceDisk {
   async #put(chunk: Chunk, sender: PageSender, result: RoundResult): Promise<void> {
     this.#pad(chunk);
     const offset = this.#offsets[chunk.buffer + 1]!;
-    await sender.put(chunk.range, { words: this.#words, at: offset / 4, address: this.#guest.driver.address + offset }, result);
+    await sender.put(chunk.range, { address: this.#guest.driver.address + offset }, result);
   }
 
   /** Sends a round of blocks while the guest works; resolves when the destination has them. @throws SvqError DISK_IO, DISK_TIMEOUT */

@@ -28,6 +28,8 @@ const options: VmTestOptions = {
     "truncate -s 16M /tmp/disk",
     "lab-vduse user0 /tmp/disk",
     "lab-vduse user1 /tmp/disk",
+    "truncate -s 128M /tmp/large",
+    "lab-vduse user2 /tmp/large",
   ],
   timeoutMs: 900_000,
 };
@@ -53,6 +55,20 @@ for (
     assert.equal(await listen.ended, 0, listen.texts.stderr);
   });
 }
+
+vmTest("svq migrate run finds out that vdpa_sim_blk and VDUSE show different disks, and takes the blocks along", options, async () => {
+  await writeDisk("vdpa:user2", new Uint8Array(REGION).fill(0xee));
+  const uri = "unix:/tmp/copied.migration";
+  const listen = startSvq("migrate", "listen", uri, "--device", "vdpa:user2", "-j");
+  await waitUntil("the destination", () => listen.texts.stderr.includes("listening on"), PATIENCE_MS);
+  const words = ["--device", "vdpa:sim0", "--mem", "4MiB", "--region", "1MiB", "--depth", "8", "--duration", "6s", "--timeout", "120s"];
+  const run = startSvq("migrate", "run", "--to", uri, ...words, "--drain-timeout", "60s", "-j");
+  assert.equal(await run.ended, 0, run.texts.stderr + run.texts.stdout + listen.texts.stderr);
+  const { outcome, requests, memory_identical, disk } = JSON.parse(run.texts.stdout);
+  assert.deepEqual([outcome, memory_identical, disk.shared, disk.rounds[0].blocks], ["completed", true, false, 128 * MIB / 4096]);
+  assert.deepEqual([requests.lost, requests.duplicated, requests.corrupted], [0, 0, 0]);
+  assert.equal(await listen.ended, 0, listen.texts.stderr);
+});
 
 /** A part of the workload through a relay on `address`, from the beginning or from where another part was stopped. */
 async function part(address: string, requests: number, before?: { ram: OwnedFd; state: DriverState }) {

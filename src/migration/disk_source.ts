@@ -24,6 +24,7 @@ export const CHUNK_BLOCKS: number = BLOCK_BYTES / PAGE_BYTES;
 
 const BUFFERS = 16;
 const HOLD_TRIES = 50;
+const CLOSE_TRIES = 50;
 
 interface Chunk {
   range: PageRange;
@@ -245,7 +246,10 @@ export class SourceDisk {
 
   /** Ends it: the guest has its RAM for itself again. What a device that hangs still has is left to it. */
   async close(): Promise<void> {
-    await this.#guest.driver.closeDisk().catch(() => {});
+    for (let left = CLOSE_TRIES; left > 0; left--) {
+      if (await this.#guest.driver.closeDisk().then(() => true, () => false)) return;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
   }
 }
 

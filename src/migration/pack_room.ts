@@ -11,8 +11,9 @@ import { PAGE_BYTES } from "./protocol.ts";
 /** Pages that fit into a room. */
 export const ROOM_PAGES: number = MAX_PACK_PAGES;
 const ROOM_BYTES = ROOM_PAGES * PAGE_BYTES;
-// What a window shows at a time: few enough to be made at once, many enough to be made seldom.
+// What a window shows at a time: few enough to be made at once, many enough to be made seldom. Short runs are copied for less.
 const WINDOW_BYTES = 64 << 20;
+const LEAST_WINDOW_BYTES = 2 << 20;
 
 /** Memory that is mapped shared: bytes from an address of this process on. */
 export interface SharedPiece {
@@ -56,11 +57,12 @@ export class PackRoom implements Disposable {
    * Packs those of `pages` pages at `address` that are not zero into the room, behind `after` pages that are there.
    *
    * @param piece the shared memory that they lie in; without it they are copied first
+   * @param ahead bytes from `address` on that are going to be packed, all in `piece`
    * @returns how many
    */
-  pack(digest: Digest, address: number, pages: number, after: number, piece: SharedPiece | undefined): number {
+  pack(digest: Digest, address: number, pages: number, after: number, piece: SharedPiece | undefined, ahead: number): number {
     if (!(after >= 0 && after + pages <= ROOM_PAGES)) throw new RangeError(`No room for ${pages} pages behind ${after}`);
-    let from = piece === undefined ? undefined : this.#show(piece, address, pages * PAGE_BYTES);
+    let from = piece === undefined ? undefined : this.#show(piece, address, pages * PAGE_BYTES, ahead);
     if (from === undefined) {
       from = this.#copies;
       copyMemory(this.#windows.address(from), address, pages * PAGE_BYTES);
@@ -69,12 +71,12 @@ export class PackRoom implements Disposable {
   }
 
   // The offset at which a window shows `address`.
-  #show(piece: SharedPiece, address: number, bytes: number): number | undefined {
+  #show(piece: SharedPiece, address: number, bytes: number, ahead: number): number | undefined {
     const { address: shown = 0, size: length = 0, start = 0 } = this.#window ?? {};
     if (address >= shown && address + bytes <= shown + length) return start + address - shown;
-    if (piece === this.#refused) return undefined;
+    if (piece === this.#refused || ahead < LEAST_WINDOW_BYTES) return undefined;
     this.#close();
-    const size = Math.min(WINDOW_BYTES, piece.address + piece.size - address);
+    const size = Math.min(WINDOW_BYTES, ahead, piece.address + piece.size - address);
     const opened = size < bytes ? undefined : this.#windows.map(address, size);
     if (opened === undefined) {
       this.#refused = piece;

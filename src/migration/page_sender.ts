@@ -151,7 +151,8 @@ export class PageSender implements Disposable {
     for (let done = 0; done < range.count;) {
       const count = Math.min(range.count - done, ROOM_PAGES - this.#packed);
       // The guest writes while we read: the checksum is of the copy that is sent.
-      const found = this.#room.pack(this.#digest, address + done * PAGE_BYTES, count, this.#packed, piece);
+      const ahead = (range.count - done) * PAGE_BYTES;
+      const found = this.#room.pack(this.#digest, address + done * PAGE_BYTES, count, this.#packed, piece, ahead);
       this.#record(range.page + done, count, found);
       result.zeroPages += count - found;
       result.pages += count;

@@ -35,7 +35,7 @@ Deno.test("The WebAssembly digest is the one in JavaScript, wherever the bytes l
 });
 
 Deno.test("Packing finds the pages that are not zero, wherever their one byte is, copies them, and adds up the copy", () => {
-  const [pages, words] = [ROOM_PAGES, ROOM_PAGES * 1024];
+  const words = 4 * ROOM_PAGES * 1024;
   using file = createMemfd("pages", words * 4);
   using mapping = mapFd(file.fd, { length: words * 4, what: "pages" });
   const memory = new Int32Array(mapping.buffer());
@@ -44,7 +44,7 @@ Deno.test("Packing finds the pages that are not zero, wherever their one byte is
     fc.property(
       fc.array(fc.tuple(fc.nat(1023), fc.integer({ min: 1 })), { maxLength: 12 }),
       fc.integer({ min: 1, max: 12 }),
-      fc.nat(pages - 24),
+      fc.nat(500),
       fc.nat(8),
       fc.boolean(),
       (marks, count, first, after, shared) => {
@@ -60,7 +60,7 @@ Deno.test("Packing finds the pages that are not zero, wherever their one byte is
         }
         const digest = newDigest();
         const piece = shared ? { address: mapping.address, size: mapping.length } : undefined;
-        const found = room.pack(digest, mapping.address + first * 4096, count, after, piece);
+        const found = room.pack(digest, mapping.address + first * 4096, count, after, piece, 2 << 20);
         assert.deepEqual([...room.found.subarray(0, found)], places);
         assert.deepEqual(digest, wanted);
         const copy = newDigest();

@@ -71,6 +71,23 @@ export type { InflightPart, InflightRegion } from "./src/relay/inflight_region.t
 export type { Doorbells } from "./src/relay/doorbells.ts";
 export type { InflightChains } from "./src/vring/inflight.ts";
 export type { CoreChoice } from "./src/relay/core.ts";
+export type { UpgradeFailure, UpgradeHost, UpgradeReport, UpgradeState } from "./src/relay/upgrade.ts";
+export type { UpgradeMessage } from "./src/relay/upgrade_link.ts";
+export type { Takeover } from "./src/relay/takeover.ts";
+export type { DeviceKeeper, DeviceKeeperOptions } from "./src/relay/device_keeper.ts";
+export type { KeptAllocation } from "./src/relay/iova_control.ts";
+export type {
+  ConfigHandover,
+  DeviceHandover,
+  FilePart,
+  QueueHandover,
+  ReceivedFds,
+  RegionState,
+  RelayHandover,
+  ServerHandover,
+} from "./src/relay/handover.ts";
+export type { Hold } from "./src/vhost_user/hold.ts";
+export type { KnownRegion } from "./src/vhost_user/device_memory.ts";
 export type { PARTS, RingWindow } from "./src/relay/ring_window.ts";
 export type { Iotlb, IotlbEntry } from "./src/iova/iotlb.ts";
 export type { GuestIommu, IommuStatus } from "./src/relay/guest_iommu.ts";

@@ -13,9 +13,9 @@ const ENTRY = "src/wasm/assembly/index.ts";
 const TARGET = `${ROOT}src/wasm/relay_core.ts`;
 const LINE = 120;
 
-/** Compiles. @throws Error with what the compiler says */
-export async function buildRelayCore(): Promise<Uint8Array> {
-  let binary: Uint8Array | undefined;
+/** Compiles. @param replaced sources to be taken instead, by path from the root @throws Error with what the compiler says */
+export async function buildRelayCore(replaced: Readonly<Record<string, string>> = {}): Promise<Uint8Array<ArrayBuffer>> {
+  let binary: Uint8Array<ArrayBuffer> | undefined;
   const stderr = asc.createMemoryStream();
   const { error } = await asc.main(
     [
@@ -27,6 +27,7 @@ export async function buildRelayCore(): Promise<Uint8Array> {
     {
       stderr,
       readFile: (name, folder) => {
+        if (Object.hasOwn(replaced, name)) return replaced[name]!;
         try {
           return Deno.readTextFileSync(`${ROOT}${folder}/${name}`);
         } catch {
@@ -34,7 +35,7 @@ export async function buildRelayCore(): Promise<Uint8Array> {
         }
       },
       writeFile: (name, contents) => {
-        if (name.endsWith(".wasm")) binary = contents as Uint8Array;
+        if (name.endsWith(".wasm")) binary = contents as Uint8Array<ArrayBuffer>;
       },
       listFiles: () => [],
     },

@@ -10,9 +10,12 @@
  */
 import { qemuProgram, type QemuVersion } from "./lab/host.ts";
 import { KERNEL_PAIRS } from "./_interop_kernel.ts";
+import { libvirtTasks } from "./_interop_libvirt.ts";
+import { MISSING_PAIRS } from "./_interop_missing.ts";
 import { type Row, writeDocument } from "./_interop_document.ts";
 import { echoOn, startPasst, startVirtiofsd, startVsock } from "../tests/support/daemons.ts";
 import { MAIN } from "../tests/support/cli.ts";
+import { BRIDGE_ADDRESS, NetSpace } from "../tests/support/net_space.ts";
 import { Process } from "../tests/support/process.ts";
 import { RelayProcess } from "../tests/support/relay_process.ts";
 import { TempDir } from "../tests/support/temp.ts";
@@ -169,6 +172,55 @@ function testpmdTasks(qemu: QemuVersion): Pair["tasks"] {
   };
 }
 
+const SIM_MAC = "52:54:00:00:00:01";
+
+function simNetTasks(qemu: QemuVersion): Pair["tasks"] {
+  const side = async (folder: TempDir, stack: AsyncDisposableStack, space: NetSpace, tap: string) =>
+    stack.use(
+      await RelayProcess.start({ folder: folder.path, name: tap, device: `sim:net,tap=${tap},mac=${SIM_MAC}`, within: space.enter }),
+    );
+  const guest = (folder: TempDir, relay: RelayProcess, name: string, incoming?: string) =>
+    startVm({
+      ...{ qemu, folder: folder.path, name, nets: [{ socket: relay.front, mac: SIM_MAC }], run: "shell" },
+      ...(incoming === undefined ? {} : { incoming }),
+    });
+  const pinged = (vm: Vm) => vm.shell(`ping -c 5 -w 60 ${BRIDGE_ADDRESS}`, 120_000);
+  return {
+    "I/O": async (folder) => {
+      await using stack = new AsyncDisposableStack();
+      const space = stack.use(await NetSpace.start(1));
+      await using vm = await guest(folder, await side(folder, stack, space, "tap0"), "vm");
+      await vm.shell(GUEST_IP);
+      await pinged(vm);
+      return "pings over a tap";
+    },
+    "switch under load": async (folder) => {
+      await using stack = new AsyncDisposableStack();
+      const space = stack.use(await NetSpace.start(1));
+      const relay = await side(folder, stack, space, "tap0");
+      await using vm = await guest(folder, relay, "vm");
+      await vm.shell(GUEST_IP);
+      await vm.shell(`{ ping -A ${BRIDGE_ADDRESS} >/dev/null & }`);
+      return await switchModes(relay, () => pinged(vm));
+    },
+    migrate: async (folder) => {
+      await using stack = new AsyncDisposableStack();
+      const space = stack.use(await NetSpace.start(2));
+      const [a, b] = [await side(folder, stack, space, "tap0"), await side(folder, stack, space, "tap1")];
+      const uri = `unix:${folder.join("migrate")}`;
+      await using source = await guest(folder, a, "va");
+      await using target = await guest(folder, b, "vb", uri);
+      await source.shell(GUEST_IP);
+      await pinged(source);
+      const { totalMs, downtimeMs } = await migrate(source, target, uri, { stopGuest: qemu === "7.2" });
+      const since = target.serial.lines.length;
+      await target.send(`ping -c 5 -w 60 ${BRIDGE_ADDRESS}\n`);
+      await target.waitSerial(/ 5 packets received/, { since, timeoutMs: 120_000 });
+      return `${totalMs} ms, ${qemu === "7.2" ? "stopped guest" : `live, downtime ${downtimeMs} ms`}; pings after it`;
+    },
+  };
+}
+
 const PASST_ECHO =
   `deno eval 'for await (const c of Deno.listen({hostname: "127.0.0.1", port: 7777})) c.readable.pipeTo(c.writable).catch(() => {})'`;
 
@@ -290,16 +342,28 @@ const VIRTIO_USER: Pair["tasks"] = {
   migrate: "virtio-user is a driver in an application: nothing that migrates",
 };
 
+const VIRTIO_USER_SIM: Pair["tasks"] = {
+  "I/O": (folder) => virtioUser(folder, (_relay, packets) => packets(), "sim:net,cable=loop"),
+  "switch under load": (folder) =>
+    virtioUser(folder, async (relay, packets) => {
+      const figures = await switchModes(relay, packets);
+      return `${figures}; ${await packets()}`;
+    }, "sim:net,cable=loop"),
+  migrate: "virtio-user is a driver in an application: nothing that migrates",
+};
+
 async function virtioUser(
   folder: TempDir,
   body: (relay: RelayProcess, packets: () => Promise<string>) => Promise<string>,
+  sim?: string,
 ): Promise<string> {
   const [back, front] = [folder.join("back"), folder.join("front")];
   await Deno.mkdir(back);
   await Deno.mkdir(front);
   const socket = folder.join("net.device");
-  await using _device = await startTestpmd({ folder: back, socket, mode: "rxonly" });
-  await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}` });
+  await using stack = new AsyncDisposableStack();
+  if (sim === undefined) stack.use(await startTestpmd({ folder: back, socket, mode: "rxonly" }));
+  const relay = stack.use(await RelayProcess.start({ folder: folder.path, device: sim ?? `unix:${socket}` }));
   await using _driver = await startVirtioUser({ folder: front, socket: relay.front });
   // The used index of the card's transmit ring goes round and round.
   return await body(relay, async () => {
@@ -353,15 +417,19 @@ const PAIRS: Pair[] = [
     { front: `QEMU ${qemu}`, device: "storage daemon", tasks: diskTasks(qemu, false) },
     { front: `QEMU ${qemu}`, device: "sim:blk", tasks: diskTasks(qemu, true) },
     { front: `QEMU ${qemu}`, device: "testpmd", tasks: testpmdTasks(qemu) },
+    { front: `QEMU ${qemu}`, device: "sim:net", tasks: simNetTasks(qemu) },
     { front: `QEMU ${qemu}`, device: "virtiofsd", tasks: virtiofsTasks(qemu) },
   ]),
   { front: "QEMU 10", device: "passt", tasks: PASST },
   { front: "QEMU 10", device: "vhost-device-vsock", tasks: VSOCK },
+  { front: "libvirt", device: "storage daemon, testpmd", tasks: libvirtTasks(switchModes) },
   { front: "DPDK virtio-user", device: "testpmd", tasks: VIRTIO_USER },
+  { front: "DPDK virtio-user", device: "sim:net", tasks: VIRTIO_USER_SIM },
   { front: "embedded driver", device: "storage daemon", tasks: embeddedTasks("qsd") },
   { front: "embedded driver", device: "sim:blk", tasks: embeddedTasks("sim:blk") },
   { front: "embedded driver", device: "sim:loopback", tasks: embeddedTasks("sim:loopback") },
   ...KERNEL_PAIRS,
+  ...MISSING_PAIRS,
 ];
 
 async function run(pair: Pair, task: Task): Promise<string> {
@@ -392,8 +460,11 @@ if (import.meta.main) {
   for (const pair of PAIRS.filter((pair) => words.every((word) => word.split(",").some((part) => nameOf(pair).includes(part))))) {
     const cells: string[] = [];
     for (const task of TASKS) {
+      const begun = performance.now();
+      // A cell may take minutes, and nothing is said until it is done.
+      if (typeof pair.tasks[task] !== "string") console.error(`${nameOf(pair)}, ${task} ...`);
       const cell = await run(pair, task);
-      console.log(`${nameOf(pair)}, ${task}: ${cell}`);
+      console.log(`${nameOf(pair)}, ${task}: ${cell} (${((performance.now() - begun) / 1000).toFixed(0)} s)`);
       failed ||= cell.startsWith("**");
       cells.push(cell);
     }

@@ -19,7 +19,7 @@ const MAY_IMPORT: Readonly<Record<string, readonly string[]>> = {
   devices: ["uapi", "net", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "ffi"],
   drivers: ["uapi", "net", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "ffi"],
   migration: ["uapi", "net", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "relay", "devices", "drivers", "ffi", "wasm"],
-  bench: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "relay", "devices", "drivers", "migration", "ffi", "wasm"],
+  bench: ["uapi", "memory", "vring", "iova", "dirty", "vhost", "vhost_user", "relay", "devices", "drivers", "migration", "ffi", "wasm"],
   cli: [
     "uapi",
     "net",

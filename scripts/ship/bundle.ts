@@ -30,11 +30,12 @@ function workerName(src: string, path: string): string {
 }
 
 /**
- * A bundler leaves the URL of a Worker as it is, so each becomes an entry of its own, and the URL leads to it.
+ * A bundler leaves the URL of a Worker as it is, so each becomes an entry of its own, and the URL leads to it. Changes the files.
  *
+ * @param src folder of the sources
  * @returns the Workers' source files by entry name
  */
-function redirectWorkers(src: string): Map<string, string> {
+export function redirectWorkers(src: string): Map<string, string> {
   const found = new Map<string, string>();
   for (const path of sources(src)) {
     const text = Deno.readTextFileSync(path);
@@ -65,7 +66,8 @@ function exists(path: string): boolean {
   }
 }
 
-function copyFolder(from: string, to: string): void {
+/** Copies a folder with all that is in it. */
+export function copyFolder(from: string, to: string): void {
   Deno.mkdirSync(to, { recursive: true });
   for (const entry of Deno.readDirSync(from)) {
     if (entry.isDirectory) copyFolder(`${from}/${entry.name}`, `${to}/${entry.name}`);
@@ -80,25 +82,54 @@ export async function bundleProgram(): Promise<Bundle> {
     for (const name of ["deno.json", "deno.lock"]) await Deno.copyFile(ROOT + name, `${folder}/${name}`);
     copyFolder(`${ROOT}src`, `${folder}/src`);
     const workers = redirectWorkers(`${folder}/src`);
-    const entries = `${folder}/entries`;
-    await Deno.mkdir(entries);
-    await Deno.writeTextFile(`${entries}/main.ts`, `import { main } from "../src/cli/main.ts";\nmain();\n`);
-    for (const [name, path] of workers) await Deno.writeTextFile(`${entries}/${name}.ts`, `import ${JSON.stringify(path)};\n`);
-    const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
-      args: [
-        ...["bundle", "--quiet", "--code-splitting", "--format=esm", "--platform=deno", "--outdir", `${folder}/out`],
-        ...["main", ...[...workers.keys()].sort()].map((name) => `entries/${name}.ts`),
-      ],
-      cwd: folder,
-      stdin: "null",
-    }).output();
-    if (!success) throw new Error(`deno bundle failed:\n${new TextDecoder().decode(stdout)}${new TextDecoder().decode(stderr)}`);
-    const names = [...Deno.readDirSync(`${folder}/out`)].map((entry) => entry.name).sort();
-    const files = new Map(names.map((name) => [name, withoutPaths(Deno.readTextFileSync(`${folder}/out/${name}`))]));
+    const entries = new Map([["main", `import { main } from "../src/cli/main.ts";\nmain();\n`], ...workerEntries(workers)]);
+    const bundled = await bundleEntries(folder, entries, { split: true });
+    const files = new Map([...bundled].map(([name, text]) => [name, withoutPaths(text)]));
     return { files: renamed(files), workers: [...workers.keys()].sort().map((name) => `${name}.js`) };
   } finally {
     await Deno.remove(folder, { recursive: true });
   }
+}
+
+/** An entry for each of the Workers that {@linkcode redirectWorkers} found. */
+export function workerEntries(workers: ReadonlyMap<string, string>): [string, string][] {
+  return Array.from(workers, ([name, path]) => [name, `import ${JSON.stringify(path)};\n`]);
+}
+
+/**
+ * Bundles a folder that has deno.json and the sources.
+ *
+ * @param entries modules by name; they are written to `folder`/entries
+ * @param options `split`: what entries share, and what is imported while they run, is in files of its own
+ * @returns the bundle's files by name, sorted; each entry's is its name and `.js`
+ * @throws Error with what the bundler says
+ */
+export async function bundleEntries(
+  folder: string,
+  entries: ReadonlyMap<string, string>,
+  options: { split: boolean },
+): Promise<Map<string, string>> {
+  await Deno.mkdir(`${folder}/entries`);
+  for (const [name, text] of entries) await Deno.writeTextFile(`${folder}/entries/${name}.ts`, text);
+  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
+    args: [
+      ...[
+        "bundle",
+        "--quiet",
+        "--format=esm",
+        "--platform=deno",
+        "--outdir",
+        `${folder}/out`,
+        ...options.split ? ["--code-splitting"] : [],
+      ],
+      ...[...entries.keys()].sort().map((name) => `entries/${name}.ts`),
+    ],
+    cwd: folder,
+    stdin: "null",
+  }).output();
+  if (!success) throw new Error(`deno bundle failed:\n${new TextDecoder().decode(stdout)}${new TextDecoder().decode(stderr)}`);
+  const names = [...Deno.readDirSync(`${folder}/out`)].map((entry) => entry.name).sort();
+  return new Map(names.map((name) => [name, Deno.readTextFileSync(`${folder}/out/${name}`)]));
 }
 
 /** The bundler notes where each module came from; where packages are cached depends on the machine. */

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { bars, csv, escapeHtml, page } from "./page.ts";
 import type { RingResult } from "./ring.ts";
 import type { Contender } from "./ring_rig.ts";
 
@@ -54,50 +55,27 @@ export function ringRecord(result: RingResult): Record<string, unknown> {
 
 /** Comma-separated values with a header line. */
 export function ringCsv(results: readonly RingResult[]): string {
-  const records = results.map(ringRecord);
   const keys = ["core", "mode", "guest_ring", "device_ring", "workload", "batch", "ns_per_chain", "min", "max"];
-  return [keys.join(","), ...records.map((record) => keys.map((key) => record[key]).join(","))].join("\n") + "\n";
+  return csv(results.map(ringRecord), keys);
 }
 
 const COLOURS: Readonly<Record<Contender, string>> = { wasm: "#2b6cb0", js: "#b7791f", c: "#4a5568", bound: "#a0aec0" };
-const BAR = 16;
-const LABEL = 150;
-const WIDTH = 560;
 
-function escape(text: string): string {
-  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
-}
-
-// Bars from 0, with the spread as a thin line across the end.
 function chart(rows: readonly RingRow[]): string {
-  const bars = rows.flatMap((row) => CONTENDERS.flatMap((core) => row.results[core] ?? []));
-  const most = Math.max(1, ...bars.map(({ max }) => max));
-  const x = (value: number) => LABEL + value / most * (WIDTH - LABEL - 70);
-  const parts: string[] = [];
-  let y = 4;
-  for (const row of rows) {
-    for (const core of CONTENDERS) {
-      const result = row.results[core];
-      if (result === undefined) continue;
-      const middle = y + BAR / 2;
-      parts.push(
-        `<text x="${LABEL - 8}" y="${middle + 4}" text-anchor="end">${escape(row.workload)} ×${row.batch} ${core}</text>`,
-        `<rect x="${LABEL}" y="${y + 2}" width="${(x(result.median) - LABEL).toFixed(1)}" height="${BAR - 4}" fill="${COLOURS[core]}"/>`,
-        `<line x1="${x(result.min).toFixed(1)}" x2="${x(result.max).toFixed(1)}" y1="${middle}" y2="${middle}" stroke="#000"/>`,
-        `<text x="${(x(result.max) + 6).toFixed(1)}" y="${middle + 4}">${result.median.toFixed(1)}</text>`,
-      );
-      y += BAR;
-    }
-    y += 6;
-  }
-  return `<svg viewBox="0 0 ${WIDTH} ${y}" width="${WIDTH}" height="${y}" role="img" aria-label="ns per chain">${parts.join("")}</svg>`;
+  return bars(
+    "ns per chain",
+    rows.flatMap((row) =>
+      CONTENDERS.flatMap((core) => row.results[core] ?? []).map(({ core, median, min, max }, i) => ({
+        ...{ label: `${row.workload} ×${row.batch} ${core}`, value: median, min, max, colour: COLOURS[core], apart: i === 0 },
+      }))
+    ),
+  );
 }
 
 /** A page that stands alone: tables, bars, and what was measured on. */
 export function ringPage(results: readonly RingResult[], machine: Readonly<Record<string, string | number>>, version: string): string {
   const rows = ringRows(results);
   const arrangements = [...new Set(rows.map((row) => row.arrangement))];
-  const facts = Object.entries(machine).map(([key, value]) => `<dt>${escape(key)}</dt><dd>${escape(String(value))}</dd>`).join("");
   const cell = (row: RingRow, core: Contender) => {
     const result = row.results[core];
     if (result === undefined) return "<td>-</td>";
@@ -111,17 +89,12 @@ export function ringPage(results: readonly RingResult[], machine: Readonly<Recor
       `<tr><th>${row.workload}</th><th>${row.batch}</th>${CONTENDERS.map((core) => cell(row, core)).join("")}</tr>`
     );
     const head = CONTENDERS.map((core) => `<th>${core}</th>`).join("");
-    return `<h2>${escape(arrangement)}</h2><table><tr><th>chain</th><th>batch</th>${head}</tr>${lines.join("")}</table>${chart(own)}`;
+    return `<h2>${escapeHtml(arrangement)}</h2><table><tr><th>chain</th><th>batch</th>${head}</tr>${lines.join("")}</table>${chart(own)}`;
   });
-  return `<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>svq bench ring</title>
-<style>body{font:15px/1.4 sans-serif;max-width:60em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;margin:1em 0}
-td,th{padding:.2em .8em;text-align:right;border-bottom:1px solid #ddd}svg text{font:11px sans-serif}dl{display:grid;grid-template-columns:max-content auto;gap:0 1em}dd{margin:0}</style>
-<h1>svq bench ring</h1>
-<p>Nanoseconds per descriptor chain that the relay itself takes: medians, and their ratio to tight C. Guest and device models are not timed, and check every chain.
-Contenders took turns; only ratios within this run mean anything.</p>
-<dl><dt>svq</dt><dd>${escape(version)}</dd>${facts}</dl>
-${sections.join("\n")}
-</html>
-`;
+  return page({
+    title: "svq bench ring",
+    about: "Nanoseconds per descriptor chain that the relay itself takes: medians, and their ratio to tight C. Guest and device models " +
+      "are not timed, and check every chain. Contenders took turns; only ratios within this run mean anything.",
+    ...{ machine, version },
+  }, sections);
 }

@@ -11,7 +11,7 @@ import { type ArgumentModel, type FlagModel, scanWords } from "./model.ts";
 import { usageError } from "./usage.ts";
 
 /** Names that mean something else than a flag. */
-const RESERVED = new Set(["SVQ_LAB", "SVQ_RUNTIME_DIR", "SVQ_CONFIG", "SVQ_COLOR"]);
+const RESERVED = new Set(["SVQ_LAB", "SVQ_RUNTIME_DIR", "SVQ_CONFIG", "SVQ_COLOR", "SVQ_UPGRADE_SOCKET"]);
 
 /** A config file's content. */
 export type Config = Record<string, unknown>;

@@ -3,11 +3,13 @@
  *
  * @module
  */
-import type { QueueStatus, RelayStatus } from "../relay/status.ts";
+import type { FrameCounts, QueueStatus, RelayStatus } from "../relay/status.ts";
+import type { WorkerLoad } from "../relay/worker_load.ts";
 
 type Metric = readonly [name: string, type: "counter" | "gauge", help: string, value: (queue: QueueStatus) => number];
 
 const QUEUE_METRICS: readonly Metric[] = [
+  ["svq_queue_batches_total", "counter", "Times that chains were given to the device", (queue) => queue.batches ?? 0],
   ["svq_queue_chains_total", "counter", "Chains relayed (frames, of a network device's data queues)", (queue) => queue.chains],
   ["svq_queue_bytes_total", "counter", "Bytes in the chains relayed, as their descriptors say", (queue) => queue.bytes],
   ["svq_queue_kicks_total", "counter", "Kicks of the guest that the relay took", (queue) => queue.kicks],
@@ -15,8 +17,30 @@ const QUEUE_METRICS: readonly Metric[] = [
   ["svq_queue_errors_total", "counter", "Errors that stopped the queue", (queue) => queue.errors],
   ["svq_queue_full_total", "counter", "Times that the device's ring was full", (queue) => queue.full],
   ["svq_queue_dirty_pages_total", "counter", "Pages marked dirty, each time anew", (queue) => queue.dirty_pages],
+  ["svq_queue_uncaptured_total", "counter", "Frames that a capture had no room for", (queue) => queue.uncaptured ?? 0],
   ["svq_queue_switches_total", "counter", "Changes of mode", (queue) => queue.switches.count],
   ["svq_queue_inflight", "gauge", "Chains made available and not used", (queue) => queue.inflight],
+];
+
+const FRAME_METRICS: readonly (readonly [name: string, help: string, value: (counts: FrameCounts) => number])[] = [
+  ["svq_queue_frames_total", "Frames that an embedded network device has sent or received", ({ frames }) => frames],
+  ["svq_queue_frame_bytes_total", "Bytes of those frames, without the packet header", ({ bytes }) => bytes],
+  ["svq_queue_frame_drops_total", "Frames that an embedded network device has dropped; a relay drops none", ({ drops }) => drops],
+];
+
+const WORKER_METRICS: readonly (readonly [name: string, type: "counter" | "gauge", help: string, value: (load: WorkerLoad) => number])[] = [
+  ["svq_worker_waits_total", "counter", "Calls of epoll_wait", (load) => load.waits],
+  ["svq_worker_sleeps_total", "counter", "Those that could sleep", (load) => load.sleeps],
+  ["svq_worker_polls_total", "counter", "Rounds of polling", (load) => load.polls],
+  ["svq_worker_poll_hits_total", "counter", "Times that polling found work", (load) => load.poll_hits],
+  ["svq_worker_poll_idle_seconds_total", "counter", "Time spent in looks that found nothing", (load) => load.poll_idle_ms / 1000],
+  [
+    "svq_worker_poll_held_off_total",
+    "counter",
+    "Times that self-tuned polling stopped for a while because it did not pay",
+    (load) => load.poll_held_off,
+  ],
+  ["svq_worker_poll_seconds", "gauge", "How long it looks for more at present before it sleeps", (load) => load.poll_us / 1e6],
 ];
 
 const MODES = ["passthrough", "notify", "used", "shadow"];
@@ -53,6 +77,21 @@ export function prometheusText(relays: readonly RelayStatus[]): string {
   for (const [name, type, help, value] of QUEUE_METRICS) {
     const samples = relays.flatMap((relay) =>
       relay.queues.map((queue) => `${name}{relay=${label(relay.name)},queue="${queue.index}"} ${value(queue)}`)
+    );
+    lines.push(...family(name, type, help, samples));
+  }
+  for (const [name, help, value] of FRAME_METRICS) {
+    const samples = relays.flatMap((relay) =>
+      relay.queues.flatMap(({ index, frames }) =>
+        frames === null || frames === undefined ? [] : [`${name}{relay=${label(relay.name)},queue="${index}"} ${value(frames)}`]
+      )
+    );
+    // Of embedded network devices only.
+    if (samples.length > 0) lines.push(...family(name, "counter", help, samples));
+  }
+  for (const [name, type, help, value] of WORKER_METRICS) {
+    const samples = relays.flatMap((relay) =>
+      (relay.workers ?? []).map((load) => `${name}{relay=${label(relay.name)},worker="${load.index}"} ${value(load)}`)
     );
     lines.push(...family(name, type, help, samples));
   }

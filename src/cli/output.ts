@@ -13,6 +13,8 @@ import { formatTable, type TableOptions } from "./table.ts";
 export interface Sink {
   /** Writes all of `text`. @throws Deno.errors.BrokenPipe when nobody reads any more */
   write(text: string): void;
+  /** Writes bytes as they are, where it can. */
+  writeBytes?(bytes: Uint8Array): void;
   /** Is it a terminal? */
   readonly isTerminal: boolean;
 }
@@ -107,6 +109,19 @@ export class Output {
     this.line(formatTable(header, rows, { paint: this.paint, ...options }));
   }
 
+  /** Writes bytes to stdout as they are. @returns whether somebody reads them still */
+  writeBytes(bytes: Uint8Array): boolean {
+    if (this.#closed) return false;
+    try {
+      this.stdout.writeBytes?.(bytes);
+      return true;
+    } catch (error) {
+      if (!(error instanceof Deno.errors.BrokenPipe)) throw error;
+      this.#closed = true;
+      return false;
+    }
+  }
+
   /** Writes to stdout as it is: for results that are neither documents nor text (scripts, man pages, CSV). */
   write(text: string): void {
     if (this.#closed) return;
@@ -179,7 +194,9 @@ export function processSink(stream: typeof Deno.stdout | typeof Deno.stderr): Si
   return {
     isTerminal: stream.isTerminal(),
     write(text: string): void {
-      const bytes = encoder.encode(text);
+      this.writeBytes!(encoder.encode(text));
+    },
+    writeBytes(bytes: Uint8Array): void {
       for (let written = 0; written < bytes.length;) written += stream.writeSync(bytes.subarray(written));
     },
   };

@@ -43,10 +43,17 @@ export const pathFlag: ReturnType<typeof flagMaker<string>> = flagMaker("PATH", 
 export const durationFlag: ReturnType<typeof flagMaker<number>> = flagMaker("TIME", parseDuration);
 /** A flag whose value is a size, in bytes. */
 export const sizeFlag: ReturnType<typeof flagMaker<number>> = flagMaker("SIZE", parseSize);
+/** A flag whose value is a list of sizes, `64MiB,1GiB`, in bytes. */
+export const sizeListFlag: ReturnType<typeof flagMaker<number[]>> = flagMaker("SIZES", (text) => text.split(",").map(parseSize));
 /** A flag whose value is a rate, in bytes per second. */
 export const rateFlag: ReturnType<typeof flagMaker<number>> = flagMaker("RATE", parseRate);
 /** A flag whose value is a u64 address. */
 export const addressFlag: ReturnType<typeof flagMaker<bigint>> = flagMaker("ADDRESS", parseAddress);
+/** A flag whose value says how long to poll, in microseconds, or `auto`. */
+export const pollFlag: ReturnType<typeof flagMaker<number | "auto">> = flagMaker(
+  "N",
+  (text) => text === "auto" ? text : parseInteger(text, { max: 1_000_000 }),
+);
 /** A flag whose value is a list of numbers and ranges: `0-3,8`. */
 export const numberListFlag: ReturnType<typeof flagMaker<number[]>> = flagMaker("LIST", (text) => parseNumberList(text));
 

@@ -40,6 +40,11 @@ export class ServiceManager implements Disposable {
     this.#send([`STATUS=${oneLine(text)}`]);
   }
 
+  /** Another process, a child of this one, is the service from now on. */
+  handOver(pid: number): void {
+    this.#send([`MAINPID=${pid}`]);
+  }
+
   /** It has begun to stop. */
   stopping(): void {
     this.#send(["STOPPING=1"]);

@@ -3,7 +3,7 @@
  *
  * @module
  */
-import { dupFd, listenUnix, type UnixListener } from "../ffi/mod.ts";
+import { dupFd, listenUnix, type OwnedFd, UnixListener } from "../ffi/mod.ts";
 import { type DeviceAddress, formatDeviceAddress, parseDeviceAddress, type SimAddress } from "../vhost/address.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { openKernel } from "../vhost/open_kernel.ts";
@@ -44,9 +44,10 @@ export function simOptions(address: SimAddress): SimOptions {
   };
 }
 
-/** Opens an embedded device. @throws SvqError BAD_DEVICE_OPTION, CABLE_IN_USE, and of the disk's file */
-export async function openSim(address: SimAddress): Promise<SimDevice> {
-  return await SimDevice.open(simOptions(address), formatDeviceAddress(address));
+/** Opens an embedded device. @param backing its disk, where that is open already @throws SvqError BAD_DEVICE_OPTION, CABLE_IN_USE, and of the disk's file */
+export async function openSim(address: SimAddress, backing?: OwnedFd): Promise<SimDevice> {
+  const options = { ...simOptions(address), ...(backing === undefined ? {} : { backing }) };
+  return await SimDevice.open(options, formatDeviceAddress(address));
 }
 
 // The device connects to us: one connection, then the socket's path is gone again.
@@ -68,11 +69,33 @@ export interface OpenOptions {
 export class DeviceSource implements Disposable {
   readonly #address: DeviceAddress;
   readonly #listener: UnixListener | undefined;
+  #backing: OwnedFd | undefined;
 
-  /** Listens, where the device connects. @throws SvqError USAGE for a bad address, SysError EADDRINUSE */
-  constructor(address: DeviceAddress | string) {
+  /**
+   * Listens, where the device connects.
+   *
+   * @param handed what {@linkcode DeviceSource.keep} gave in another process; owned
+   * @throws SvqError USAGE for a bad address, SysError EADDRINUSE
+   */
+  constructor(address: DeviceAddress | string, handed: { listener?: OwnedFd | undefined; backing?: OwnedFd | undefined } = {}) {
     this.#address = typeof address === "string" ? parseDeviceAddress(address) : address;
-    if (this.#address.kind === "vhost-user" && this.#address.how === "listen") this.#listener = listenUnix(this.#address.path);
+    this.#backing = handed.backing;
+    const listens = this.#address.kind === "vhost-user" && this.#address.how === "listen" ? this.#address.path : undefined;
+    if (listens === undefined) handed.listener?.close();
+    else this.#listener = handed.listener === undefined ? listenUnix(listens) : new UnixListener(handed.listener, listens);
+  }
+
+  /** The socket on which the device connects to us. */
+  get listener(): UnixListener | undefined {
+    return this.#listener;
+  }
+
+  /** Keeps what of a device would be gone with it, a disk in memory: the next {@linkcode DeviceSource.open} uses it again. @returns it, borrowed */
+  keep(device: VhostBackend): number | undefined {
+    if (!(device instanceof SimDevice) || device.backing === undefined) return undefined;
+    this.#backing?.close();
+    this.#backing = device.backing.dup();
+    return this.#backing.fd;
   }
 
   /** Does the device connect to us? Then {@linkcode DeviceSource.open} waits until it does. */
@@ -82,6 +105,7 @@ export class DeviceSource implements Disposable {
 
   /** Opens it. @throws what {@linkcode openDevice} does, and CLOSED after {@linkcode DeviceSource.close} */
   async open(options: OpenOptions = {}): Promise<VhostBackend> {
+    if (this.#address.kind === "sim") return await openSim(this.#address, this.#backing);
     if (this.#listener === undefined) return await openDevice(this.#address, options);
     return await VhostUserFrontEnd.fromStream(await this.#listener.accept(), {
       address: formatDeviceAddress(this.#address),
@@ -92,6 +116,8 @@ export class DeviceSource implements Disposable {
   /** Stops listening; an `open` that waits rejects. */
   close(): void {
     this.#listener?.close();
+    this.#backing?.close();
+    this.#backing = undefined;
   }
 
   /** The same as {@linkcode close}. */

@@ -4,6 +4,7 @@
  * @module
  */
 import { EXIT, SvqError } from "../errors.ts";
+import type { OwnedFd } from "../ffi/fd.ts";
 import { bitsOf } from "../uapi/bits.ts";
 import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import { NET_HASH_TYPES_ALL } from "../net/flow.ts";
@@ -23,6 +24,8 @@ export interface SimOptions {
   mac?: string;
   /** net: largest payload of a frame, bytes; default 1500. */
   mtu?: number;
+  /** blk: the disk, already open: another device's {@linkcode SimDevice.backing}. Duplicated. */
+  backing?: OwnedFd;
   /** blk: path of the disk, a file or a block device. */
   file?: string;
   /** blk: bytes of the disk; without `file` it lives in memory. A file that is shorter or missing is made this long. */

@@ -135,7 +135,7 @@ export class SimDevice implements VhostBackend {
    */
   static async open(options: SimOptions, address: string = `sim:${options.kind}`): Promise<SimDevice> {
     checkSimOptions(options);
-    const backing = options.kind === "blk" ? openBacking(options) : undefined;
+    const backing = options.kind === "blk" ? options.backing?.dup() ?? openBacking(options) : undefined;
     const port = options.kind === "net" ? new NetPort(options) : undefined;
     let link: WorkerLink | undefined;
     try {
@@ -156,6 +156,11 @@ export class SimDevice implements VhostBackend {
       port?.close();
       throw error;
     }
+  }
+
+  /** The disk, borrowed; undefined where it is none. */
+  get backing(): OwnedFd | undefined {
+    return this.#backing;
   }
 
   #onBroken({ broken, error }: BrokenEvent): void {
@@ -400,6 +405,11 @@ export class SimDevice implements VhostBackend {
   /** Network device: frames of each queue. */
   netCounters(): Promise<NetCounters[]> {
     return this.#link.call<NetCounters[]>("net-counters");
+  }
+
+  /** See {@linkcode VhostBackend.frameCounts}. */
+  frameCounts(): Promise<NetCounters[]> {
+    return this.netCounters();
   }
 
   /** Stops at once and lets go of everything. */

@@ -116,6 +116,11 @@ export class VduseSession {
 
   async #setStatus(status: number): Promise<void> {
     const started = this.#started;
+    // Rings would run on while a later DRIVER_OK starts them anew.
+    if (status !== 0 && (this.#status & ~status) !== 0) {
+      const [before, after] = [this.#status, status].map((word) => `0x${word.toString(16)}`);
+      throw new SvqError("STATUS_WITHDRAWN", `The status went from ${before} to ${after}: only 0 takes bits away`);
+    }
     if (status === 0) {
       await this.stop();
       if (started) this.#events.info("the driver left");
@@ -172,10 +177,13 @@ export class VduseSession {
   async #stopQueue(index: number): Promise<void> {
     const kick = this.#kicks.get(index);
     if (kick === undefined) return;
-    await this.#device.getVringBase(index);
-    this.#kernel.setKick(index, -1);
-    this.#kicks.delete(index);
-    kick.close();
+    try {
+      await this.#device.getVringBase(index);
+      this.#kernel.setKick(index, -1);
+    } finally {
+      this.#kicks.delete(index);
+      kick.close();
+    }
   }
 
   async #suspend(): Promise<void> {

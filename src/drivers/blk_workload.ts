@@ -37,6 +37,8 @@ export interface BlkWorkloadOptions {
   writeZeroes: boolean;
   /** Random numbers and stamps follow from it. */
   seed: number;
+  /** Sectors of each request that moves data, at most 128; absent: random, mostly 8. */
+  requestSectors?: number;
 }
 
 interface Request {
@@ -127,7 +129,8 @@ export class BlkWorkload implements Workload {
   }
 
   #chooseCount(): number {
-    const { unit } = this.#options;
+    const { unit, requestSectors } = this.#options;
+    if (requestSectors !== undefined) return Math.max(1, Math.floor(Math.min(requestSectors, MAX_SECTORS) / unit));
     const dice = this.#random.below(10);
     const sectors = dice < 5 ? 8 : dice < 9 ? 1 + this.#random.below(64) : 1 + this.#random.below(MAX_SECTORS);
     return Math.max(1, Math.floor(sectors / unit));

@@ -15,6 +15,7 @@ import { featureNames, VIRTIO_FEATURE_BITS, VIRTIO_ID, VIRTIO_STATUS } from "../
 import { decodeBlkConfig, VIRTIO_BLK_FEATURE_BITS } from "../uapi/virtio_blk.ts";
 import { encodeNetCommand, formatMac, type NetCommand } from "../net/command.ts";
 import { decodeNetConfig, netControlQueueIndex, VIRTIO_NET_CONFIG_BYTES, VIRTIO_NET_FEATURE_BITS } from "../uapi/virtio_net.ts";
+import { looksLikeNet } from "../net/recognize.ts";
 import { NET_FRAME_RANGE, type NetWorkloadOptions } from "./net_workload.ts";
 import type { BackendInfo, InflightPlace, LogRegion, VhostBackend } from "../vhost/backend.ts";
 import { PACKED_BASE_START } from "../vring/packed.ts";
@@ -51,6 +52,8 @@ export interface DriverOptions {
   indirect?: boolean;
   /** Keep an in-flight region for the device, where it has one: what {@linkcode EmbeddedDriver.reattach} needs; default no. */
   inflight?: boolean;
+  /** blk: bytes of each request that moves data, a multiple of 512 and at most 64 KiB; default: random. */
+  requestSize?: number;
   /** net: bytes of a frame; default 512. */
   frameSize?: number;
   /** net: frames per second; default as fast as they are taken. */
@@ -524,7 +527,7 @@ async function negotiate(backend: VhostBackend, options: DriverOptions): Promise
   const { VERSION_1, ACCESS_PLATFORM, RING_PACKED, EVENT_IDX, INDIRECT_DESC, IN_ORDER } = VIRTIO_FEATURE_BITS;
   if (!hasBit(offered, VERSION_1)) throw missingFeature(backend, bitsOf([VERSION_1]));
   if (options.packed === true && !hasBit(offered, RING_PACKED)) throw missingFeature(backend, bitsOf([RING_PACKED]));
-  const kind = options.workload ?? kindOf(info);
+  const kind = options.workload ?? kindOf(info, offered);
   const wanted: number[] = [VERSION_1, ACCESS_PLATFORM];
   if (options.packed === true) wanted.push(RING_PACKED);
   if (options.eventIdx !== false) wanted.push(EVENT_IDX);
@@ -539,12 +542,8 @@ async function negotiate(backend: VhostBackend, options: DriverOptions): Promise
   const features = offered & bitsOf(wanted);
   const net = kind === "net" ? await netOptions(backend, features, options, pairs) : undefined;
   const queues = net === undefined ? pairs : pairs * 2 + (net.control ? 1 : 0);
-  // Some vhost-user network devices count pairs.
-  if ((net !== undefined && info.kind === "vhost-user" ? pairs : queues) > info.queueNum) {
-    throw new SvqError("TOO_FEW_QUEUES", `${info.address} has ${info.queueNum} queues: ${queues} cannot be driven`, {
-      exitCode: EXIT.missingFeature,
-    });
-  }
+  // Some network devices count pairs.
+  if ((net === undefined ? queues : pairs) > info.queueNum) throw tooFewQueues(info, queues);
   const ram: RamOptions = {
     ramSize: options.ramSize ?? DEFAULT_RAM_SIZE,
     queues,
@@ -561,8 +560,14 @@ async function negotiate(backend: VhostBackend, options: DriverOptions): Promise
   return { ram, features, workload };
 }
 
-function kindOf(info: BackendInfo): "blk" | "net" | "loopback" {
-  if (info.deviceId === VIRTIO_ID.net) return "net";
+function tooFewQueues(info: BackendInfo, queues: number): SvqError {
+  return new SvqError("TOO_FEW_QUEUES", `${info.address} has ${info.queueNum} queues: ${queues} cannot be driven`, {
+    exitCode: EXIT.missingFeature,
+  });
+}
+
+function kindOf(info: BackendInfo, offered: bigint): "blk" | "net" | "loopback" {
+  if (info.deviceId === VIRTIO_ID.net || (info.deviceId === undefined && looksLikeNet(offered))) return "net";
   return info.deviceId === VIRTIO_ID.blk || (info.deviceId === undefined && info.hasConfig) ? "blk" : "loopback";
 }
 
@@ -571,8 +576,10 @@ function netFeatures(info: BackendInfo, pairs: number): number[] {
   const F = VIRTIO_NET_FEATURE_BITS;
   const wanted: number[] = [F.MAC, F.MTU, F.STATUS, F.MRG_RXBUF];
   if (pairs > 1) wanted.push(F.MQ);
-  if (info.queueNum < 3 || info.queueNum % 2 === 0) return wanted;
-  return [...wanted, F.CTRL_VQ, F.CTRL_RX, F.CTRL_RX_EXTRA, F.CTRL_VLAN, F.CTRL_MAC_ADDR];
+  if (info.deviceId === undefined && (info.queueNum < 3 || info.queueNum % 2 === 0)) return wanted;
+  if (pairs > 1) wanted.push(F.RSS);
+  wanted.push(F.CTRL_VQ, F.CTRL_RX, F.CTRL_RX_EXTRA, F.CTRL_VLAN, F.CTRL_MAC_ADDR, F.CTRL_GUEST_OFFLOADS);
+  return [...wanted, F.GUEST_CSUM, F.NOTF_COAL, F.VQ_NOTF_COAL];
 }
 
 async function netOptions(backend: VhostBackend, features: bigint, options: DriverOptions, pairs: number): Promise<NetWorkloadOptions> {
@@ -582,6 +589,9 @@ async function netOptions(backend: VhostBackend, features: bigint, options: Driv
     throw new SvqError("BAD_FRAME_SIZE", `Frames have ${least} to ${most} bytes, not ${size}`, { exitCode: EXIT.usage });
   }
   const config = backend.info.hasConfig ? decodeNetConfig(await backend.getConfig(0, VIRTIO_NET_CONFIG_BYTES)) : undefined;
+  if (backend.info.deviceId === VIRTIO_ID.net && pairs > Math.max(1, config?.maxVirtqueuePairs ?? pairs)) {
+    throw tooFewQueues(backend.info, pairs * 2);
+  }
   return {
     stream: options.seed ?? 1,
     size,
@@ -609,5 +619,6 @@ async function blkOptions(backend: VhostBackend, features: bigint, options: Driv
     flush: has("FLUSH"),
     writeZeroes: has("WRITE_ZEROES"),
     seed,
+    ...(options.requestSize === undefined ? {} : { requestSectors: options.requestSize / 512 }),
   };
 }

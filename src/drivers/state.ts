@@ -22,6 +22,8 @@ export interface DriverState {
   workload: WorkloadOptions;
   /** What its worker knows. */
   worker: WorkerState;
+  /** net: what it has set through the control queue, as src/net/state.ts saves it; who starts the device there sees to it. */
+  net?: unknown;
 }
 
 /** The state as bytes: u32 length, JSON of that length, then the workload's table (u32 each). Little-endian. */

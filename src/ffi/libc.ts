@@ -50,6 +50,8 @@ const symbols = {
   mmap: { parameters: ["pointer", "usize", "i32", "i32", "i32", "i64"], result: "pointer" },
   // int munmap(void *addr, size_t length)
   munmap: { parameters: ["pointer", "usize"], result: "i32" },
+  // int mprotect(void *addr, size_t length, int prot)
+  mprotect: { parameters: ["pointer", "usize", "i32"], result: "i32" },
   // void *mremap(void *old, size_t old_size, size_t new_size, int flags, void *new_address)
   mremap: { parameters: ["pointer", "usize", "usize", "i32", "pointer"], result: "pointer" },
   // void *memcpy(void *dest, const void *src, size_t n)
@@ -58,6 +60,8 @@ const symbols = {
   memcmp: { parameters: ["pointer", "pointer", "usize"], result: "i32" },
   // sighandler_t signal(int signum, sighandler_t handler)
   signal: { parameters: ["i32", "usize"], result: "usize" },
+  // int sigaction(int signum, const struct sigaction *new, struct sigaction *old)
+  sigaction: { parameters: ["i32", "buffer", "buffer"], result: "i32" },
   // int eventfd(unsigned initval, int flags)
   eventfd: { parameters: ["u32", "i32"], result: "i32" },
   // int eventfd_read(int fd, eventfd_t *value)
@@ -111,6 +115,10 @@ const symbols = {
   recvmsg: { parameters: ["i32", "buffer", "i32"], result: "i32" },
   // int sched_setaffinity(pid_t pid, size_t size, const cpu_set_t *mask); pid 0 is the calling thread
   sched_setaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+  // int sched_getaffinity(pid_t pid, size_t size, cpu_set_t *mask)
+  sched_getaffinity: { parameters: ["i32", "usize", "buffer"], result: "i32" },
+  // int clock_gettime(clockid_t clock, struct timespec *time)
+  clock_gettime: { parameters: ["i32", "buffer"], result: "i32" },
   // int sched_yield(void)
   sched_yield: { parameters: [], result: "i32" },
   // int prctl(int option, unsigned long arg2, 0, 0, 0)
@@ -121,12 +129,26 @@ const symbols = {
   geteuid: { parameters: [], result: "u32" },
 } as const satisfies Deno.ForeignLibraryInterface;
 
-let library: Deno.DynamicLibrary<typeof symbols> | undefined;
+/** The functions of libc that svq calls. */
+export type Libc = Deno.DynamicLibrary<typeof symbols>["symbols"];
+
+/**
+ * Where tests put a function from {@linkcode Libc} to {@linkcode Libc} before a thread's first call: it may exchange functions
+ * for some that fail, or that lay guard pages around memory. Only code of this thread can put it there, and it is looked for once.
+ */
+export const LIBC_HOOK: unique symbol = Symbol.for("svq.libc") as never;
+
+let library: Libc | undefined;
 
 /** libc's symbols, loaded at first use so that commands without FFI need no permission for it. */
-export function libc(): Deno.DynamicLibrary<typeof symbols>["symbols"] {
-  library ??= Deno.dlopen("libc.so.6", symbols);
-  return library.symbols;
+export function libc(): Libc {
+  return library ??= load();
+}
+
+function load(): Libc {
+  const functions = Deno.dlopen("libc.so.6", symbols).symbols;
+  const hook = (globalThis as { [LIBC_HOOK]?: (functions: Libc) => Libc })[LIBC_HOOK];
+  return hook === undefined ? functions : hook(functions);
 }
 
 let errnoView: Deno.UnsafePointerView | undefined;

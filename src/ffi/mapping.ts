@@ -4,6 +4,7 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
+import { guardMemory, unguardMemory } from "./bus_guard.ts";
 import { SysError } from "./errno.ts";
 import { addSeals, OwnedFd } from "./fd.ts";
 import { addressOf, bufferAt, cString, errno, libc, pointer, retrying } from "./libc.ts";
@@ -71,6 +72,7 @@ export class Mapping implements Disposable {
     if (this.#mapped === 0) return;
     const length = this.#mapped;
     this.#mapped = 0;
+    unguardMemory(this.#base);
     libc().munmap(pointer(this.#base), BigInt(length));
   }
 
@@ -96,6 +98,7 @@ export function mapFd(fd: number, options: MapOptions): Mapping {
   );
   const base = Deno.UnsafePointer.value(result);
   if (base === 0xffff_ffff_ffff_ffffn || base === 0n) throw new SysError("mmap", errno(), options.what);
+  if (fd >= 0) guardMemory(Number(base), mapped);
   return new Mapping(Number(base), mapped, Number(base) + slack, options.length);
 }
 
@@ -129,6 +132,7 @@ export function mapPieces(pieces: readonly FilePiece[], what: string): Mapping {
     }
     address += length;
   }
+  guardMemory(whole.address, whole.length);
   return whole;
 }
 

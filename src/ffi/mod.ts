@@ -4,6 +4,7 @@
  * @module
  */
 export * from "./errno.ts";
+export { busFaults, busGuardWorks, onBusFault } from "./bus_guard.ts";
 export { bufferAt } from "./libc.ts";
 export * from "./fd.ts";
 export * from "./mapping.ts";

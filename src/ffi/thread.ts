@@ -12,6 +12,13 @@ export function pinThread(cpus: readonly number[]): void {
   retrying(() => libc().sched_setaffinity(0, 128n, mask), "sched_setaffinity", `cpus ${cpus.join(",")}`);
 }
 
+/** The CPUs that the calling thread may run on, in order. */
+export function allowedCpus(): number[] {
+  const mask = new Uint8Array(128);
+  retrying(() => libc().sched_getaffinity(0, 128n, mask), "sched_getaffinity");
+  return Array.from({ length: mask.length * 8 }, (_, cpu) => cpu).filter((cpu) => (mask[cpu >> 3]! & 1 << (cpu & 7)) !== 0);
+}
+
 const SIGUSR1 = 10;
 const SIG_IGN = 1n;
 
@@ -21,6 +28,15 @@ const SIG_IGN = 1n;
  */
 export function ignoreDebuggerSignal(): void {
   libc().signal(SIGUSR1, SIG_IGN);
+}
+
+const CLOCK_PROCESS_CPUTIME_ID = 2;
+
+/** Nanoseconds that all threads of this process have run, those that have ended included. */
+export function processCpuNs(): number {
+  const time = new BigInt64Array(2);
+  retrying(() => libc().clock_gettime(CLOCK_PROCESS_CPUTIME_ID, new Uint8Array(time.buffer)), "clock_gettime");
+  return Number(time[0]) * 1e9 + Number(time[1]);
 }
 
 /** Lets another thread run. */

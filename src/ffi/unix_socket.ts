@@ -198,6 +198,11 @@ export class UnixStream implements Disposable {
     }
   }
 
+  /** Ends the waits of {@linkcode receive} and {@linkcode send}: they reject with ReactorCancelled, and nothing was taken. */
+  interrupt(): void {
+    if (!this.#fd.closed) cancelWaits(this.#fd.fd);
+  }
+
   /** Who is at the other end (SO_PEERCRED). */
   peerCredentials(): PeerCredentials {
     const record = new Int32Array(3);
@@ -265,6 +270,7 @@ export class UnixListener implements Disposable {
   readonly #fd: OwnedFd;
   /** The path it is bound to, where it owns one. */
   readonly path: string | undefined;
+  #keepsPath = false;
 
   /** Takes ownership of a listening socket. @param path removed at close where given */
   constructor(fd: OwnedFd, path?: string) {
@@ -303,12 +309,22 @@ export class UnixListener implements Disposable {
     }
   }
 
+  /** Ends the waits of {@linkcode accept}: they reject with ReactorCancelled, and nothing was taken. */
+  interrupt(): void {
+    if (!this.#fd.closed) cancelWaits(this.#fd.fd);
+  }
+
+  /** Another process listens on this socket, too: closing it here leaves its path. */
+  keepPath(): void {
+    this.#keepsPath = true;
+  }
+
   /** Stops listening and removes the path; harmless when repeated. */
   close(): void {
     if (this.#fd.closed) return;
     cancelWaits(this.#fd.fd);
     this.#fd.close();
-    if (this.path !== undefined && !this.path.startsWith("@")) {
+    if (this.path !== undefined && !this.#keepsPath && !this.path.startsWith("@")) {
       try {
         Deno.removeSync(this.path);
       } catch { /* gone already */ }

@@ -5,6 +5,7 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
+import { guardMemory, unguardMemory } from "./bus_guard.ts";
 import { bufferAt, libc, pointer } from "./libc.ts";
 import { MAP, PAGE_SIZE, PROT } from "./mapping.ts";
 
@@ -81,6 +82,7 @@ export class WindowMemory {
   release(start: number, size: number): void {
     const extent = { start: Math.floor(start / WASM_PAGE) * WASM_PAGE, size: 0 };
     extent.size = alignUp(start + size, WASM_PAGE) - extent.start;
+    unguardMemory(this.#base + extent.start);
     this.#own(extent);
     this.#free.push(extent);
     this.#free.sort((a, b) => a.start - b.start);
@@ -125,6 +127,7 @@ export class WindowMemory {
       this.release(start, size);
       return undefined;
     }
+    guardMemory(this.#base + start, size);
     return start + slack;
   }
 

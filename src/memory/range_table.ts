@@ -144,6 +144,25 @@ export class RangeTable {
     return true;
   }
 
+  /**
+   * Copies `length` bytes at `gpa` to `target[at]` and on, without allocating much.
+   *
+   * @returns false when they are not all in memory; `target` is undefined there then
+   */
+  readBytes(gpa: number, target: Uint8Array, at: number, length: number): boolean {
+    if (!this.contains(gpa, length)) return false;
+    for (let done = 0; done < length;) {
+      const index = this.#indexOf(gpa + done);
+      const offset = gpa + done - this.#starts[index]!;
+      const { bytes } = this.#window(index, offset);
+      const from = offset % WINDOW;
+      const part = Math.min(length - done, bytes.length - from);
+      target.set(bytes.subarray(from, from + part), at + done);
+      done += part;
+    }
+    return true;
+  }
+
   /** A buffer over `[gpa, gpa + length)`. @throws SvqError OUTSIDE_MEMORY */
   buffer(gpa: number, length: number): ArrayBuffer {
     return bufferAt(this.addressOf(gpa, length), length);

@@ -192,7 +192,7 @@ export class Destination implements AsyncDisposable {
         await channel.sendJson(FRAME.ACCEPT, { features: hex });
       }
       if (!offer.dryRun) {
-        await this.#arrive(session, offer, driver, sink);
+        await this.#arrive(session, offer, driver, relay, sink);
         return { guest: new Guest(driver, relay, device), follow: offer.follow };
       }
     } catch (error) {
@@ -214,7 +214,7 @@ export class Destination implements AsyncDisposable {
     }
   }
 
-  async #arrive(session: Session, offer: Offer, driver: EmbeddedDriver, sink: DiskSink | undefined): Promise<void> {
+  async #arrive(session: Session, offer: Offer, driver: EmbeddedDriver, relay: Relay, sink: DiskSink | undefined): Promise<void> {
     const { channel } = session;
     const half = offer.ram.ramSize / 2;
     const ranges = driver.regions.map(({ gpa, size, uaddr, fdOffset }) => ({
@@ -240,7 +240,7 @@ export class Destination implements AsyncDisposable {
         await sink.close();
         await driver.introduce();
       }
-      await this.#prepare(channel, offer, driver, () => map.digest(touched), head);
+      await this.#prepare(channel, offer, { driver, relay }, () => map.digest(touched), head);
       break;
     }
     const commit = await channel.receive(FRAME.COMMIT, SESSION_BYTES);
@@ -265,13 +265,18 @@ export class Destination implements AsyncDisposable {
   async #prepare(
     channel: Channel,
     offer: Offer,
-    driver: EmbeddedDriver,
+    { driver, relay }: { driver: EmbeddedDriver; relay: Relay },
     digestMemory: () => Promise<Digest>,
     head: FrameHead,
   ): Promise<void> {
     const state = decodeDriverState(await channel.readPayload(head, stateLimit(offer)));
     checkRun(state);
     await driver.load(state);
+    // Before the guest is taken over: a device that refuses it leaves the guest at the source.
+    if (state.net !== undefined) {
+      await relay.net.load(state.net);
+      await relay.net.beforeData();
+    }
     const begun = performance.now();
     const digest = offer.verify ? digestText(await digestMemory()) : null;
     const verify_us = offer.verify ? Math.round((performance.now() - begun) * 1000) : 0;

@@ -8,6 +8,8 @@ import { RamLayout, type RamOptions } from "../drivers/layout.ts";
 import type { WorkloadOptions } from "../drivers/messages.ts";
 import { bitsOf } from "../uapi/bits.ts";
 import { featureNames, VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
+import { NET_FRAME_RANGE, type NetWorkloadOptions } from "../drivers/net_workload.ts";
+import { decodeNetConfig, netControlQueueIndex, VIRTIO_NET_CONFIG_BYTES } from "../uapi/virtio_net.ts";
 import { decodeBlkConfig } from "../uapi/virtio_blk.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { violation } from "./protocol.ts";
@@ -71,9 +73,27 @@ function decodeRam(value: unknown): RamOptions {
   };
 }
 
+function decodeNet(options: Record<string, unknown>): NetWorkloadOptions {
+  const [least, most] = NET_FRAME_RANGE;
+  if (typeof options.mac !== "string" || !/^([0-9a-f]{2}:){5}[0-9a-f]{2}$/.test(options.mac)) {
+    throw violation("workload.options.mac in its OFFER is no address");
+  }
+  return {
+    stream: whole(options.stream, -(2 ** 31), 2 ** 32, "workload.options.stream"),
+    size: whole(options.size, least, most, "workload.options.size"),
+    rate: whole(options.rate, 0, 2 ** 32, "workload.options.rate"),
+    echo: truth(options.echo, "workload.options.echo"),
+    pairs: whole(options.pairs, 1, 64, "workload.options.pairs"),
+    control: truth(options.control, "workload.options.control"),
+    controlIndex: whole(options.controlIndex, 0, 255, "workload.options.controlIndex"),
+    mac: options.mac,
+  };
+}
+
 function decodeWorkload(value: unknown): WorkloadOptions {
   const workload = record(value, "workload");
   const options = record(workload.options, "workload.options");
+  if (workload.kind === "net") return { kind: "net", options: decodeNet(options) };
   const seed = whole(options.seed, -(2 ** 31), 2 ** 32, "workload.options.seed");
   if (workload.kind === "loopback") return { kind: "loopback", options: { seed } };
   if (workload.kind !== "blk") throw violation("its OFFER names no workload that is known");
@@ -92,6 +112,14 @@ function decodeWorkload(value: unknown): WorkloadOptions {
       seed,
     },
   };
+}
+
+function workloadOf(value: unknown, ram: RamOptions): WorkloadOptions {
+  const workload = decodeWorkload(value);
+  if (workload.kind === "net" && ram.queues !== workload.options.pairs * 2 + (workload.options.control ? 1 : 0)) {
+    throw violation("its queues and its pairs of queues do not agree");
+  }
+  return workload;
 }
 
 // A source that does not know of it shares the disk.
@@ -123,7 +151,7 @@ export function decodeOffer(document: Record<string, unknown>, session: string):
     features: BigInt(document.features),
     ram,
     regions,
-    workload: decodeWorkload(document.workload),
+    workload: workloadOf(document.workload, ram),
     verify: truth(document.verify, "verify"),
     follow: truth(document.follow, "follow"),
     dryRun: truth(document.dry_run, "dry_run"),
@@ -159,16 +187,33 @@ export async function checkOffer(offer: Offer, device: VhostBackend, limit: numb
     const names = featureNames(info.deviceId ?? 0, missing).join(", ");
     throw refused("MISSING_FEATURE", `${info.address} lacks ${names}, which the guest uses`, "choose a device that offers them");
   }
-  if (offer.ram.queues > info.queueNum) {
+  // Some network devices count pairs.
+  const { workload } = offer;
+  if ((workload.kind === "net" ? workload.options.pairs : offer.ram.queues) > info.queueNum) {
     throw refused("TOO_FEW_QUEUES", `${info.address} has ${info.queueNum} queues, the guest uses ${offer.ram.queues}`);
   }
   if (info.vringNumMax !== undefined && offer.ram.num > info.vringNumMax) {
     throw refused("RING_TOO_LARGE", `${info.address} takes rings of ${info.vringNumMax} descriptors, the guest's have ${offer.ram.num}`);
   }
+  if (workload.kind === "net") await checkNet(workload.options, offer.features, device);
   if (offer.workload.kind === "blk") await checkDisk(offer.workload.options, device);
   const room = Math.min(limit, availableMemory());
   if (offer.ram.ramSize > room) {
     throw refused("NO_MEMORY", `The guest has ${offer.ram.ramSize} bytes of memory, ${Math.floor(room)} can be given to it`);
+  }
+}
+
+async function checkNet(net: NetWorkloadOptions, features: bigint, device: VhostBackend): Promise<void> {
+  if (!device.info.hasConfig) return;
+  const { maxVirtqueuePairs } = decodeNetConfig(await device.getConfig(0, VIRTIO_NET_CONFIG_BYTES));
+  const pairs = Math.max(1, maxVirtqueuePairs);
+  if (net.pairs > pairs) throw refused("TOO_FEW_QUEUES", `${device.info.address} has ${pairs} queue pairs, the guest uses ${net.pairs}`);
+  if (net.control && net.controlIndex !== netControlQueueIndex(features, pairs)) {
+    throw refused(
+      "TOO_FEW_QUEUES",
+      `${device.info.address} has its control queue behind ${pairs} queue pairs, where the guest does not look for it`,
+      "choose a device with as many queue pairs",
+    );
   }
 }
 

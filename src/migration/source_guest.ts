@@ -124,8 +124,10 @@ export class SourceGuest implements Disposable {
   }
 
   /** All that the destination needs besides memory; after {@linkcode stop}. */
-  exportState(): Promise<DriverState> {
-    return this.#driver.exportState();
+  async exportState(): Promise<DriverState> {
+    const state = await this.#driver.exportState();
+    const { document } = this.#relay.net;
+    return document === undefined ? state : { ...state, net: document };
   }
 
   /** Undoes everything: the guest goes on here at full speed, without a log. */

@@ -32,6 +32,26 @@ export async function relayStatus(name: string): Promise<RelayStatus> {
   return await client.call("status") as RelayStatus;
 }
 
+/**
+ * Takes what was set through a network device's control queue from one relay to the other, whose guest has not started: the device
+ * there is brought to it first. A source without such a queue has nothing to take along.
+ *
+ * @throws SvqError NO_CONTROL_QUEUE where a guest's settings cannot be set there
+ */
+export async function carryNetState(source: string, destination: string): Promise<void> {
+  const { net } = await relayStatus(source);
+  // A relay of another version says nothing of it.
+  if (net === null || net === undefined) return;
+  using from = ControlClient.connect(source, controlPath(source));
+  using to = ControlClient.connect(destination, controlPath(destination));
+  try {
+    await to.call("set", { net_state: await from.call("net_state") });
+  } catch (error) {
+    // What a relay has set of its own accord, the other one need not.
+    if (!(net.control === "relay" && error instanceof SvqError && error.code === "NO_CONTROL_QUEUE")) throw error;
+  }
+}
+
 /** The status of a relay, or why there is none. */
 export async function relayFacts(name: string): Promise<RelayFacts> {
   try {

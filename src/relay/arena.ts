@@ -63,16 +63,29 @@ export class Arena implements Disposable {
    * @param queues how many slots
    * @param iova where the device finds the first byte
    * @param slotSize see {@linkcode slotSize}
+   * @param handed the file of another process's arena, which the device has already; owned
    */
-  constructor(readonly queues: number, readonly iova: number, readonly slotSize: number) {
+  constructor(readonly queues: number, readonly iova: number, readonly slotSize: number, handed?: OwnedFd) {
     this.size = queues * slotSize;
-    this.#fd = createMemfd("svq-shadow-rings", this.size);
+    this.#fd = handed ?? createMemfd("svq-shadow-rings", this.size);
     this.#mapping = mapFd(this.#fd.fd, { length: this.size, what: "shadow rings" });
   }
 
   /** The arena as a region of the device's memory table. @param uaddrOffset uaddr = iova + this */
   region(uaddrOffset: number): MemoryRegion {
     return { gpa: this.iova, size: this.size, uaddr: this.iova + uaddrOffset, fd: this.#fd.fd, fdOffset: 0 };
+  }
+
+  /** The file, borrowed: for a relay in another process. */
+  get fd(): number {
+    return this.#fd.fd;
+  }
+
+  /** The part of one queue, as a region. */
+  regionOf(index: number, uaddrOffset: number): MemoryRegion {
+    const at = index * this.slotSize;
+    const gpa = this.iova + at;
+    return { gpa, size: this.slotSize, uaddr: gpa + uaddrOffset, fd: this.#fd.fd, fdOffset: at };
   }
 
   #layout(index: number, num: number): { slot: number; layout: SlotLayout } {

@@ -80,10 +80,11 @@ export class ControlServer implements Disposable {
   readonly #listener: UnixListener;
   readonly #methods: Record<string, ControlMethod>;
   readonly #clients = new Set<UnixStream>();
+  readonly #answers = new Set<Promise<void>>();
 
-  /** Listens. @throws SysError EADDRINUSE when a relay of that name runs */
-  constructor(readonly path: string, methods: Record<string, ControlMethod>) {
-    this.#listener = listenUnix(path, { mode: 0o600 });
+  /** Listens. @param listener listens already, and is owned @throws SysError EADDRINUSE when a relay of that name runs */
+  constructor(readonly path: string, methods: Record<string, ControlMethod>, listener?: UnixListener) {
+    this.#listener = listener ?? listenUnix(path, { mode: 0o600 });
     this.#methods = methods;
     this.#accept();
   }
@@ -115,7 +116,10 @@ export class ControlServer implements Disposable {
   async #serve(stream: UnixStream): Promise<void> {
     const lines = new Lines(stream, MAX_LINE);
     for (let line = await lines.next(); line !== undefined; line = await lines.next()) {
-      if (line.trim() !== "") await stream.send(encode(await this.#answer(line)));
+      if (line.trim() === "") continue;
+      const answered = this.#answer(line).then((answer) => stream.send(encode(answer)));
+      this.#answers.add(answered);
+      await answered.finally(() => this.#answers.delete(answered));
     }
   }
 
@@ -131,7 +135,12 @@ export class ControlServer implements Disposable {
     if (typeof request !== "object" || request === null || Array.isArray(request) || typeof request.method !== "string") {
       return failure(INVALID_REQUEST, { code: "CONTROL_REQUEST", message: "Not a JSON-RPC 2.0 request" });
     }
-    id = request.id ?? null;
+    const named = request.id ?? null;
+    // What comes back in the answer: a list a million deep would be more than JSON.stringify can do.
+    if (typeof named === "object" && named !== null) {
+      return failure(INVALID_REQUEST, { code: "CONTROL_REQUEST", message: "id is neither a string nor a number" });
+    }
+    id = named;
     const params = request.params ?? {};
     const method = Object.hasOwn(this.#methods, request.method) ? this.#methods[request.method] : undefined;
     if (method === undefined) {
@@ -145,6 +154,18 @@ export class ControlServer implements Disposable {
     } catch (error) {
       return failure(SERVER_ERROR, toErrorRecord(error));
     }
+  }
+
+  /** The listening socket, for another process. */
+  get fd(): number {
+    return this.#listener.fd;
+  }
+
+  /** Another process serves the socket from now on. What was asked already is answered here: resolves when that is done. */
+  async retire(): Promise<void> {
+    this.#listener.keepPath();
+    this.#listener.close();
+    await Promise.allSettled([...this.#answers]);
   }
 
   /** Closes all connections and removes the socket. */

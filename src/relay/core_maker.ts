@@ -10,14 +10,12 @@ import type { CoreChoice, DataPath, RelayCore } from "./core.ts";
 import { JsCore } from "./js_core.ts";
 import type { QueueStart } from "./messages.ts";
 import { WasmCore } from "./wasm_core.ts";
-import { WasmHost } from "./wasm_host.ts";
+import { type WasmBuild, WasmHost } from "./wasm_host.ts";
 
 /** What the WebAssembly core has not, of what a queue needs; undefined when it has all. */
-function notInWasm({ guest, device, inflight, resume, iommu }: QueueStart): string | undefined {
-  if (inflight !== undefined || resume !== undefined) return "the record of what is in flight is kept in JavaScript";
+function notInWasm({ iommu, capture }: QueueStart): string | undefined {
+  if (capture !== undefined) return "its frames are captured in JavaScript";
   if (iommu === true) return "a guest with an IOMMU is relayed in JavaScript";
-  if (guest.inOrder || device.inOrder) return "IN_ORDER is kept in JavaScript";
-  if (device.passTables === true) return "indirect tables are passed in JavaScript";
   return undefined;
 }
 
@@ -27,6 +25,7 @@ export class CoreMaker {
   reason: string | undefined;
   readonly #path: DataPath;
   readonly #choice: CoreChoice;
+  readonly #build: WasmBuild | undefined;
   #host: WasmHost | undefined;
   /** Why there is no host. */
   #unusable: string | undefined;
@@ -34,8 +33,9 @@ export class CoreMaker {
   #moved: readonly TranslatedRegion[] | undefined;
   #log = { address: 0, size: 0 };
 
-  /** @param choice what is asked for @param path shared by all queues of the thread */
-  constructor(choice: CoreChoice, path: DataPath) {
+  /** @param choice what is asked for @param path shared by all queues of the thread @param build another module, for tests */
+  constructor(choice: CoreChoice, path: DataPath, build?: WasmBuild) {
+    this.#build = build;
     this.#choice = choice;
     this.#path = path;
   }
@@ -58,7 +58,7 @@ export class CoreMaker {
     if (this.#choice === "js" || this.#unusable !== undefined) return undefined;
     if (this.#host !== undefined) return this.#host;
     try {
-      const host = new WasmHost(this.#path);
+      const host = new WasmHost(this.#path, this.#build);
       host.setMemory(this.#ranges, this.#moved);
       host.setLog(this.#log.address, this.#log.size);
       return this.#host = host;

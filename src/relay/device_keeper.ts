@@ -6,6 +6,7 @@
 import { type ErrorRecord, toErrorRecord } from "../errors.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
+import { VhostUserFrontEnd } from "../vhost_user/front_end.ts";
 import { pause } from "./queue_steps.ts";
 import type { Relay } from "./relay.ts";
 
@@ -51,6 +52,25 @@ export class DeviceKeeper {
   /** The device; undefined before it was opened and after {@linkcode DeviceKeeper.leave}. */
   get device(): VhostBackend | undefined {
     return this.#device;
+  }
+
+  /** Takes a device that another process has opened. */
+  adopt(device: VhostBackend): void {
+    this.connections++;
+    this.#openedMs = performance.now();
+    this.#device = device;
+  }
+
+  /**
+   * The device goes back to the process that it came from: kernel and embedded devices are closed.
+   *
+   * @returns is a connection as that process knows it?
+   */
+  async giveBack(): Promise<boolean> {
+    const device = this.#device;
+    if (device instanceof VhostUserFrontEnd) return !device.memoryChanged;
+    await this.leave();
+    return true;
   }
 
   /** Opens it, at the first attempt. @throws what opening says */

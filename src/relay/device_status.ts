@@ -29,6 +29,11 @@ export class DeviceStatus {
     return kind === "vhost-vdpa" || kind === "vhost-net";
   }
 
+  /** What the guest has set; undefined where it never did. */
+  get given(): number | undefined {
+    return this.#byGuest ? this.#status : undefined;
+  }
+
   /** The status as the guest reads it. @param needsReset a queue has failed */
   async get(needsReset: boolean): Promise<number> {
     const status = this.#isKernel ? this.#status : await this.#slot.use((device) => device.getStatus());

@@ -6,7 +6,7 @@
  */
 import { DirtyBitmap, LOG_PAGE_BYTES, logBytes } from "../dirty/bitmap.ts";
 import { SvqError } from "../errors.ts";
-import { createMemfd, mapFd, type Mapping } from "../ffi/mod.ts";
+import { createMemfd, dupFd, mapFd, type Mapping, type OwnedFd } from "../ffi/mod.ts";
 import type { LogRegion } from "../vhost/backend.ts";
 
 /** Bytes of a bitmap of our own, whole pages. */
@@ -26,6 +26,8 @@ export class DirtyLogging implements Disposable {
   readonly #announce: (place: LogPlace) => Promise<void>;
   #own: Mapping | undefined;
   #vmm: Mapping | undefined;
+  #vmmFile: OwnedFd | undefined;
+  #vmmPlace: { offset: number; size: number } | undefined;
   #on = false;
 
   /** Logs nothing yet. @param announce tells every Worker the new place and resolves when all have left the old one */
@@ -41,6 +43,11 @@ export class DirtyLogging implements Disposable {
   /** Are Workers told to log? */
   get on(): boolean {
     return this.#on;
+  }
+
+  /** The VMM's log, for a relay in another process; the descriptor is borrowed. */
+  get vmmLog(): LogRegion | undefined {
+    return this.#vmmFile === undefined ? undefined : { fd: this.#vmmFile.fd, ...this.#vmmPlace! };
   }
 
   get #current(): Mapping | undefined {
@@ -99,6 +106,9 @@ export class DirtyLogging implements Disposable {
     const length = Math.floor(log.size / 4) * 4;
     const old = this.#vmm;
     this.#vmm = mapFd(log.fd, { offset: log.offset, length, what: "the VMM's dirty log" });
+    this.#vmmFile?.close();
+    this.#vmmFile = dupFd(log.fd);
+    this.#vmmPlace = { offset: log.offset, size: log.size };
     await this.#tell();
     old?.close();
     if (this.#own !== undefined) {
@@ -125,6 +135,8 @@ export class DirtyLogging implements Disposable {
   close(): void {
     this.#own?.close();
     this.#vmm?.close();
+    this.#vmmFile?.close();
+    this.#vmmFile = undefined;
     this.#own = undefined;
     this.#vmm = undefined;
     this.#on = false;

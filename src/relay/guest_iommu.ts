@@ -24,6 +24,18 @@ const USERS_MS = 5_000;
 /** An invalidation of so much is a flush of the whole cache, not the end of single mappings. */
 const FLUSH_BYTES = 2 ** 36;
 
+/** The VMM is asked for an address. */
+interface Question {
+  iova: number;
+  perm: number;
+  /** A mapping of it has come since, and the Workers have heard of it: perhaps it has been taken back since, too. */
+  told: Promise<void>;
+  tell: () => void;
+  hasBeenTold: boolean;
+  /** Resolves when it has been told. @throws SvqError IOTLB_FAULT */
+  settled: Promise<void>;
+}
+
 /** What a {@linkcode GuestIommu} asks its relay. */
 export interface IommuContext {
   /** Tells all Workers, and resolves when they have heard it; the sum of the counts in their answers. */
@@ -32,8 +44,8 @@ export interface IommuContext {
   ask: (iova: number, perm: number) => Promise<void>;
   /** Something has become known: rings may start. */
   known: () => void;
-  /** Takes rings that lie in `[iova, iova + size)` away from the device. */
-  stopRings: (iova: number, size: number) => Promise<void>;
+  /** Forgets where rings in `[iova, iova + size)` lie; those that run are taken away from the device, unless it is a mere `flush`. */
+  unmapRings: (iova: number, size: number, flush: boolean) => Promise<void>;
   /** A line for the log. */
   log: (message: string) => void;
 }
@@ -55,8 +67,7 @@ export class GuestIommu {
   /** What is known. */
   readonly table: Iotlb = new Iotlb();
   readonly #context: IommuContext;
-  readonly #asked = new Map<string, Promise<void>>();
-  #changed = Promise.withResolvers<void>();
+  readonly #questions = new Map<string, Question>();
   #misses = 0;
   #updates = 0;
   #invalidations = 0;
@@ -76,8 +87,10 @@ export class GuestIommu {
     this.#updates++;
     this.table.update(entry);
     await this.#context.tell({ type: "iotlb", update: entry });
-    this.#changed.resolve();
-    this.#changed = Promise.withResolvers();
+    for (const question of this.#questions.values()) {
+      const { iova, perm } = question;
+      if (iova >= entry.iova && iova < entry.iova + entry.size && (entry.perm & perm) === perm) question.tell();
+    }
     this.#context.known();
   }
 
@@ -91,8 +104,8 @@ export class GuestIommu {
     const range = whole ? { iova: 0, size: 2 ** 52 } : { iova, size };
     this.table.invalidate(range.iova, range.size);
     await this.#context.tell({ type: "iotlb", invalidate: range });
+    await this.#context.unmapRings(range.iova, range.size, whole);
     if (whole) return;
-    await this.#context.stopRings(iova, size);
     const deadline = performance.now() + USERS_MS;
     for (let wait = 0; await this.#context.tell({ type: "usesIova", iova, size }) > 0; wait = Math.min(wait + 1, 10)) {
       if (performance.now() > deadline) {
@@ -103,6 +116,16 @@ export class GuestIommu {
       }
       await pause(wait);
     }
+  }
+
+  /**
+   * A ring has stopped, or a driver starts: mappings may end from now on without a word, since a VMM does not listen to the guest's
+   * IOMMU for a device that is stopped. Whatever still runs asks again.
+   */
+  async flush(): Promise<void> {
+    this.table.clear();
+    await this.#context.tell({ type: "iotlb", forget: true });
+    await this.#context.unmapRings(0, 2 ** 52, true);
   }
 
   /** Guest memory under the IOVAs that are known, for dumps. */
@@ -116,41 +139,58 @@ export class GuestIommu {
   /** Forgets everything: the device is reset. */
   async forget(): Promise<void> {
     this.table.clear();
+    for (const question of this.#questions.values()) question.tell();
     await this.#context.tell({ type: "iotlb", forget: true });
   }
 
-  /** A Worker, or a ring that is to start, needs an address. Resolves when it is known. @throws SvqError IOTLB_FAULT */
+  /**
+   * A Worker, or a ring that is to start, needs an address. Resolves when it has been told since, which does not mean that it is
+   * known still: a mapping may end before the answer to the question is read, which comes on another socket. Whoever misses it
+   * then asks anew, and is not taken for the one before.
+   *
+   * @throws SvqError IOTLB_FAULT
+   */
   miss(iova: number, perm: number): Promise<void> {
     const key = `${iova} ${perm}`;
-    let asked = this.#asked.get(key);
-    if (asked === undefined) {
-      asked = this.#resolve(iova, perm).finally(() => this.#asked.delete(key));
-      this.#asked.set(key, asked);
-    }
-    return asked;
+    const asked = this.#questions.get(key);
+    if (asked !== undefined && !asked.hasBeenTold) return asked.settled;
+    const { promise: told, resolve } = Promise.withResolvers<void>();
+    const question: Question = {
+      ...{ iova, perm, told, hasBeenTold: false },
+      tell: () => {
+        question.hasBeenTold = true;
+        resolve();
+      },
+      settled: Promise.resolve(),
+    };
+    this.#questions.set(key, question);
+    question.settled = this.#resolve(question).finally(() => {
+      if (this.#questions.get(key) === question) this.#questions.delete(key);
+    });
+    return question.settled;
   }
 
-  async #resolve(iova: number, perm: number): Promise<void> {
+  async #resolve(question: Question): Promise<void> {
+    const { iova, perm, told } = question;
     if (this.#known(iova, perm)) {
+      question.tell();
       // A Worker's table may have been emptied since.
       await this.#context.tell({ type: "iotlb", update: this.table.entryAt(iova)! });
       return;
     }
     this.#misses++;
-    const deadline = performance.now() + ANSWER_MS;
     try {
       await this.#context.ask(iova, perm);
     } catch (cause) {
+      // It was told to others meanwhile, and has been unmapped since.
+      if (question.hasBeenTold) return;
       throw fault(iova, perm, cause);
     }
+    if (question.hasBeenTold) return;
     // The answer and the mapping come on two sockets.
-    while (!this.#known(iova, perm)) {
-      const left = deadline - performance.now();
-      if (left <= 0) throw fault(iova, perm, undefined);
-      let timer: ReturnType<typeof setTimeout> | undefined;
-      await Promise.race([this.#changed.promise, new Promise((resolve) => timer = setTimeout(resolve, left))]);
-      clearTimeout(timer);
-    }
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const late = new Promise<never>((_, reject) => timer = setTimeout(() => reject(fault(iova, perm, undefined)), ANSWER_MS));
+    await Promise.race([told, late]).finally(() => clearTimeout(timer));
   }
 
   #known(iova: number, perm: number): boolean {

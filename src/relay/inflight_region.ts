@@ -5,7 +5,7 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
-import { createMemfd, getSeals, mapFd, type Mapping, type OwnedFd, SEAL } from "../ffi/mod.ts";
+import { createMemfd, dupFd, getSeals, mapFd, type Mapping, type OwnedFd, SEAL } from "../ffi/mod.ts";
 import type { InflightPlace } from "../vhost/backend.ts";
 import { inflightPartSize } from "../vring/inflight.ts";
 
@@ -32,6 +32,7 @@ export class InflightRegion implements Disposable {
   readonly #unread = new Set<number>();
   #mapping: Mapping | undefined;
   #place: Omit<InflightPlace, "fd"> | undefined;
+  #file: OwnedFd | undefined;
 
   /** Without a region. @param maxQueues of the device */
   constructor(maxQueues: number) {
@@ -41,6 +42,11 @@ export class InflightRegion implements Disposable {
   /** Has the front-end given a region? */
   get given(): boolean {
     return this.#mapping !== undefined;
+  }
+
+  /** The region, for a relay in another process; the descriptor is borrowed. */
+  get place(): InflightPlace | undefined {
+    return this.#file === undefined ? undefined : { fd: this.#file.fd, ...this.#place! };
   }
 
   /**
@@ -86,6 +92,8 @@ export class InflightRegion implements Disposable {
     if (this.#mapping !== undefined) this.#retired.push(this.#mapping);
     if (idle) this.#release();
     this.#mapping = mapping;
+    this.#file?.close();
+    this.#file = dupFd(place.fd);
     const { offset, size, queues, num } = place;
     this.#place = { offset, size, queues, num };
     this.#unread.clear();
@@ -120,7 +128,8 @@ export class InflightRegion implements Disposable {
   close(): void {
     this.#release();
     this.#mapping?.close();
-    this.#mapping = this.#place = undefined;
+    this.#file?.close();
+    this.#mapping = this.#place = this.#file = undefined;
   }
 
   /** The same as {@linkcode close}. */

@@ -10,8 +10,11 @@ import { allocationDocument, type IovaDocument, iovaDocument } from "../iova/doc
 import type { ManualAllocation } from "./relay_memory.ts";
 import type { Relay } from "./relay.ts";
 
+/** Ranges that the operator can hold at a time: each may be a file of its own. */
+const MAX_ALLOCATIONS = 256;
+
 /** An allocation that a new relay gets again, where it was. */
-type Kept = ManualAllocation & { iova: number };
+export type KeptAllocation = ManualAllocation & { iova: number };
 
 /** The layout of a relay, with its owner. */
 export type RelayIovaDocument = IovaDocument & { relay: string; device: string };
@@ -57,7 +60,7 @@ export function allocationRequest(params: Record<string, unknown>): ManualAlloca
 
 /** What the operator has allocated in a relay, over the lives of its front-ends. */
 export class RelayIova {
-  readonly #kept: Kept[] = [];
+  readonly #kept: KeptAllocation[] = [];
   readonly #names: { name: string; device: string };
 
   /** Nothing is allocated. */
@@ -73,6 +76,11 @@ export class RelayIova {
   /** Allocates; the layout as it is then, with what was allocated under `allocated`. */
   async alloc(relay: Relay, params: Record<string, unknown>): Promise<RelayIovaDocument & { allocated: unknown }> {
     const request = allocationRequest(params);
+    if (this.#kept.length >= MAX_ALLOCATIONS) {
+      throw new SvqError("TOO_MANY_ALLOCATIONS", `${MAX_ALLOCATIONS} ranges are allocated already`, {
+        hint: "svq iova free gives them back",
+      });
+    }
     const made = await relay.allocRange(request);
     this.#kept.push({ ...request, ...place(made) });
     return { ...this.show(relay), allocated: allocationDocument(made) };
@@ -87,6 +95,16 @@ export class RelayIova {
     const index = this.#kept.findIndex((one) => one.iova === iova && one.asid === asid);
     if (index >= 0) this.#kept.splice(index, 1);
     return { ...this.show(relay), freed: allocationDocument(freed) };
+  }
+
+  /** What is allocated, as plain data: for a relay in another process. */
+  get kept(): readonly KeptAllocation[] {
+    return this.#kept;
+  }
+
+  /** Takes over what a relay in another process has {@linkcode kept}; to be called before {@linkcode restore}. */
+  adopt(kept: readonly KeptAllocation[]): void {
+    this.#kept.push(...kept);
   }
 
   /** Allocates everything again in a new relay. What its device cannot hold any more is forgotten, and `warn` is told. */

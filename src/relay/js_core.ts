@@ -7,17 +7,21 @@
 import { bufferAt } from "../ffi/mod.ts";
 import type { IotlbMiss } from "../iova/iotlb.ts";
 import { HeadDriver } from "../vring/heads.ts";
-import { type InflightChains, type InflightLog, PackedInflight, SplitInflight } from "../vring/inflight.ts";
+import type { InflightChains, InflightLog } from "../vring/inflight.ts";
 import { DESC_BYTES, packedLayout, splitLayout } from "../vring/layout.ts";
-import { completePackedBase, PackedDevice, PackedDriver } from "../vring/packed.ts";
+import { PackedDevice, PackedDriver } from "../vring/packed.ts";
 import type { DeviceQueue, DriverQueue, RingMemory } from "../vring/queue.ts";
 import { SplitDevice, SplitDriver } from "../vring/split.ts";
+import { QueueCapture } from "./capture.ts";
+import { COUNTER } from "./counters.ts";
 import { type DataPath, maxChainOf, type RelayCore } from "./core.ts";
+import { availRingOf, openInflight, packedRingOf } from "./inflight_start.ts";
 import { IommuChains, iommuMemory } from "./iommu_chains.ts";
 import type { QueueProgress, QueueStart } from "./messages.ts";
 import { ShadowCore } from "./shadow_core.ts";
 
-function guestQueue(start: QueueStart, path: DataPath, maxChain: number, inflight: InflightLog | undefined): DeviceQueue {
+/** The guest's ring of `start`, as its device. @throws VringError, SvqError OUTSIDE_MEMORY */
+export function guestQueue(start: QueueStart, path: DataPath, maxChain: number, inflight: InflightLog | undefined): DeviceQueue {
   const { num, packed, eventIdx, indirect, inOrder, desc, avail, used, local } = start.guest;
   const layout = packed ? packedLayout(num) : splitLayout(num);
   const part = (gpa: number, size: number) => ({ buffer: path.memory.buffer(gpa, size) });
@@ -43,7 +47,8 @@ function guestQueue(start: QueueStart, path: DataPath, maxChain: number, infligh
   return packed ? new PackedDevice(options) : new SplitDevice(options);
 }
 
-function shadowQueue(start: QueueStart): DriverQueue {
+/** The device's ring of `start`, as its driver. */
+export function shadowQueue(start: QueueStart): DriverQueue {
   if (start.mode === "used") return headQueue(start);
   const { num, packed, eventIdx, indirect, inOrder, desc, avail, used, tables } = start.device;
   const layout = packed ? packedLayout(num) : splitLayout(num);
@@ -78,42 +83,21 @@ function headQueue(start: QueueStart): DriverQueue {
   });
 }
 
-function inflightLog(start: QueueStart, path: DataPath): InflightLog | undefined {
-  if (start.inflight === undefined) return undefined;
-  const { num, packed } = start.guest;
-  const part = { buffer: bufferAt(start.inflight.address, start.inflight.size) };
-  const chains = start.resume ?? { ids: [], used: usedPosition(start, path), entries: [] };
-  return packed ? new PackedInflight(part, num, chains) : new SplitInflight(part, num, chains);
-}
-
-// Where the guest's used ring goes on.
-function usedPosition({ guest: { packed, num, used }, guestBase }: QueueStart, path: DataPath): number {
-  if (packed) return completePackedBase(guestBase, num) >>> 16;
-  return Atomics.load(new Uint16Array(path.memory.buffer(used, 4)), 1);
-}
-
 // A ring in private memory that holds what was in flight: so it is checked by the same rules as what a guest offers.
-function takenQueue(start: QueueStart, { ids, entries, descriptors }: InflightChains, path: DataPath, maxChain: number): DeviceQueue {
+function takenQueue(start: QueueStart, resume: InflightChains, path: DataPath, maxChain: number): DeviceQueue {
   const { num, indirect, desc } = start.guest;
   const { memory } = path;
   const options = { num, eventIdx: false, indirect, memory, maxChain };
   if (!start.guest.packed) {
     const table = { buffer: memory.buffer(desc, num * DESC_BYTES) };
-    const avail = Uint16Array.from([0, ids.length, ...ids, ...new Uint16Array(num - ids.length)]);
-    return new SplitDevice({ ...options, desc: table, avail: { buffer: avail.buffer }, used: { buffer: new ArrayBuffer(4 + 8 * num) } });
+    return new SplitDevice({
+      ...options,
+      desc: table,
+      avail: { buffer: availRingOf(resume, num).buffer },
+      used: { buffer: new ArrayBuffer(4 + 8 * num) },
+    });
   }
-  const ring = new DataView(new ArrayBuffer(num * DESC_BYTES));
-  let slot = 0;
-  entries.forEach((chain, i) =>
-    chain.forEach(() => {
-      const [address, length, flags] = descriptors[slot]!;
-      const at = DESC_BYTES * slot++;
-      ring.setBigUint64(at, BigInt(address), true);
-      ring.setUint32(at + 8, length, true);
-      ring.setUint16(at + 12, ids[i]!, true);
-      ring.setUint16(at + 14, (flags & ~(1 << 7 | 1 << 15)) | 1 << 7, true);
-    })
-  );
+  const ring = packedRingOf(resume, num);
   const event = () => ({ buffer: new ArrayBuffer(4) });
   return new PackedDevice({ ...options, desc: { buffer: ring.buffer }, avail: event(), used: event() });
 }
@@ -132,11 +116,14 @@ export class JsCore implements RelayCore {
   constructor(start: QueueStart, path: DataPath, counters: Float64Array) {
     const maxChain = maxChainOf(start);
     this.#start = start;
-    const inflight = inflightLog(start, path);
+    const inflight = openInflight(start, path);
     this.#guest = guestQueue(start, path, maxChain, inflight);
     this.#device = shadowQueue(start);
     this.#iommu = start.iommu === true ? new IommuChains(path, path.iotlb!, maxChain) : undefined;
-    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters, inflight, this.#iommu);
+    const capture = start.capture === undefined
+      ? undefined
+      : new QueueCapture(start.index, start.capture, () => path.memory, () => counters[COUNTER.uncaptured]!++);
+    this.#core = new ShadowCore(this.#guest, this.#device, path, maxChain, counters, inflight, this.#iommu, capture);
     this.#core.setLogUsed(start.logUsedGpa, start.guest);
     if (start.resume !== undefined) this.#resume(start.resume, start, path, maxChain);
   }

@@ -4,7 +4,9 @@
  * @module
  */
 import type { ErrorRecord } from "../errors.ts";
+import type { CaptureStart } from "./capture.ts";
 import type { CoreChoice } from "./core.ts";
+import type { PollChoice } from "./polling.ts";
 import type { IotlbEntry } from "../iova/iotlb.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
@@ -73,7 +75,47 @@ export interface QueueStart {
   inflight?: { address: number; size: number };
   /** What a relay before this one had in flight: it is offered to the device first. */
   resume?: InflightChains;
+  /** Set for the control queue of a network device: see src/relay/control_core.ts. */
+  control?: ControlStart;
+  /** Set while the frames of a network device's data queue are captured. */
+  capture?: CaptureStart;
 }
+
+/** A command of the relay's own. */
+export interface OwnCommand {
+  /** Told back with the answer. */
+  id: number;
+  /** Class, command and data. */
+  bytes: Uint8Array<ArrayBuffer>;
+}
+
+/** How a control queue runs. */
+export interface ControlStart {
+  /** Features negotiated with the guest: what they do not allow is refused. */
+  features: bigint;
+  /** There is no ring of a guest's: the relay itself drives the queue. */
+  guestless: boolean;
+  /** What goes to the device as it is, before anything of the guest's; each is told back. */
+  first: OwnCommand[];
+  /** Has the device answer (a control queue), or only take (frames to be sent)? */
+  answers: boolean;
+}
+
+/** Sent unasked: the device has answered, or something was refused on its behalf. */
+export interface ControlEvent {
+  controlled: number;
+  /** Class, command and data. */
+  bytes: Uint8Array<ArrayBuffer>;
+  /** VIRTIO_NET_OK, VIRTIO_NET_ERR, or {@linkcode UNANSWERED}. */
+  ack: number;
+  /** The relay's own command: its number. */
+  id?: number;
+  /** Why it was not given to the device. */
+  refused?: string;
+}
+
+/** The answer to a command that the ring's end came before. */
+export const UNANSWERED = 255;
 
 /** Where a queue stands. */
 export interface QueueProgress {
@@ -103,9 +145,13 @@ export type WorkerCommand =
   /** What is known of the guest's IOMMU: `update` adds, `invalidate` takes back, `forget` takes back everything. */
   | { type: "iotlb"; update?: IotlbEntry; invalidate?: { iova: number; size: number }; forget?: boolean }
   | { type: "usesIova"; iova: number; size: number }
+  /** A control queue: commands of the relay's own, each told back. */
+  | { type: "inject"; index: number; commands: OwnCommand[] }
+  /** Counts the queue if it waits for this address of the guest's IOMMU. */
+  | { type: "awaits"; index: number; iova: number }
   | { type: "exit" };
 
-/** The answer: the queue's progress for `poll` and `stop`, a count for `uses`, nothing otherwise. */
+/** The answer: the queue's progress for `poll` and `stop`, a count for `uses`, `usesIova` and `awaits`, nothing otherwise. */
 export type WorkerReply = { id: number; progress?: QueueProgress; count?: number; error?: ErrorRecord };
 
 /** Sent unasked: a queue broke a rule and stopped. */
@@ -137,4 +183,12 @@ export interface WorkerInit {
   counters: SharedArrayBuffer;
   /** What runs the data path. */
   core: CoreChoice;
+  /** Number of the Worker, for its counters. */
+  index: number;
+  /** How long it polls before it sleeps. */
+  poll: PollChoice;
+  /** CPUs that this process may use beyond one for each Worker. */
+  spareCpus: number;
+  /** CPUs that the Worker's thread is bound to; none: it runs where the kernel puts it. */
+  cpus: readonly number[];
 }

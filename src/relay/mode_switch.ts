@@ -29,6 +29,8 @@ export interface ModeContext {
   guestPacked: () => boolean;
   /** Does the device need descriptors of its own for this queue: another format, another place in its address space, … */
   translated: (index: number) => boolean;
+  /** Is it a control queue, whose commands are always copied? */
+  control: (index: number) => boolean;
   /** Must what the device uses go through the relay at least? */
   relayed: () => boolean;
   /** Is the dirty log on? */
@@ -59,7 +61,7 @@ export class ModeSwitch {
   wanted(index: number): RunningMode {
     const { config, guestPacked, translated, relayed, logging, group } = this.#context;
     const mode = config.queueModes?.get(index) ?? config.mode;
-    if (config.forceShadow || translated(index) || mode === "shadow") return "shadow";
+    if (config.forceShadow || mode === "shadow" || this.#context.control(index) || translated(index)) return "shadow";
     if (this.#context.bound && (mode === "passthrough" || mode === "notify")) return mode;
     // A device whose rings cannot be stopped one by one in mid-flight stays behind rings of the relay's own. Packed rings have
     // no used ring of their own that could be the relay's.
@@ -72,25 +74,30 @@ export class ModeSwitch {
     return queue.mode === undefined || queue.mode === this.wanted(queue.index);
   }
 
-  /** Brings every running queue into the wanted mode; resolves when all are. @throws the first error of a queue */
-  async apply(): Promise<void> {
+  /**
+   * Brings every running queue into the wanted mode; resolves when all are.
+   *
+   * @param renew rings that are in it already start anew, too
+   * @throws the first error of a queue
+   */
+  async apply(renew = false): Promise<void> {
     const { queues, groupLane } = this.#context;
     const group = this.#context.group();
-    if (group !== undefined) return await groupLane.run(() => group.reconcile());
-    const gate = this.#restartGate();
-    const results = await Promise.allSettled(queues().map((queue) => queue.lane.run(() => this.#reconcile(queue, gate))));
+    if (group !== undefined) return await groupLane.run(() => renew ? group.restart() : group.reconcile());
+    const gate = this.#restartGate(renew);
+    const results = await Promise.allSettled(queues().map((queue) => queue.lane.run(() => this.#reconcile(queue, gate, renew))));
     for (const result of results) if (result.status === "rejected") throw result.reason;
   }
 
   // DPDK forgets at the stop of one ring that the others are enabled, and is told so again only where they start anew: its
   // rings all stop before any starts.
-  #restartGate(): Gate | undefined {
+  #restartGate(renew: boolean): Gate | undefined {
     if (!this.#context.forgetful) return undefined;
     const queues = this.#context.queues();
-    return queues.some((queue) => !this.done(queue)) ? new Gate(queues.length) : undefined;
+    return renew || queues.some((queue) => !this.done(queue)) ? new Gate(queues.length) : undefined;
   }
 
-  async #reconcile(queue: RelayQueue, gate: Gate | undefined): Promise<void> {
+  async #reconcile(queue: RelayQueue, gate: Gate | undefined, renew: boolean): Promise<void> {
     if (gate !== undefined) {
       let passed = false;
       const left = () => {
@@ -102,6 +109,8 @@ export class ModeSwitch {
       } finally {
         if (!passed) gate.skip();
       }
+    } else if (renew && queue.running && !this.#context.control(queue.index)) {
+      await queue.change(this.wanted(queue.index), () => Promise.resolve());
     }
     // The wish may change while a step waits for the device.
     while (!this.done(queue)) {

@@ -26,10 +26,12 @@ export class Negotiation {
   #devicePacked = false;
   #word = 0n;
   #offered: bigint | undefined;
+  readonly #extra: (guest: bigint, offered: bigint) => Promise<bigint>;
 
-  /** Nothing is asked of the device yet. */
-  constructor(slot: DeviceSlot, config: RelayConfig) {
+  /** Nothing is asked of the device yet. @param extra what the relay takes besides the guest's features */
+  constructor(slot: DeviceSlot, config: RelayConfig, extra: (guest: bigint, offered: bigint) => Promise<bigint>) {
     this.#slot = slot;
+    this.#extra = extra;
     this.#config = config;
   }
 
@@ -105,8 +107,9 @@ export class Negotiation {
     word &= ~ACCESS_PLATFORM;
     if (this.#config.indirect === "flatten") word &= ~INDIRECT_DESC;
     // Offered by the relay alone: then the order is the relay's work.
-    if ((await this.#deviceFeatures() & IN_ORDER) === 0n) word &= ~IN_ORDER;
-    return word;
+    const offered = await this.#deviceFeatures();
+    if ((offered & IN_ORDER) === 0n) word &= ~IN_ORDER;
+    return word | await this.#extra(features, offered);
   }
 
   /** What the device was told. */

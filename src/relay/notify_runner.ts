@@ -76,6 +76,11 @@ export class NotifyRunner implements Runner {
     return false;
   }
 
+  /** See {@linkcode Runner.awaits}. */
+  awaits(): boolean {
+    return false;
+  }
+
   /** The Worker knows of no positions. */
   progress(): QueueProgress {
     return { deviceBase: this.start.guestBase, inflight: 0, guestBase: this.start.guestBase };

@@ -4,6 +4,7 @@
  * @module
  */
 import { signalEventfd } from "../ffi/mod.ts";
+import type { IotlbEntry } from "../iova/iotlb.ts";
 import type { RelayCore } from "./core.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, QueueStart } from "./messages.ts";
@@ -33,8 +34,10 @@ export interface Runner {
   uses(gpa: number, size: number): number;
   /** The same by IOVA, for a guest with an IOMMU. */
   usesIova(iova: number, size: number): number;
-  /** The table of the guest's IOMMU has grown. @returns whether the queue waited for that */
-  known(): boolean;
+  /** The table of the guest's IOMMU has grown. @returns whether the queue waits for something there */
+  known(entry: IotlbEntry): boolean;
+  /** Whether it has asked for this address of the guest's IOMMU and not been told. */
+  awaits(iova: number): boolean;
   /** Where the queue stands. */
   progress(): QueueProgress;
   /** A rule was broken: the queue stops here. */
@@ -49,6 +52,10 @@ export interface Runner {
 export class QueueRunner implements Runner {
   /** Index of the queue. */
   readonly index: number;
+  /** It is being polled: it waits for no notification. The Worker's own mark. */
+  hot = false;
+  // Both sides are asked to notify; nobody looks at the rings meanwhile.
+  #armed = true;
   /** What it was started with. */
   start: QueueStart;
   readonly #core: RelayCore;
@@ -75,6 +82,11 @@ export class QueueRunner implements Runner {
     this.#callFd = start.callFd;
     this.#paused = start.paused;
     this.#count();
+  }
+
+  /** What runs it. */
+  get core(): RelayCore {
+    return this.#core;
   }
 
   /** Which core runs it. */
@@ -119,11 +131,17 @@ export class QueueRunner implements Runner {
     return this.#failed ? 0 : this.#core.usesIova?.(iova, size) ?? 0;
   }
 
-  /** The table of the guest's IOMMU has grown. @returns whether the queue waited for that */
-  known(): boolean {
-    const waited = this.#asked >= 0;
+  /** The table of the guest's IOMMU has grown. @returns whether the queue waits for something there */
+  known({ iova, size }: IotlbEntry): boolean {
+    if (this.#asked < iova || this.#asked >= iova + size) return false;
+    // If it is not enough, or taken back by the time of the next look, the address is asked for again.
     this.#asked = -1;
-    return waited;
+    return true;
+  }
+
+  /** Whether it has asked for this address of the guest's IOMMU and not been told. */
+  awaits(iova: number): boolean {
+    return !this.#failed && this.#asked === iova;
   }
 
   #askMissing(): void {
@@ -134,30 +152,68 @@ export class QueueRunner implements Runner {
   }
 
   /**
-   * Moves what there is, in both directions.
+   * Moves what there is, in both directions, and asks for notifications of what follows.
    *
    * @returns whether there is more to do at once
    * @throws VringError when either ring breaks a rule
    */
   service(): boolean {
-    if (this.#failed || this.#lost) return false;
+    this.work();
+    return this.arm();
+  }
+
+  /**
+   * Moves what there is, in both directions. Neither side is asked for notifications afterwards: whoever calls this looks again
+   * soon, or calls {@linkcode arm} before it sleeps.
+   *
+   * @returns 0: nothing was there; 1: something was moved; 2: and there may be more
+   * @throws VringError when either ring breaks a rule
+   */
+  work(): 0 | 1 | 2 {
+    if (this.#failed || this.#lost) return 0;
     const core = this.#core;
-    core.disableCalls();
-    if (!this.#paused) core.disableKicks();
-    for (let round = 0; round < ROUNDS; round++) {
+    const disarmed = this.#armed;
+    if (disarmed) {
+      core.disableCalls();
+      if (!this.#paused) core.disableKicks();
+      this.#armed = false;
+    }
+    let round = 0;
+    for (; round < ROUNDS; round++) {
       let moved = core.returnUsed();
       if (core.callWanted) this.#call();
-      if (!this.#paused) {
-        moved += core.forward();
+      // Polled, a full ring stays full until the device has returned something.
+      if (!this.#paused && (disarmed || moved > 0 || !core.full)) {
+        const forwarded = core.forward();
+        if (forwarded > 0) this.#counters[COUNTER.batches]!++;
+        moved += forwarded;
         if (core.kickWanted) this.#kickDevice();
       }
       if (moved === 0) break;
     }
-    this.#count();
-    let more = core.enableCalls();
-    // While the device's ring is full only the device can help: its call is wanted, not a kick.
     if (!this.#paused) this.#askMissing();
-    // And while the guest's next chain waits for the guest's IOMMU, only that can help.
+    if (round === 0) {
+      if (disarmed) core.logRing();
+      return 0;
+    }
+    this.#count();
+    core.logRing();
+    return round === ROUNDS ? 2 : 1;
+  }
+
+  /**
+   * Asks both sides for notifications, and looks once more: what came before they could know of it was announced by nobody.
+   *
+   * @returns whether there is more to do: then the caller must not sleep
+   * @throws VringError when either ring breaks a rule
+   */
+  arm(): boolean {
+    if (this.#failed || this.#lost) return false;
+    const core = this.#core;
+    this.#armed = true;
+    let more = core.enableCalls();
+    // While the device's ring is full only the device can help: its call is wanted, not a kick. And while the guest's next chain
+    // waits for the guest's IOMMU, only that can help.
     if (!this.#paused && !core.full && core.miss === undefined) more = core.enableKicks() || more;
     core.logRing();
     return more;

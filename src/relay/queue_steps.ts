@@ -15,10 +15,12 @@ import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import type { VhostBackend, VringAddresses, VringStart } from "../vhost/backend.ts";
 import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
+import type { CaptureStart } from "./capture.ts";
 import { deviceIsGone } from "./device_slot.ts";
 import { INFLIGHT_STATE, type InflightChains, inflightState, recoverPacked, recoverSplit, setInflightState } from "../vring/inflight.ts";
+import { isOfPackedRing, isOfSplitRing, isUnusedPackedRing } from "../vring/inflight_life.ts";
 import type { InflightPart, InflightRegion } from "./inflight_region.ts";
-import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
+import type { ControlStart, QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { resumableUsedIndex } from "./ring_evidence.ts";
 import type { RingWindow } from "./ring_window.ts";
 import type { RelayWorker } from "./worker_client.ts";
@@ -49,6 +51,10 @@ export interface QueueContext {
   deviceFeatures: () => bigint;
   /** Descriptors in the device's ring for a guest's ring of `num`. */
   deviceNum: (num: number) => number;
+  /** How the Worker is to run a control queue; undefined for the others. */
+  control: (index: number, guestless: boolean) => ControlStart | undefined;
+  /** Into what the frames of a queue are captured, while they are. */
+  capture: (index: number) => CaptureStart | undefined;
   /** Is the device given the guest's own indirect tables in mode `shadow`? */
   passTables: boolean;
   /** Doorbells that the VMM may map: see src/relay/doorbells.ts. */
@@ -73,6 +79,8 @@ export interface GuestRing {
   call: number | null;
   /** Error eventfd. */
   err: number | null;
+  /** The relay drives the device's ring by itself: there is no ring of a guest's. */
+  guestless?: boolean;
   /** With an IOMMU: the ring in one piece. */
   window?: RingWindow | undefined;
   /** What a relay before this one had in flight; for the first start only. */
@@ -209,11 +217,20 @@ export class QueueSteps {
    */
   resumableBase(ring: GuestRing): number | undefined {
     const { packed, num } = this.#place(ring);
-    if (packed) return undefined;
+    return packed ? undefined : resumableUsedIndex({ ...this.#splitWords(ring), num });
+  }
+
+  #splitWords({ num, addresses }: GuestRing): { avail: Uint16Array; used: Uint32Array } {
     const { memory } = this.#context;
-    const avail = new Uint16Array(memory.buffer(ring.addresses.avail, 4 + 2 * num));
-    const used = new Uint32Array(memory.buffer(ring.addresses.used, 4 + 8 * num));
-    return resumableUsedIndex({ avail, used, num });
+    return {
+      avail: new Uint16Array(memory.buffer(addresses.avail, 4 + 2 * num)),
+      used: new Uint32Array(memory.buffer(addresses.used, 4 + 8 * num)),
+    };
+  }
+
+  // A copy: the guest may write meanwhile.
+  #descriptors({ num, addresses }: GuestRing): Uint16Array {
+    return new Uint16Array(this.#context.memory.buffer(addresses.desc, 16 * num)).slice();
   }
 
   /**
@@ -233,7 +250,7 @@ export class QueueSteps {
     const state = inflightState(part, num);
     if (state === INFLIGHT_STATE.idle) return undefined;
     if (state === INFLIGHT_STATE.unrecorded) {
-      const base = this.resumableBase(ring);
+      const base = this.resumableBase(ring) ?? (isUnusedPackedRing(this.#descriptors(ring), num) ? PACKED_BASE_START : undefined);
       if (base === undefined) throw inflightUnknown(this.#index, "the relay before this one ended in mode passthrough or notify");
       return { base };
     }
@@ -244,10 +261,22 @@ export class QueueSteps {
     const resume = packed
       ? recoverPacked(part, num, (slot) => Atomics.load(new Uint16Array(memory.buffer(ring.addresses.desc + 16 * slot, 16)), 7))
       : recoverSplit(part, num, Atomics.load(new Uint16Array(memory.buffer(ring.addresses.used, 4)), 1));
+    const isOurs = packed ? isOfPackedRing(num, resume, this.#descriptors(ring)) : isOfSplitRing(part, num, resume, this.#splitWords(ring));
+    if (!isOurs) {
+      this.#context.log(
+        `queue ${this.#index}: the guest's device was reset while no relay ran: what the one before had in hand is forgotten`,
+      );
+      return undefined;
+    }
     if (resume.ids.length > 0) {
       this.#context.log(`queue ${this.#index}: ${resume.ids.length} requests that the relay before this one had in hand are done again`);
     }
     return { base: resume.base, resume };
+  }
+
+  /** Does the front-end's region have a part for this ring? */
+  recorded(ring: GuestRing): boolean {
+    return this.#part(ring) !== undefined;
   }
 
   #part(ring: GuestRing): InflightPart | undefined {
@@ -397,7 +426,10 @@ export class QueueSteps {
     const guest = this.#place(ring);
     const local = this.#context.arena().local(this.#index, device.num);
     const features = this.#context.deviceFeatures();
-    const part = this.#part(ring);
+    const control = this.#context.control(this.#index, ring.guestless === true);
+    const capture = control === undefined ? this.#context.capture(this.#index) : undefined;
+    // One command at a time is at the device, and the guest's ring shows which.
+    const part = control === undefined ? this.#part(ring) : undefined;
     return {
       index: this.#index,
       mode,
@@ -421,6 +453,8 @@ export class QueueSteps {
       paused: !ring.enabled,
       ...(part === undefined || mode === "notify" ? {} : { inflight: { address: part.address, size: part.size } }),
       ...(ring.resume === undefined ? {} : { resume: ring.resume }),
+      ...(control === undefined ? {} : { control }),
+      ...(capture === undefined || mode === "notify" ? {} : { capture }),
     };
   }
 

@@ -24,7 +24,8 @@ import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { ConfigSpace } from "./config_space.ts";
-import { Counters } from "./counters.ts";
+import { Capture } from "./capture_control.ts";
+import { COUNTER, Counters, MAX_WORKERS } from "./counters.ts";
 import { DeviceStatus } from "./device_status.ts";
 import { deviceIsGone, DeviceSlot } from "./device_slot.ts";
 import { DirtyLogging } from "./dirty_logging.ts";
@@ -34,15 +35,16 @@ import { InflightRegion } from "./inflight_region.ts";
 import { Lane } from "./lane.ts";
 import { LogSwitch } from "./log_switch.ts";
 import { isBound, ModeSwitch } from "./mode_switch.ts";
+import { NetControl } from "./net_control.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
-import type { RunningMode } from "./queue_steps.ts";
-import type { CoreChoice } from "./core.ts";
+import type { QueueContext, RunningMode } from "./queue_steps.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
 import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
 import { RingLife } from "./ring_life.ts";
 import { RelayWorker } from "./worker_client.ts";
+import { type WorkerLoad, workerLoads, type WorkerSettings, workerSettings } from "./worker_load.ts";
 
 export * from "./relay_config.ts";
 
@@ -56,6 +58,10 @@ export class Relay implements VhostBackend {
   readonly counters: Counters;
   /** The dirty log. */
   readonly dirty: DirtyLogging;
+  /** The control queue of a network device. */
+  readonly net: NetControl;
+  /** What is captured of its frames. */
+  readonly capture: Capture;
   /** See {@linkcode VhostBackend.onConfigChange}. */
   onConfigChange: (() => void) | undefined;
   /** See {@linkcode VhostBackend.onFailure}. */
@@ -110,16 +116,19 @@ export class Relay implements VhostBackend {
     this.#config = config;
     this.#events = events;
     this.#status = new DeviceStatus(this.#slot);
-    this.#negotiation = new Negotiation(this.#slot, config);
     const { queueNum, deviceId } = device.info;
     // Net devices count queue pairs, and have a control queue; vhost-user does not say what a device is.
     this.#maxQueues = Math.min(MAX_QUEUES, deviceId === undefined || deviceId === VIRTIO_ID.net ? 2 * queueNum + 1 : queueNum);
+    this.net = this.#newNetControl(config);
+    this.#negotiation = new Negotiation(this.#slot, config, (guest, offered) => this.net.extraFeatures(guest, offered));
     if ((device.info.ringStop ?? "each") !== "each") {
       this.#group = new RingGroup({
         device: () => this.#device,
         queues: () => this.queues,
         wantedMode: (index) => this.wantedMode(index),
         check: (queue) => this.#rings.check(queue),
+        beforeStart: () => this.net.beforeStart(),
+        afterStart: () => this.net.afterStart(),
       });
     }
     this.counters = new Counters(this.#maxQueues);
@@ -127,11 +136,17 @@ export class Relay implements VhostBackend {
     const doorbells = (this.#group === undefined || this.#bound) && hasDoorbells(device);
     this.info = { ...device.info, kind: "relay", maxMemSlots: Math.max(1, device.info.maxMemSlots - 1), doorbells };
     this.#inflight = new InflightRegion(this.#maxQueues);
-    for (let i = 0; i < Math.max(1, config.workers); i++) this.#workers.push(this.#newWorker(config.core));
+    const workers = Math.min(MAX_WORKERS, Math.max(1, config.workers));
+    for (let i = 0; i < workers; i++) this.#workers.push(this.#newWorker(workerSettings(config, i, workers)));
     this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
-    this.dirty = new DirtyLogging((place) => this.#tellWorkers({ type: "log", ...place }));
+    this.dirty = new DirtyLogging(async (place) => void await this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
     if (device.setMtu !== undefined) this.setMtu = (mtu) => this.#slot.use((device) => device.setMtu!(mtu));
+    if (deviceId === VIRTIO_ID.net) {
+      // Where rings cannot be taken from a running guest one by one, the guest announces itself.
+      if (this.#group === undefined) this.sendRarp ??= (mac) => this.net.announce(mac);
+      this.setMtu ??= (mtu) => this.net.checkMtu(mtu);
+    }
     if (device.setDeviceStateFd !== undefined) {
       this.setDeviceStateFd = (direction, phase, fd) => this.#slot.use((device) => device.setDeviceStateFd!(direction, phase, fd));
       this.checkDeviceState = () => this.#slot.use((device) => device.checkDeviceState!());
@@ -139,6 +154,13 @@ export class Relay implements VhostBackend {
     this.#configSpace = new ConfigSpace(this.#slot, this.#negotiation);
     this.#rings = this.#newRings();
     this.#modes = this.#newModes(config);
+    this.capture = new Capture({
+      isNet: () => this.net.isNet(this.features),
+      features: () => this.features,
+      workers: this.#workers.length,
+      dropped: () => this.queues.reduce((sum, { index }) => sum + this.counters.of(index)[COUNTER.uncaptured]!, 0),
+      restart: () => this.#modes.apply(true),
+    });
     this.#log = this.#newLog(config);
     this.iommu = config.guestIommu ? this.#newIommu() : undefined;
     // The record of what is in flight names guest memory, and a guest with an IOMMU does not: no VMM is to rely on one.
@@ -146,21 +168,37 @@ export class Relay implements VhostBackend {
     this.#listen(device);
   }
 
+  #newNetControl({ mac }: RelayConfig): NetControl {
+    return new NetControl({
+      device: () => this.#device,
+      features: () => this.features,
+      queues: () => this.queues,
+      queue: (index) => this.#queue(index),
+      maxQueues: this.#maxQueues,
+      spare: ({ index, lane }) => this.#newQueue(index, lane),
+      inject: async (index, commands) => void await this.#workerOf(index).send({ type: "inject", index, commands }),
+      region: (index) => this.#memory.ringRegion(index),
+      together: (this.#slot.device.info.ringStop ?? "each") !== "each",
+      mac,
+      log: (message) => this.#events.log(message),
+    });
+  }
+
   #newIommu(): GuestIommu {
     return new GuestIommu({
-      tell: async (command) => {
-        const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
-        return replies.reduce((sum, { count = 0 }) => sum + count, 0);
-      },
+      tell: (command) => this.#tellWorkers(command),
       ask: async (iova, perm) => await this.onIotlbMiss?.(iova, perm),
       known: () => this.#rings.startPlaced(),
-      stopRings: (iova, size) => this.#rings.stopIn(iova, size),
+      unmapRings: (iova, size, flush) => this.#rings.unmap(iova, size, flush),
       log: (message) => this.#events.log(message),
     });
   }
 
   #missed(index: number, iova: number, perm: number): void {
-    this.iommu?.miss(iova, perm).catch((error) => this.#rings.failed(this.#queue(index), toErrorRecord(error)));
+    this.iommu?.miss(iova, perm).catch(async (error) => {
+      // A ring that was stopped since, or started anew, does not fail for an address of the time before.
+      if (await this.#tellWorkers({ type: "awaits", index, iova }) > 0) this.#rings.failed(this.#queue(index), toErrorRecord(error));
+    }).catch((error) => this.#report(error));
   }
 
   /** See {@linkcode VhostBackend.iotlb}. @throws SvqError UNSUPPORTED unless the guest took ACCESS_PLATFORM */
@@ -179,6 +217,7 @@ export class Relay implements VhostBackend {
       status: this.#status,
       memory: () => this.memory,
       group: this.#group,
+      control: this.net,
       iommu: () => this.iommu,
       queues: () => this.queues,
       wantedMode: (index) => this.wantedMode(index),
@@ -197,10 +236,11 @@ export class Relay implements VhostBackend {
       bound: this.#bound,
       groupLane: this.#groupLane,
       // DPDK. (Only net devices have SEND_RARP.)
-      forgetful: this.sendRarp !== undefined,
+      forgetful: this.#slot.device.sendRarp !== undefined,
       guestPacked: () => this.#negotiation.guestPacked,
       translated: (index) => this.#negotiation.rebuilt || this.#memory.moved || this.#otherSize(index),
-      relayed: () => this.#negotiation.reordered,
+      control: (index) => index === this.net.index,
+      relayed: () => this.#negotiation.reordered || this.capture.on,
       logging: () => this.logging,
       // What the device wrote between the last mark and the end of passthrough has no bit of its own.
       changed: () => this.#log.markAllIfBehind(),
@@ -232,19 +272,26 @@ export class Relay implements VhostBackend {
     return this.#slot.device;
   }
 
-  #newWorker(core: CoreChoice): RelayWorker {
+  #newWorker(settings: WorkerSettings): RelayWorker {
     return new RelayWorker(
-      this.counters.shared,
-      core,
+      { counters: this.counters.shared, ...settings },
       (index, reason) => this.#events.log(`queue ${index} runs on the slower JavaScript core: ${reason}`),
       (index, error) => this.#rings.failed(this.#queue(index), error),
       (index, iova, perm) => this.#missed(index, iova, perm),
       (error) => this.#deviceFailed(error),
+      (event) => this.net.answered(event),
     );
   }
 
-  async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<void> {
-    await Promise.all(this.#workers.map((worker) => worker.send(command)));
+  // The sum of the counts in their answers.
+  async #tellWorkers(command: Parameters<RelayWorker["send"]>[0]): Promise<number> {
+    const replies = await Promise.all(this.#workers.map((worker) => worker.send(command)));
+    return replies.reduce((sum, { count = 0 }) => sum + count, 0);
+  }
+
+  /** What each Worker does. */
+  get loads(): WorkerLoad[] {
+    return workerLoads(this.counters, this.#workers.length, this.#config);
   }
 
   /** The queues that the front-end has touched, by index. */
@@ -318,22 +365,33 @@ export class Relay implements VhostBackend {
       if (!(Number.isInteger(index) && index >= 0 && index < this.#maxQueues)) {
         throw new SvqError("NO_SUCH_QUEUE", `Queue ${index}: the device has ${this.#device.info.queueNum} queues`);
       }
-      queue = new RelayQueue(index, this.#workers[index % this.#workers.length]!, {
-        device: () => this.#device,
-        memory: this.memory,
-        arena: () => this.#memory.arena!,
-        inflight: this.#inflight,
-        features: () => this.features,
-        devicePacked: () => this.devicePacked,
-        deviceFeatures: () => this.#negotiation.deviceFeatures,
-        deviceNum: (num) => this.#negotiation.deviceNum(num),
-        passTables: this.#config.indirect === "pass",
-        doorbells: this.#doorbells,
-        log: (message) => this.#events.log(message),
-      }, this.#group !== undefined ? this.#groupLane : new Lane());
+      queue = this.#newQueue(index, this.#group !== undefined ? this.#groupLane : new Lane());
       this.#queues.set(index, queue);
     }
     return queue;
+  }
+
+  #workerOf(index: number): RelayWorker {
+    return this.#workers[index % this.#workers.length]!;
+  }
+
+  #newQueue(index: number, lane: Lane): RelayQueue {
+    const context: QueueContext = {
+      device: () => this.#device,
+      memory: this.memory,
+      arena: () => this.#memory.arena!,
+      inflight: this.#inflight,
+      features: () => this.features,
+      devicePacked: () => this.devicePacked,
+      deviceFeatures: () => this.#negotiation.deviceFeatures,
+      deviceNum: (num) => this.#negotiation.deviceNum(num),
+      control: (index, guestless) => this.net.start(index, guestless),
+      capture: (index) => this.capture.start(index, index % this.#workers.length),
+      passTables: this.#config.indirect === "pass",
+      doorbells: this.#doorbells,
+      log: (message) => this.#events.log(message),
+    };
+    return new RelayQueue(index, this.#workerOf(index), context, lane);
   }
 
   /** The mode that queue `index` should be in now. */
@@ -355,7 +413,9 @@ export class Relay implements VhostBackend {
   async setFeatures(features: bigint): Promise<void> {
     const first = !this.#negotiation.set;
     await this.#negotiation.acknowledge(features & ~VHOST_F_LOG_ALL);
+    await this.net.negotiated(this.#negotiation.deviceFeatures);
     if (!this.#negotiation.iommu) await this.iommu?.forget();
+    else if (!this.queues.some((queue) => queue.running)) await this.iommu?.flush();
     await this.#log.set((features & VHOST_F_LOG_ALL) !== 0n, first);
   }
 
@@ -441,6 +501,22 @@ export class Relay implements VhostBackend {
     this.#inflight.set(place, this.queues.every((queue) => queue.state === "stopped"));
   }
 
+  /** What src/relay/handover.ts cannot see otherwise. */
+  get parts(): { featuresSet: boolean; iommu: boolean; status: number | undefined; inflight: InflightPlace | undefined } {
+    const { set, iommu } = this.#negotiation;
+    return { featuresSet: set, iommu, status: this.#status.given, inflight: this.#inflight.place };
+  }
+
+  /** See {@linkcode RelayMemory.adoptArena}. */
+  adoptArena(fd: OwnedFd): void {
+    this.#memory.adoptArena(fd);
+  }
+
+  /** Takes every doorbell back from the VMM. @throws SvqError DOORBELL_KEPT */
+  async withdrawDoorbells(): Promise<void> {
+    for (const queue of this.queues) await this.#doorbells.withdraw(queue.index, () => queue.nudge());
+  }
+
   /** Has the front-end given a region that outlives the relay, in which it records what is in flight? */
   get hasInflight(): boolean {
     return this.#inflight.given;
@@ -472,7 +548,11 @@ export class Relay implements VhostBackend {
     const same = now !== undefined && (queue.iovas !== undefined) === this.#negotiation.iommu && now.desc === addresses.desc &&
       now.avail === addresses.avail && now.used === addresses.used;
     if (same) {
-      if (queue.iovas !== undefined) queue.iovas = addresses;
+      if (queue.iovas !== undefined) {
+        queue.iovas = addresses;
+        // A driver that starts anew may find the same IOVAs, with other memory behind them.
+        if (queue.state === "stopped" || queue.state === "failed") queue.place(undefined);
+      }
       await queue.setLogGpa(addresses.logGpa);
       return;
     }
@@ -492,13 +572,15 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.getVringBase}. Resolves when the device holds nothing and the last dirty bit is set. */
   async getVringBase(index: number): Promise<number> {
     const queue = this.#queue(index);
-    return await this.#rings.left(queue, async () => {
+    const base = await this.#rings.left(queue, async () => {
       // The VMM reads the log when it has the answer: of a queue that could not be switched, nothing else is known.
       this.#log.markAllIfBehind();
       queue.unkick();
       queue.lastBase = queue.base;
       return queue.base;
     });
+    if (this.#negotiation.iommu) await this.iommu?.flush();
+    return base;
   }
 
   /** See {@linkcode VhostBackend.setVringKick}. */
@@ -530,6 +612,7 @@ export class Relay implements VhostBackend {
       if (queue.running) await queue.applyEnabled();
       else await this.#rings.start(queue);
     });
+    await this.net.enabled(index);
   }
 
   // Its owner may find a successor; meanwhile the VMM is held and the guest's requests wait.
@@ -539,6 +622,7 @@ export class Relay implements VhostBackend {
     const first = this.#slot.lost === undefined;
     this.#losses++;
     this.#slot.lose(error);
+    this.net.lost();
     this.#rings.lose();
     if (first) this.#events.deviceLost(error);
   }
@@ -627,6 +711,7 @@ export class Relay implements VhostBackend {
    */
   async setStatus(status: number): Promise<void> {
     if (status === 0) await this.#rings.stop();
+    if (status === 0) this.net.reset();
     await this.#status.set(status);
   }
 
@@ -634,6 +719,7 @@ export class Relay implements VhostBackend {
   async reset(): Promise<void> {
     if (this.#slot.lost !== undefined) await this.#rings.drop();
     else await this.#rings.stop();
+    this.net.reset();
     this.#status.clear();
     await this.#slot.use((device) => device.reset());
   }
@@ -657,6 +743,7 @@ export class Relay implements VhostBackend {
     this.#device.onConfigChange = undefined;
     this.#device.onFailure = undefined;
     for (const worker of this.#workers) await worker.close();
+    this.net.close();
     for (const queue of this.#queues.values()) queue.close();
     this.#queues.clear();
     this.#doorbells.forget();

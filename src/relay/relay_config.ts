@@ -5,6 +5,7 @@
  */
 import type { ErrorRecord } from "../errors.ts";
 import type { CoreChoice } from "./core.ts";
+import type { PollChoice } from "./polling.ts";
 import type { RunningMode } from "./queue_steps.ts";
 
 /** Modes that can be asked for: `auto` is passthrough until the VMM turns the dirty log on. */
@@ -38,6 +39,10 @@ export interface RelayConfig {
   switchTimeoutMs: number;
   /** Worker threads. */
   workers: number;
+  /** How long a Worker looks for more before it sleeps, us; `auto`: as long as it has shown to be worth it. */
+  pollUs: PollChoice;
+  /** CPUs for the Workers, in turn; absent: the kernel's choice. */
+  cpus?: readonly number[];
   /** What runs the data path: WebAssembly where it can be (`auto`, `wasm`), or JavaScript. */
   core: CoreChoice;
   /** Ring format that the guest is offered: the device's, or one of them whatever the device has. */
@@ -52,6 +57,11 @@ export interface RelayConfig {
   inOrder: InOrderChoice;
   /** Is a guest with an IOMMU (ACCESS_PLATFORM) relayed? All of its queues run in mode `shadow` then. */
   guestIommu: boolean;
+  /**
+   * Address of the guest's network device, `xx:xx:xx:xx:xx:xx`, for VMMs that do not tell it: where the relay drives the control queue,
+   * the device is told this address instead of being made promiscuous.
+   */
+  mac?: string;
 }
 
 /** The defaults of {@linkcode RelayConfig}. */
@@ -60,6 +70,7 @@ export const DEFAULT_RELAY_CONFIG: RelayConfig = {
   forceShadow: false,
   switchTimeoutMs: 500,
   workers: 1,
+  pollUs: "auto",
   core: "auto",
   guestRing: "auto",
   deviceRing: "auto",

@@ -5,7 +5,7 @@
  * @module
  */
 import { EXIT, SvqError } from "../errors.ts";
-import { createMemfd, isSameFile, type OwnedFd } from "../ffi/mod.ts";
+import { createMemfd, fileSize, isSameFile, type OwnedFd } from "../ffi/mod.ts";
 import type { IovaAllocation } from "../iova/allocation.ts";
 import { IovaPlan, type ReservationRequest } from "../iova/plan.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
@@ -62,6 +62,7 @@ export class RelayMemory implements Disposable {
   readonly #workers: readonly RelayWorker[];
   #arena: Arena | undefined;
   #arenaAtDevice = false;
+  #handed: OwnedFd | undefined;
   readonly #own: OwnMap[] = [];
   #closed = false;
   // The table that the device gets is the sum of what both the VMM and the operator have asked for: one change at a time.
@@ -78,6 +79,16 @@ export class RelayMemory implements Disposable {
   /** The shadow rings, once there are any. */
   get arena(): Arena | undefined {
     return this.#arena;
+  }
+
+  /** The file of another process's arena becomes this one's, if it is as large: the device may have it already. Owned. */
+  adoptArena(fd: OwnedFd): void {
+    this.#handed = fd;
+  }
+
+  /** The shadow ring of one queue, as the device is given it. */
+  ringRegion(index: number): MemoryRegion | undefined {
+    return this.#arena?.regionOf(index, DEVICE_UADDR_OFFSET);
   }
 
   /** Has the device been given memory? */
@@ -117,7 +128,11 @@ export class RelayMemory implements Disposable {
     if (this.#arena === undefined) {
       const slot = slotSize(this.#device.info.vringNumMax);
       const { iova } = this.plan.addArena({ name: "shadow rings", size: this.#queues * slot });
-      this.#arena = new Arena(this.#queues, iova, slot);
+      const handed = this.#handed;
+      this.#handed = undefined;
+      const fits = handed !== undefined && fileSize(handed.fd) === this.#queues * slot;
+      if (!fits) handed?.close();
+      this.#arena = new Arena(this.#queues, iova, slot, fits ? handed : undefined);
     }
     return this.#arena;
   }
@@ -266,6 +281,8 @@ export class RelayMemory implements Disposable {
     for (const { fd } of this.#own.splice(0)) fd.close();
     this.#arena?.close();
     this.#arena = undefined;
+    this.#handed?.close();
+    this.#handed = undefined;
   }
 
   /** The same as {@linkcode close}. */

@@ -31,6 +31,10 @@ export interface SwitchTimes {
   count: number;
 }
 
+/** Descriptors of a ring that the relay drives by itself. */
+const ALONE_NUM = 64;
+const NOWHERE: VringAddresses = { desc: 0, avail: 0, used: 0 };
+
 /** One queue: the front-end's settings and the mode it runs in. */
 export class RelayQueue {
   /** Ring size in descriptors; 0 before the front-end has set it. */
@@ -53,6 +57,8 @@ export class RelayQueue {
   enableSeen = false;
   /** Its mode, or why it has none. */
   state: QueueState = "stopped";
+  /** Requests of a relay before this one that were given to the device again. */
+  redone = 0;
   /** Why it failed. */
   error: ErrorRecord | undefined;
   /** What switching cost. */
@@ -64,6 +70,7 @@ export class RelayQueue {
   #err: OwnedFd | undefined;
   // While the device is gone: the mode whose record of what is in flight the Worker keeps.
   #record: "used" | "shadow" | undefined;
+  #alone = false;
   // Of a relay before this one; until the ring has started.
   #resume: InflightChains | undefined;
   readonly #steps: QueueSteps;
@@ -79,14 +86,31 @@ export class RelayQueue {
     this.#steps = new QueueSteps(index, worker, context);
   }
 
+  /** Does the relay drive the device's ring by itself? */
+  get alone(): boolean {
+    return this.#alone;
+  }
+
+  /** The relay drives the device's ring by itself: the front-end has none, or not yet. The ring must be stopped. */
+  driveAlone(): void {
+    this.#alone = true;
+    this.num = ALONE_NUM;
+    this.addresses = NOWHERE;
+  }
+
   /** Has the front-end said both that the ring starts and whether it is enabled? */
   get decided(): boolean {
-    return this.#kickSet && this.enableSeen;
+    return this.#alone || (this.#kickSet && this.enableSeen);
   }
 
   /** Has the front-end started the ring, enabled or not? */
   get kicked(): boolean {
-    return this.#kickSet;
+    return this.#kickSet || this.#alone;
+  }
+
+  /** The front-end's eventfds, borrowed: for a relay in another process. */
+  get eventfds(): { kick: number | null; call: number | null; err: number | null } {
+    return { kick: this.#kick?.fd ?? null, call: this.#call?.fd ?? null, err: this.#err?.fd ?? null };
   }
 
   /** With an IOMMU: the ring in one piece. */
@@ -174,6 +198,9 @@ export class RelayQueue {
   // ---- steps; the caller runs them in the lane
 
   get #ring(): GuestRing {
+    if (this.#alone) {
+      return { num: ALONE_NUM, addresses: NOWHERE, base: 0, enabled: true, kick: null, call: null, err: null, guestless: true };
+    }
     return {
       num: this.num,
       addresses: this.addresses!,
@@ -189,6 +216,7 @@ export class RelayQueue {
 
   // Before the ring starts: what a relay before this one has left. Only the modes with a record can do requests again.
   #takeOver(mode: RunningMode): RunningMode {
+    if (this.#alone) return mode;
     try {
       const found = this.#steps.takeOver(this.#ring);
       if (found !== undefined) {
@@ -217,10 +245,11 @@ export class RelayQueue {
       if (deviceIsGone(error) && isRelayed(mode)) this.#resume = undefined;
       throw error;
     }
+    this.redone += this.#resume?.ids.length ?? 0;
     this.#resume = undefined;
     this.state = mode;
     // The front-end may have changed it in the middle of the step, without waiting for the lane.
-    await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
+    await this.#steps.setLogGpa(mode, this.addresses?.logGpa);
     // An eventfd consumed during the switch would be lost otherwise.
     this.#signalGuest();
     if (mode === "passthrough") this.context.doorbells.offer(this.index);
@@ -277,9 +306,10 @@ export class RelayQueue {
 
   /** {@linkcode enter}, second half: the device has started the ring. */
   async entered(mode: RunningMode): Promise<void> {
+    this.redone += this.#resume?.ids.length ?? 0;
     this.#resume = undefined;
     this.state = mode;
-    await this.#steps.setLogGpa(mode, this.addresses!.logGpa);
+    await this.#steps.setLogGpa(mode, this.addresses?.logGpa);
     this.#steps.kickDevice(mode, this.#ring);
     this.#signalGuest();
     if (mode === "passthrough") this.context.doorbells.offer(this.index);
@@ -432,6 +462,18 @@ export class RelayQueue {
     if (this.mode !== undefined) await this.#steps.setLogGpa(this.mode, logGpa);
   }
 
+  /**
+   * A relay in another process has had this ring, which is stopped here, and has ended without a word: where it goes on is what the
+   * VMM's record says, or else the guest's ring. A step.
+   */
+  distrust(): void {
+    if (this.state !== "stopped" || !this.ready) return;
+    if (this.#steps.recorded(this.#ring)) return this.context.inflight.lookAgain(this.index);
+    const base = this.#steps.resumableBase(this.#ring);
+    if (base === undefined) this.fail(inflightUnknown(this.index, "the process that was to go on with it has ended"));
+    else this.base = base;
+  }
+
   /** The front-end's settings are gone with it. */
   forget(): void {
     this.#kick?.close();
@@ -441,6 +483,7 @@ export class RelayQueue {
     this.#kickSet = false;
     this.num = 0;
     this.base = 0;
+    this.#alone = false;
     this.startBase = this.lastBase = undefined;
     // A window stays until `close`: a Worker may still look at a ring whose device is gone.
     this.addresses = undefined;

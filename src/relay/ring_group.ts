@@ -21,6 +21,10 @@ export interface GroupContext {
   queues: () => readonly RelayQueue[];
   /** The mode that a queue should be in. */
   wantedMode: (index: number) => RunningMode;
+  /** Rings are about to start, the control queue of a network device among them. */
+  beforeStart: () => Promise<void>;
+  /** They have. */
+  afterStart: () => Promise<void>;
   /** Throws for a ring that cannot be used. */
   check: (queue: RelayQueue) => void;
 }
@@ -42,6 +46,13 @@ export class RingGroup {
     for (const queue of direct) if (isRelayed(wantedMode(queue.index))) throw this.#cannotLeave(queue);
     for (const queue of direct) await queue.exchange(wantedMode(queue.index) === "notify" ? "notify" : "passthrough");
     if (direct.length === wrong.length) return;
+    await this.restart();
+  }
+
+  /** Stops all rings and starts them anew, in the modes that they should be in. */
+  async restart(): Promise<void> {
+    const direct = this.#context.queues().find((queue) => queue.running && !isRelayed(queue.mode!));
+    if (direct !== undefined) throw this.#cannotLeave(direct);
     await this.stop();
     await this.start();
   }
@@ -58,7 +69,9 @@ export class RingGroup {
    * given every ring at once.
    */
   async start(): Promise<void> {
-    const { device, wantedMode, check } = this.#context;
+    const { device, wantedMode, check, beforeStart, afterStart } = this.#context;
+    if (!this.#context.queues().some((queue) => queue.kicked && !queue.alone)) return;
+    await beforeStart();
     const all = this.#context.queues();
     const queues = all.filter((queue) => queue.kicked && queue.state === "stopped" && queue.num > 0 && queue.addresses !== undefined);
     if (queues.length === 0 || all.some((queue) => queue.kicked && !queue.decided)) return;
@@ -77,6 +90,7 @@ export class RingGroup {
       throw error;
     }
     for (const queue of queues) await queue.entered(wantedMode(queue.index));
+    await afterStart();
   }
 
   /** Stops all running rings: what is in flight comes back first, where the device is one that returns what it took. */

@@ -11,6 +11,7 @@ import { checkRing } from "./check_ring.ts";
 import { deviceIsGone, type DeviceSlot } from "./device_slot.ts";
 import type { DeviceStatus } from "./device_status.ts";
 import type { GuestIommu } from "./guest_iommu.ts";
+import type { NetControl } from "./net_control.ts";
 import type { Negotiation } from "./negotiation.ts";
 import { pause, type RunningMode } from "./queue_steps.ts";
 import type { RelayEvents } from "./relay_config.ts";
@@ -30,6 +31,8 @@ export interface RingContext {
   memory: () => GuestMemory;
   /** Set where the device stops and starts all of its rings together. */
   group: RingGroup | undefined;
+  /** The control queue of a network device. */
+  control: NetControl;
   /** The guest's IOMMU, where the user allows one. */
   iommu: () => GuestIommu | undefined;
   /** The queues that the front-end has touched, by index. */
@@ -73,6 +76,7 @@ export class RingLife {
       this.check(queue);
       if (slot.lost !== undefined) return queue.wait();
       await status.ensureDriverOk();
+      if (queue.index !== this.#context.control.index) await this.#context.control.beforeData();
       await queue.enter(wantedMode(queue.index));
       // What a relay before this one had in hand is done first, in a mode that keeps a record.
       if (queue.mode !== wantedMode(queue.index)) applyMode().catch(report);
@@ -93,13 +97,14 @@ export class RingLife {
   /** @throws SvqError for a ring that cannot be used */
   check(queue: RelayQueue): void {
     // Checked when it was mapped.
-    if (queue.window === undefined) checkRing(queue, this.#context.memory(), this.#context.negotiation.guestPacked);
+    if (queue.window === undefined && !queue.alone) checkRing(queue, this.#context.memory(), this.#context.negotiation.guestPacked);
   }
 
   // Where the ring of a guest with an IOMMU lies. @returns false while that is not known
   #placed(queue: RelayQueue): boolean {
     const { negotiation, memory, iommu } = this.#context;
-    if (!negotiation.iommu || queue.iovas === undefined || queue.addresses !== undefined || queue.num === 0) return true;
+    // Before its kick, what is mapped there is not for this ring to know: it would be the memory of the driver before this one.
+    if (!negotiation.iommu || !queue.kicked || queue.iovas === undefined || queue.addresses !== undefined || queue.num === 0) return true;
     const failed = (error: unknown) => this.failed(queue, toErrorRecord(error));
     queue.place(iommu()!.ring(memory(), queue.iovas, queue.num, negotiation.guestPacked, failed));
     return queue.addresses !== undefined;
@@ -132,17 +137,22 @@ export class RingLife {
     }
   }
 
-  /** The guest unmaps this range: the rings in it stop, and start again where they are mapped next. */
-  async stopIn(iova: number, size: number): Promise<void> {
+  /**
+   * The guest unmaps this range: the rings in it stop, and start again where they are mapped next.
+   *
+   * @param flush the VMM forgets what it has told: rings that run stay where they are
+   */
+  async unmap(iova: number, size: number, flush: boolean): Promise<void> {
     for (const queue of this.#context.queues()) {
       const { iovas } = queue;
-      if (iovas === undefined || !queue.running) continue;
+      if (iovas === undefined || queue.num === 0) continue;
       const sizes = (this.#context.negotiation.guestPacked ? packedLayout : splitLayout)(queue.num);
       if (!PARTS.some((part) => iovas[part] < iova + size && iovas[part] + sizes[part].size > iova)) continue;
-      await this.left(queue, async () => {
-        queue.place(undefined);
-        await this.start(queue);
-      });
+      const forget = async () => {
+        if (queue.state === "stopped") queue.place(undefined);
+      };
+      if (queue.running && !flush) await this.left(queue, () => forget().then(() => this.start(queue)));
+      else await queue.lane.run(forget);
     }
   }
 
@@ -210,6 +220,7 @@ export class RingLife {
 
   /** The successor is there: every ring goes on from where it stood. */
   async recover(): Promise<void> {
+    if (this.#context.queues().some((queue) => queue.state === "waiting")) await this.#context.control.beforeData();
     for (const queue of this.#context.queues()) await queue.lane.run(() => queue.recover(this.#context.wantedMode(queue.index)));
   }
 }

@@ -54,6 +54,11 @@ export function controlPath(name: string): string {
   return `${runtimeDir()}/${name}.sock`;
 }
 
+/** Socket of the relay `name` for a process that is to take its place. @throws SvqError BAD_NAME */
+export function upgradePath(name: string): string {
+  return controlPath(name).replace(/\.sock$/, ".upgrade");
+}
+
 /** Names of relays with a control socket, running or not, sorted. */
 export function relayNames(): string[] {
   try {

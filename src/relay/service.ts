@@ -6,18 +6,27 @@
  */
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
+import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
-import { BackendServer } from "../vhost_user/server.ts";
-import { ControlServer } from "./control.ts";
+import { RING_LIMIT } from "../uapi/vhost_user.ts";
+import type { NetStateDocument } from "../net/state.ts";
+import { Hold } from "../vhost_user/hold.ts";
+import { BackendServer, type ServerState } from "../vhost_user/server.ts";
+import { type ControlMethod, ControlServer } from "./control.ts";
 import { DeviceKeeper, RETRY_MAX_MS, RETRY_MIN_MS } from "./device_keeper.ts";
+import { FrameReader } from "./frame_reader.ts";
 import { RelayIova } from "./iova_control.ts";
 import { MessageLog, type TracedMessage } from "./message_log.ts";
-import { controlPath } from "./runtime_dir.ts";
+import { importConfig, importDevice, importServer, restoreRelay } from "./handover.ts";
+import { controlPath, upgradePath } from "./runtime_dir.ts";
+import type { Takeover } from "./takeover.ts";
+import { Upgrade, type UpgradeHost, type UpgradeReport } from "./upgrade.ts";
+import { VhostUserFrontEnd } from "../vhost_user/front_end.ts";
 import { maskedOf } from "../vhost/masked.ts";
 import { Relay, type RelayConfig, type RelayMode } from "./relay.ts";
 import { pause } from "./queue_steps.ts";
-import { queueStatus, type RelayStatus } from "./status.ts";
+import { netStatus, queueStatus, type RelayStatus } from "./status.ts";
 import { relayVrings } from "./vring_dump.ts";
 
 /** Where the front-end is met. A descriptor is a connection, or a socket that listens. */
@@ -41,6 +50,14 @@ export interface RelayServiceOptions {
   drainTimeoutMs?: number;
   /** The time is over: the process is to end at once, without closing what the device may still use. */
   onDrainTimeout?: () => void;
+  /** What of the device goes to a process of a new version, besides its connection. Absent: the relay cannot be upgraded. */
+  source?: UpgradeHost["source"];
+  /** The words with which this relay was started, for a process of a new version. */
+  args?: readonly string[];
+  /** This process goes on with the relay of another one. */
+  takeover?: Takeover | undefined;
+  /** Another process goes on with this relay: its id. */
+  onHandedOver?: (pid: number) => void;
   /** Modes and time-outs; changed by the control socket. */
   config: RelayConfig;
   /** Where log lines go. */
@@ -53,6 +70,8 @@ const FRONT_GOOD_MS = 2000;
 const MAX_WAIT_MS = 10_000;
 /** Longest wait for the relay of the next front-end, ms. */
 const NEXT_RELAY_MS = 2000;
+/** How long the device may take to give back what it has for an upgrade, ms. */
+const UPGRADE_DRAIN_MS = 10_000;
 const MODES: readonly RelayMode[] = ["auto", "passthrough", "notify", "used", "shadow"];
 
 /** The text form of a front address. */
@@ -70,6 +89,7 @@ export class RelayService implements AsyncDisposable {
   #fd: OwnedFd | undefined;
   #stream: UnixStream | undefined;
   readonly #messages = new MessageLog();
+  readonly #frames: FrameReader;
   readonly #keeper: DeviceKeeper;
   readonly #iova: RelayIova;
   #connectedMs = -Infinity;
@@ -77,11 +97,20 @@ export class RelayService implements AsyncDisposable {
   #relay: Relay | undefined;
   #stopping = false;
   #started = false;
+  /** Held while the relay is being upgraded: no front-end is accepted or listened to. */
+  readonly #input = new Hold();
+  #server: BackendServer | undefined;
+  #upgrade: Promise<UpgradeReport> | undefined;
+  /** Another process has everything that this one had. */
+  #handedOver = false;
+  /** The front-end that this process has taken over. */
+  #taken: { stream: UnixStream; server: ServerState } | undefined;
 
   /** Opens nothing yet. */
   constructor(options: RelayServiceOptions) {
     this.#options = options;
     this.#iova = new RelayIova(options);
+    this.#frames = new FrameReader(options.name);
     this.#keeper = new DeviceKeeper({ open: options.openDevice, onMessage: this.#messages.hook("device"), log: options.log });
   }
 
@@ -96,20 +125,9 @@ export class RelayService implements AsyncDisposable {
    * @throws what opening the device says; SysError EADDRINUSE when a relay of that name runs
    */
   async start(): Promise<void> {
-    const { name, front } = this.#options;
-    this.#control = new ControlServer(controlPath(name), {
-      status: () => this.status(),
-      set: (params) => this.set(params),
-      stop: () => {
-        this.stop();
-        return { stopping: true };
-      },
-      vrings: (params) => this.#vrings(params),
-      messages: (params) => this.#readMessages(params),
-      iova: async () => this.#iova.show(await this.#relayNow()),
-      iova_alloc: async (params) => await this.#iova.alloc(await this.#relayNow(), params),
-      iova_free: async (params) => await this.#iova.free(await this.#relayNow(), params),
-    });
+    const { name, front, takeover } = this.#options;
+    if (takeover !== undefined) return await this.#takeOver(takeover);
+    this.#control = new ControlServer(controlPath(name), this.#methods());
     try {
       if (this.#options.deviceConnects !== true) await this.#keeper.open();
       if (front.kind === "listen") this.#listener = listenUnix(front.path);
@@ -121,6 +139,118 @@ export class RelayService implements AsyncDisposable {
       await this.close();
       throw error;
     }
+  }
+
+  #methods(): Record<string, ControlMethod> {
+    return {
+      status: () => this.status(),
+      set: (params) => this.set(params),
+      stop: () => {
+        this.stop();
+        return { stopping: true };
+      },
+      net_state: async () => netState(await this.#relayNow()),
+      frames: async (params) => await this.#frames.read(await this.#relayNow(), params),
+      vrings: (params) => this.#vrings(params),
+      messages: (params) => this.#readMessages(params),
+      iova: async () => this.#iova.show(await this.#relayNow()),
+      iova_alloc: async (params) => await this.#iova.alloc(await this.#relayNow(), params),
+      iova_free: async (params) => await this.#iova.free(await this.#relayNow(), params),
+      upgrade: (params) => this.upgrade(params),
+    };
+  }
+
+  // The relay of another process, which waits until the rings run here, or until it hears that they cannot.
+  async #takeOver(takeover: Takeover): Promise<void> {
+    const { state, fds } = takeover;
+    const { front, config } = this.#options;
+    try {
+      importConfig(config, state.config);
+      this.#iova.adopt(state.iova);
+      await this.#takeDevice(takeover);
+      const listener = fds.take(state.listener);
+      if (listener !== undefined) this.#listener = new UnixListener(listener, front.kind === "listen" ? front.path : undefined);
+      if (this.#keeper.device !== undefined) this.#newRelay(this.#keeper.device);
+      if (state.relay !== null) await restoreRelay(this.#relay!, state.relay, fds, () => takeover.touched());
+      const stream = fds.take(state.stream);
+      if (stream !== undefined) this.#taken = { stream: new UnixStream(stream), server: importServer(state.server!, fds) };
+    } catch (error) {
+      const relay = this.#relay;
+      await relay?.suspend().catch(() => {});
+      const bases = relay?.queues.map(({ index, base }) => [index, base] as const) ?? [];
+      // Their paths and the connection belong to the other process.
+      this.#listener?.keepPath();
+      this.#options.source?.listener?.keepPath();
+      await takeover.failed(error, bases, await this.#keeper.giveBack());
+      throw error;
+    }
+    await takeover.running();
+    const control = new UnixListener(fds.take(state.control)!, controlPath(this.#options.name));
+    this.#control = new ControlServer(controlPath(this.#options.name), this.#methods(), control);
+    if (this.#taken === undefined) takeover[Symbol.dispose]();
+    this.#started = true;
+  }
+
+  async #takeDevice({ state, fds }: Takeover): Promise<void> {
+    if (state.device === null) {
+      if (this.#options.deviceConnects !== true) await this.#keeper.open();
+      return;
+    }
+    const stream = fds.take(state.device.stream)!;
+    const sockets = { stream, channel: fds.take(state.device.channel) };
+    this.#keeper.adopt(VhostUserFrontEnd.adopt(importDevice(state.device), sockets, { onMessage: this.#messages.hook("device") }));
+  }
+
+  /**
+   * Hands everything to a process of a new version, and ends then. Resolves when that one has taken over.
+   *
+   * @param params `program`: the new version and the words in front of the relay's own; `drain_timeout_ms`
+   * @throws SvqError UPGRADE_REFUSED, UPGRADE_FAILED (exit code 7): this relay goes on
+   */
+  async upgrade({ program, drain_timeout_ms = UPGRADE_DRAIN_MS, ...others }: Record<string, unknown>): Promise<UpgradeReport> {
+    const { source, args, name, front, config, log } = this.#options;
+    for (const other of Object.keys(others)) throw badParameter(`There is no parameter "${other}"`);
+    if (
+      !(Array.isArray(program) && program.length > 0 && program.every((word) => typeof word === "string") &&
+        String(program[0]).startsWith("/"))
+    ) {
+      throw badParameter("program is the new version's path and the words in front of the relay's own");
+    }
+    if (!(typeof drain_timeout_ms === "number" && drain_timeout_ms > 0)) throw badParameter("drain_timeout_ms is a number of milliseconds");
+    if (source === undefined || args === undefined) throw refused("it was not started by svq relay run");
+    if (this.#upgrade !== undefined || this.#stopping || !this.#started) throw refused("it is being upgraded, or stopped, or started");
+    const upgrade = new Upgrade({
+      ...{ name, front, config, input: this.#input, keeper: this.#keeper, source, log, path: upgradePath(name) },
+      relay: () => this.#relay,
+      server: () => this.#server,
+      listener: () => this.#listener?.fd,
+      control: () => this.#control!.fd,
+      kept: () => this.#iova.kept,
+    }, { program, args, drainTimeoutMs: drain_timeout_ms });
+    this.#upgrade = upgrade.run();
+    try {
+      const report = await this.#upgrade;
+      this.#retire(report.pid);
+      return report;
+    } finally {
+      this.#upgrade = undefined;
+    }
+  }
+
+  // Nothing is shut down and no path is removed: another process uses all of it.
+  #retire(pid: number): void {
+    this.#handedOver = true;
+    this.#listener?.keepPath();
+    this.#options.source?.listener?.keepPath();
+    this.#options.onHandedOver?.(pid);
+    // Its answer to whoever asked goes out first.
+    const answered = this.#control!.retire();
+    answered.then(() => {
+      this.#server?.close();
+      this.#listener?.close();
+      this.#input.release();
+      this.stop();
+    });
   }
 
   #newRelay(device: VhostBackend): void {
@@ -152,42 +282,52 @@ export class RelayService implements AsyncDisposable {
 
   /** Serves front-ends, one after the other, until {@linkcode stop}. */
   async run(): Promise<void> {
+    const { front } = this.#options;
     while (!this.#stopping) {
       if (this.#relay === undefined) {
         const device = this.#keeper.device ?? await this.#keeper.find();
         if (device === undefined) break;
         this.#newRelay(device);
       }
-      const stream = await Promise.race([this.#nextFront(), this.#stopped.promise]);
+      const taken = this.#taken;
+      this.#taken = undefined;
+      const stream = taken?.stream ?? await Promise.race([this.#nextFront(), this.#stopped.promise]);
       if (stream === undefined) break;
       this.#stream = stream;
-      await this.#serve(stream);
+      await this.#serve(stream, taken?.server);
       this.#stream = undefined;
       await this.#keeper.interrupt();
+      await this.#frames.end();
       await this.#relay!.close();
       this.#relay = undefined;
-      if (this.#stopping || this.#fd !== undefined) break;
+      if (this.#stopping || this.#handedOver || this.#fd !== undefined || front.kind === "fd" && this.#listener === undefined) break;
       await this.#leaveDevice();
     }
     await this.close();
   }
 
-  async #serve(stream: UnixStream): Promise<void> {
+  async #serve(stream: UnixStream, resume: ServerState | undefined): Promise<void> {
     const { log } = this.#options;
     const relay = this.#relay!;
-    log("info", "the front-end connected");
-    const server = new BackendServer(stream, relay, {
+    if (resume === undefined) log("info", "the front-end connected");
+    const server = this.#server = new BackendServer(stream, relay, {
+      hold: this.#input,
+      resume,
       offerLog: relay.canLog,
       requireSealed: this.#options.requireSealed === true,
       onError: (error) => log("error", error.message),
       onMessage: this.#messages.hook("front"),
     });
+    if (resume !== undefined) this.#options.takeover?.[Symbol.dispose]();
     const stop = this.#stopped.promise.then(async () => {
+      if (this.#handedOver) return;
       if (relay.deviceLost) relay.giveUp("The relay was stopped while its device was away");
       await this.#drained(relay);
       stream.shutdown();
     });
     const error = await server.run();
+    this.#server = undefined;
+    if (this.#handedOver) return;
     if (error !== undefined) log("error", `front-end: ${toErrorRecord(error).message}`);
     if (this.#stopping) await stop;
     log("info", "the front-end left");
@@ -210,14 +350,21 @@ export class RelayService implements AsyncDisposable {
 
   async #nextFront(): Promise<UnixStream | undefined> {
     const { front } = this.#options;
-    if (this.#listener !== undefined) return await this.#listener.accept();
+    const listener = this.#listener;
+    if (listener !== undefined) {
+      return await this.#input.wait(() => listener.accept(), () => listener.interrupt()).catch((error) => {
+        if (this.#handedOver) return undefined;
+        throw error;
+      });
+    }
     if (this.#fd !== undefined) return new UnixStream(new OwnedFd(this.#fd.release()));
     // A front-end that takes connections only to drop them is not asked all the time.
     let wait = performance.now() - this.#connectedMs > FRONT_GOOD_MS ? RETRY_MIN_MS : Math.min(this.#frontWaitMs * 2, RETRY_MAX_MS);
     if (wait > RETRY_MIN_MS) await Promise.race([pause(wait), this.#stopped.promise]);
     for (; !this.#stopping; wait = Math.min(wait * 2, RETRY_MAX_MS)) {
       try {
-        const stream = connectUnix((front as { path: string }).path);
+        const connect = () => Promise.resolve(this.#handedOver ? undefined : connectUnix((front as { path: string }).path));
+        const stream = await this.#input.wait(connect, () => {});
         this.#connectedMs = performance.now();
         this.#frontWaitMs = wait;
         return stream;
@@ -256,6 +403,7 @@ export class RelayService implements AsyncDisposable {
     const relay = this.#relay;
     const device = this.#keeper.device;
     if (relay !== undefined && !relay.deviceLost) await relay.getFeatures().catch(() => {});
+    const frames = device?.info.deviceId === VIRTIO_ID.net ? await device.frameCounts?.().catch(() => undefined) : undefined;
     return {
       schema: "svq.relay/1",
       name,
@@ -283,7 +431,9 @@ export class RelayService implements AsyncDisposable {
       iommu: relay?.iommu?.status ?? null,
       maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
       pins_memory: this.#keeper.device?.info.pinsMemory ?? null,
-      queues: relay?.queues.map((queue) => queueStatus(relay, queue)) ?? [],
+      net: relay === undefined ? null : netStatus(relay),
+      workers: relay?.loads ?? [],
+      queues: relay?.queues.map((queue) => queueStatus(relay, queue, frames)) ?? [],
       error: this.#keeper.error ?? null,
     };
   }
@@ -291,15 +441,20 @@ export class RelayService implements AsyncDisposable {
   /** Changes mode, force_shadow or switch_timeout_ms; resolves with the status when every queue is in its mode. */
   async set(params: Record<string, unknown>): Promise<RelayStatus> {
     const { config } = this.#options;
-    const { mode, queue, force_shadow, switch_timeout_ms, ...others } = params;
+    const { mode, queue, force_shadow, switch_timeout_ms, net_state, ...others } = params;
     for (const name of Object.keys(others)) throw badParameter(`There is nothing called "${name}" to set`);
     if (mode !== undefined && !MODES.includes(mode as RelayMode)) throw badParameter(`"${mode}" is no mode: ${MODES.join(", ")}`);
     if (force_shadow !== undefined && typeof force_shadow !== "boolean") throw badParameter("force_shadow is true or false");
-    if (switch_timeout_ms !== undefined && !(typeof switch_timeout_ms === "number" && switch_timeout_ms >= 0)) {
-      throw badParameter("switch_timeout_ms is a number of milliseconds");
+    if (
+      switch_timeout_ms !== undefined && !(typeof switch_timeout_ms === "number" && switch_timeout_ms >= 0 && switch_timeout_ms < 2 ** 31)
+    ) {
+      throw badParameter("switch_timeout_ms is a number of milliseconds below 2^31");
     }
-    if (queue !== undefined && !(typeof queue === "number" && Number.isInteger(queue) && queue >= 0 && mode !== undefined)) {
-      throw badParameter("queue is a queue's number, and goes with a mode");
+    if (
+      queue !== undefined &&
+      !(typeof queue === "number" && Number.isInteger(queue) && queue >= 0 && queue < RING_LIMIT && mode !== undefined)
+    ) {
+      throw badParameter(`queue is a queue's number, below ${RING_LIMIT}, and goes with a mode`);
     }
     if (mode !== undefined && queue !== undefined) {
       (config.queueModes ??= new Map()).set(queue as number, mode as RelayMode);
@@ -309,6 +464,7 @@ export class RelayService implements AsyncDisposable {
     }
     if (force_shadow !== undefined) config.forceShadow = force_shadow;
     if (switch_timeout_ms !== undefined) config.switchTimeoutMs = switch_timeout_ms;
+    if (net_state !== undefined) await (await this.#relayNow()).net.load(net_state);
     await this.#relay?.applyMode();
     return await this.status();
   }
@@ -333,8 +489,12 @@ export class RelayService implements AsyncDisposable {
     return { messages, last: messages.at(-1)?.seq ?? after };
   }
 
-  /** Asks {@linkcode run} to end: rings are drained and handed back first. */
+  /** Asks {@linkcode run} to end: rings are drained and handed back first. An upgrade under way is waited for. */
   stop(): void {
+    if (this.#upgrade !== undefined) {
+      this.#upgrade.then(({ pid }) => Deno.kill(pid, "SIGTERM"), () => this.stop());
+      return;
+    }
     this.#stopping = true;
     this.#stopped.resolve();
     if (this.#relay === undefined) this.#keeper.interrupt();
@@ -346,6 +506,7 @@ export class RelayService implements AsyncDisposable {
     this.#listener?.close();
     this.#fd?.close();
     await this.#keeper.interrupt();
+    await this.#frames.end();
     await this.#relay?.close();
     this.#relay = undefined;
     await this.#keeper.close();
@@ -356,6 +517,19 @@ export class RelayService implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+function netState({ net }: Relay): NetStateDocument {
+  const { document } = net;
+  if (document !== undefined) return document;
+  throw new SvqError("NO_CONTROL_QUEUE", "No control queue of a network device is in use here: there is no state", {
+    exitCode: EXIT.missingFeature,
+    hint: "The device must offer CTRL_VQ, and a guest must have started it",
+  });
+}
+
+function refused(why: string): SvqError {
+  return new SvqError("UPGRADE_REFUSED", `The relay cannot be upgraded now: ${why}`, { exitCode: EXIT.migrationAborted });
 }
 
 function badParameter(message: string): SvqError {

@@ -12,6 +12,7 @@ import { PackedDriver } from "../vring/packed.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../vring/queue.ts";
 import { COUNTER } from "./counters.ts";
 import type { QueueProgress, RingPlace } from "./messages.ts";
+import type { QueueCapture } from "./capture.ts";
 import type { IommuChains } from "./iommu_chains.ts";
 import { loggedRanges } from "./logged_ring.ts";
 import type { DataPath } from "./core.ts";
@@ -104,6 +105,7 @@ export class ShadowCore {
   #logged: readonly number[] = [];
   readonly #inflight: InflightLog | undefined;
   readonly #iommu: IommuChains | undefined;
+  readonly #capture: QueueCapture | undefined;
 
   /**
    * @param guest the guest's ring
@@ -113,6 +115,7 @@ export class ShadowCore {
    * @param counters the queue's slots
    * @param inflight record of what is in flight, outside this process
    * @param iommu where the guest's chains name IOVAs
+   * @param capture copies what comes back
    */
   constructor(
     guest: DeviceQueue,
@@ -122,7 +125,9 @@ export class ShadowCore {
     counters: Float64Array,
     inflight: InflightLog | undefined,
     iommu?: IommuChains,
+    capture?: QueueCapture,
   ) {
+    this.#capture = capture;
     this.#inflight = inflight;
     this.#iommu = iommu;
     this.#guest = guest;
@@ -243,6 +248,7 @@ export class ShadowCore {
       const guestId = this.#guestId[id]!;
       if (guestId < 0) throw new SvqError("INTERNAL", `Shadow chain ${id} has no guest chain`);
       this.#markWritable(id);
+      if (this.#capture !== undefined) this.#show(id, device.usedLength, this.#capture);
       this.#segments.release(this.#first[id]!);
       this.#guestId[id] = -1;
       this.#first[id] = -1;
@@ -259,6 +265,17 @@ export class ShadowCore {
       this.logRing();
     }
     return moved;
+  }
+
+  // What was sent, or what the device says that it has written. The guest gets it back only after this.
+  #show(id: number, written: number, capture: QueueCapture): void {
+    const { addresses, lengths, writable, next } = this.#segments;
+    const { receives } = capture;
+    capture.begin(receives ? written : this.#bytes[id]!);
+    for (let slot = this.#first[id]!; slot >= 0; slot = next[slot]!) {
+      if ((writable[slot] === 1) === receives) capture.segment(addresses[slot]!, lengths[slot]!);
+    }
+    capture.end();
   }
 
   // The whole writable part, from the private copy: the device may have written more than it says, and the ring may

@@ -7,8 +7,19 @@ import type { ErrorRecord } from "../errors.ts";
 import { CORES, COUNTER } from "./counters.ts";
 import type { IommuStatus } from "./guest_iommu.ts";
 import type { Relay, RelayMode } from "./relay.ts";
+import type { WorkerLoad } from "./worker_load.ts";
 import { isRelayed } from "./queue_steps.ts";
 import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
+
+/** Frames of one queue, as a network device counts them. */
+export interface FrameCounts {
+  /** Frames that came through or went out. */
+  frames: number;
+  /** Bytes of those, without the packet header. */
+  bytes: number;
+  /** Frames that the device dropped. */
+  drops: number;
+}
 
 /** One queue in {@linkcode RelayStatus}. */
 export interface QueueStatus {
@@ -40,6 +51,8 @@ export interface QueueStatus {
   kicks: number;
   /** Calls that the relay gave the guest. */
   calls: number;
+  /** Times that chains were given to the device: one or more together. */
+  batches: number;
   /** Chains relayed. */
   chains: number;
   /** Bytes in them. */
@@ -52,10 +65,46 @@ export interface QueueStatus {
   errors: number;
   /** Times that the device's ring was full. */
   full: number;
+  /** Requests that a relay before this one had in hand, and that were given to the device again. */
+  redone: number;
+  /** Frames that a capture had no room for. */
+  uncaptured: number;
+  /** What an embedded network device says of the queue; null for other devices. The relay itself never drops a frame. */
+  frames: FrameCounts | null;
   /** Cost of switching. */
   switches: SwitchTimes;
   /** Why the queue failed. */
   error: ErrorRecord | null;
+}
+
+/** The control queue of a network device. */
+export interface NetStatus {
+  /** Who drives it: the guest, or the relay, since the VMM keeps it to itself. */
+  control: "guest" | "relay";
+  /** Its index. */
+  queue: number;
+  /** In an address space of its own, where the device finds nothing but the relay's pages. */
+  own_address_space: boolean;
+  /** Queue pairs in use, as far as it was said. */
+  pairs: number | null;
+  /** The newest commands that were refused, with the reason. */
+  refused: readonly string[];
+  /** What the guest has set by commands that cannot be set again elsewhere. */
+  not_migratable: readonly string[];
+}
+
+/** The control queue of a relay's device. */
+export function netStatus({ net }: Relay): NetStatus | null {
+  if (net.source === undefined) return null;
+  const own_address_space = net.isolated;
+  return {
+    control: net.source,
+    queue: net.index,
+    own_address_space,
+    pairs: net.pairs ?? null,
+    refused: net.refusals,
+    not_migratable: net.notMigratable,
+  };
 }
 
 /** What is the same for all shapes of status. */
@@ -115,6 +164,10 @@ export interface RelayStatus {
   maps: { guest: number; shadow: number };
   /** The device pins the guest's memory; null where nobody knows. */
   pins_memory: boolean | null;
+  /** The control queue of a network device; null where none is in use. */
+  net: NetStatus | null;
+  /** The threads that run the queues. */
+  workers: WorkerLoad[];
   /** All queues that the front-end has set up. */
   queues: QueueStatus[];
   /** Why the device is gone. */
@@ -127,8 +180,12 @@ function passthroughPositions(relay: Relay, queue: RelayQueue): { avail: number;
   return { avail: word(avail), used: word(used) };
 }
 
-/** The state of one queue. */
-export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
+/**
+ * The state of one queue.
+ *
+ * @param frames what the device itself counts, by queue
+ */
+export function queueStatus(relay: Relay, queue: RelayQueue, frames?: readonly FrameCounts[]): QueueStatus {
   const counters = relay.counters.of(queue.index);
   const of = (name: keyof typeof COUNTER) => counters[COUNTER[name]]!;
   const format = (relay.features & 1n << 34n) !== 0n ? "packed" : "split";
@@ -160,12 +217,16 @@ export function queueStatus(relay: Relay, queue: RelayQueue): QueueStatus {
     inflight,
     kicks: of("kicks"),
     calls: of("calls"),
+    batches: of("batches"),
     chains: of("chains"),
     bytes: of("bytes"),
     dirty_pages: of("dirtyPages"),
     doorbell: relay.doorbells.includes(queue.index),
     errors: of("errors"),
     full: of("full"),
+    redone: queue.redone,
+    uncaptured: of("uncaptured"),
+    frames: frames?.[queue.index] ?? null,
     switches: { ...queue.times },
     error: queue.error ?? null,
   };

@@ -5,28 +5,31 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
-import { completePackedBase, packedBase, packedPosition } from "../vring/packed.ts";
-import { checkPackedNum, checkSplitNum, packedLayout, splitLayout } from "../vring/layout.ts";
+import type { InflightChains, InflightLog } from "../vring/inflight.ts";
+import { completePackedBase, PACKED_BASE_START, packedBase, packedPosition } from "../vring/packed.ts";
+import {
+  checkPackedNum,
+  checkSplitNum,
+  packedLayout,
+  splitLayout,
+  VRING_PACKED_DESC_F_AVAIL as PACKED_AVAIL,
+  VRING_PACKED_DESC_F_USED as PACKED_USED,
+} from "../vring/layout.ts";
 import { VringError } from "../vring/rules.ts";
 import { type DataPath, maxChainOf, type RelayCore } from "./core.ts";
 import { COUNTER } from "./counters.ts";
+import { availRingOf, openInflight, packedRingOf } from "./inflight_start.ts";
 import { loggedRanges } from "./logged_ring.ts";
 import type { QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { errorOf } from "./wasm_errors.ts";
+import { openInflightWindow, takeOverInflight } from "./wasm_inflight.ts";
 import type { WasmHost } from "./wasm_host.ts";
-import { LINK, PLACE, QUEUE, QUEUE_BYTES, QUEUE_ORDER, type QueueField, RECORD_BYTES, RESULT, SEGMENT_BYTES } from "./wasm_layout.ts";
+import { PLACE, type QueueField, RESULT } from "./wasm_layout.ts";
+import { WasmQueue } from "./wasm_queue.ts";
 
+const PACKED_STATE = PACKED_AVAIL | PACKED_USED;
+const NO_ROOM = "The device's ring has no room for what was in flight";
 const KINDS = { split: 0, packed: 1, heads: 2 } as const;
-
-interface Held {
-  guestId: number;
-  order: number;
-  segments: { address: number; length: number; writable: boolean }[];
-}
-
-function alignUp(value: number): number {
-  return Math.ceil(value / 8) * 8;
-}
 
 /** Implements {@linkcode RelayCore} in WebAssembly. */
 export class WasmCore implements RelayCore {
@@ -44,14 +47,11 @@ export class WasmCore implements RelayCore {
   readonly #counters: Float64Array;
   readonly #stack = new DisposableStack();
   readonly #guest: RingPlace;
-  readonly #queue: number;
-  readonly #words: Int32Array;
-  readonly #floats: Float64Array;
-  readonly #records: Int32Array;
-  readonly #orders: Float64Array;
-  readonly #taken: Uint16Array;
-  #segments!: { at: number; capacity: number; words: Int32Array; wide: BigUint64Array };
+  readonly #queue: WasmQueue;
   #releaseDevice: () => void = () => {};
+  #inflight: InflightLog | undefined;
+  /** A driver whose chains were taken by a relay before this one is called at the first chance. */
+  #mustCall = false;
   #logged: readonly number[] = [];
 
   /**
@@ -68,36 +68,22 @@ export class WasmCore implements RelayCore {
     const { guest, device } = start;
     if (guest.packed) checkPackedNum(guest.num);
     else checkSplitNum(guest.num);
-    const takenAt = QUEUE_BYTES;
-    const recordsAt = alignUp(takenAt + guest.num * 2);
-    const bytes = recordsAt + device.num * RECORD_BYTES;
     using cleanup = new DisposableStack();
-    const { windows } = host;
-    this.#queue = windows.alloc(bytes);
-    cleanup.defer(() => windows.release(this.#queue, bytes));
-    const { buffer } = windows.memory;
-    this.#words = new Int32Array(buffer, this.#queue, QUEUE_BYTES / 4);
-    this.#floats = new Float64Array(buffer, this.#queue, QUEUE_BYTES / 8);
-    this.#taken = new Uint16Array(buffer, this.#queue + takenAt, guest.num);
-    this.#records = new Int32Array(buffer, this.#queue + recordsAt, device.num * RECORD_BYTES / 4);
-    this.#orders = new Float64Array(buffer, this.#queue + recordsAt, device.num * RECORD_BYTES / 8);
-    this.#set("env", host.env);
-    this.#set("taken", this.#queue + takenAt);
-    this.#set("records", this.#queue + recordsAt);
+    this.#queue = cleanup.use(new WasmQueue(host.windows, host.env, guest.num, device.num));
     cleanup.defer(() => this.#releaseDevice());
-    cleanup.defer(() => this.#releaseSegments());
     this.#openGuest(start, cleanup);
     this.#openDevice(start);
     this.setLogUsed(start.logUsedGpa);
+    if (start.inflight !== undefined) this.#openInflight(start, cleanup);
     this.#stack = cleanup.move();
   }
 
   #set(field: QueueField, value: number): void {
-    this.#words[QUEUE[field]] = value;
+    this.#queue.set(field, value);
   }
 
   #get(field: QueueField): number {
-    return this.#words[QUEUE[field]]! >>> 0;
+    return this.#queue.get(field);
   }
 
   // The window of a whole region where there is one, else one of the ring's part alone.
@@ -118,6 +104,7 @@ export class WasmCore implements RelayCore {
     this.#set("guestNum", guest.num);
     this.#set("guestEventIdx", guest.eventIdx ? 1 : 0);
     this.#set("guestIndirect", guest.indirect ? 1 : 0);
+    this.#set("guestInOrder", guest.inOrder ? 1 : 0);
     const parts = { guestDesc: "desc", guestAvail: "avail", guestUsed: "used" } as const;
     for (const [field, part] of Object.entries(parts) as [QueueField, "desc" | "avail" | "used"][]) {
       const align = part === "desc" ? 4 : part === "avail" && !guest.packed ? 2 : 4;
@@ -130,17 +117,86 @@ export class WasmCore implements RelayCore {
       this.#set(field, offset);
     }
     if (guest.packed) {
-      const base = completePackedBase(guestBase, guest.num);
-      this.#set("guestNext", base & 0x7fff);
-      this.#set("guestSeen", base >>> 15 & 1);
-      this.#set("guestUsedNext", base >>> 16 & 0x7fff);
-      this.#set("guestUsedSeen", base >>> 31);
+      this.#setPosition(completePackedBase(guestBase, guest.num), 0);
       return;
     }
     const base = guestBase & 0xffff;
     const used = this.#host.exports.peek(this.#get("guestUsed")) >>> 16;
     if (((base - used) & 0xffff) > guest.num) {
       throw new VringError("BASE_INVALID", -1, `The ring base is ${base} and the used index ${used}, with a queue of ${guest.num}`);
+    }
+    this.#setPosition(base, used);
+  }
+
+  #openInflight(start: QueueStart, cleanup: DisposableStack): void {
+    const { windows } = this.#host;
+    const region = start.inflight!;
+    const window = openInflightWindow(windows, region);
+    cleanup.defer(() => windows.release(window, region.size));
+    this.#inflight = openInflight(start, this.#path)!;
+    if (start.resume !== undefined) this.#resume(start.resume);
+    takeOverInflight(this.#queue, this.#inflight, window);
+  }
+
+  // What was in flight is taken from a ring in private memory, by the same rules as what a guest offers; then it counts as taken
+  // from the guest's. The record has it already.
+  #resume(resume: InflightChains): void {
+    const { windows, exports } = this.#host;
+    const { packed, num } = this.#guest;
+    const ring = packed ? packedRingOf(resume, num) : new Uint8Array(availRingOf(resume, num).buffer);
+    const at = windows.alloc(ring.length);
+    using released = new DisposableStack();
+    released.defer(() => windows.release(at, ring.length));
+    new Uint8Array(windows.memory.buffer, at, ring.length).set(ring);
+    const part = packed ? "guestDesc" : "guestAvail";
+    const own = this.#get(part);
+    this.#set(part, at);
+    this.#setPosition(packed ? PACKED_BASE_START : 0, 0);
+    const moved = this.#take((queue) => exports.take(queue));
+    this.#set(part, own);
+    this.#setPosition(resume.base, resume.used);
+    const slots = resume.entries.reduce((sum, chain) => sum + chain.length, 0);
+    if (moved !== resume.ids.length || this.#get("openSlots") !== slots) {
+      throw new SvqError("INFLIGHT_INVALID", this.full ? NO_ROOM : "What was in flight is not what its record says");
+    }
+    this.#noteOrder(resume);
+    this.#markHeld();
+    this.logRing();
+    if (packed) this.#withdrawUsed();
+    this.#mustCall = true;
+    exports.publishAdded(this.#queue.at);
+  }
+
+  // With IN_ORDER used and taken chains lie at the same positions.
+  #noteOrder({ ids, entries, used }: InflightChains): void {
+    const { packed, num } = this.#guest;
+    const order = this.#queue.halves("guestOrder");
+    let place = packed ? used & 0x7fff : used & (num - 1);
+    ids.forEach((id, i) => {
+      order[place] = id;
+      place = (place + (packed ? entries[i]!.length : 1)) % num;
+    });
+  }
+
+  // Somebody who was killed before a flush may have left used descriptors behind the place where the driver looks.
+  #withdrawUsed(): void {
+    const flags = new Uint16Array(this.#host.windows.memory.buffer, this.#get("guestDesc"), this.#guest.num * 8);
+    let [slot, wrap] = [this.#get("guestUsedNext"), this.#get("guestUsedSeen")];
+    for (let left = this.#get("openSlots"); left > 0; left--) {
+      const at = slot * 8 + 7;
+      Atomics.store(flags, at, (Atomics.load(flags, at) & ~PACKED_STATE) | (wrap === 1 ? PACKED_AVAIL : PACKED_USED));
+      if (++slot === this.#guest.num) [slot, wrap] = [0, wrap ^ 1];
+    }
+  }
+
+  // Where the guest's ring goes on. `used`: for a packed ring it is in the base.
+  #setPosition(base: number, used: number): void {
+    if (this.#guest.packed) {
+      this.#set("guestNext", base & 0x7fff);
+      this.#set("guestSeen", base >>> 15 & 1);
+      this.#set("guestUsedNext", base >>> 16 & 0x7fff);
+      this.#set("guestUsedSeen", base >>> 31);
+      return;
     }
     this.#set("guestNext", base);
     this.#set("guestSeen", base);
@@ -178,64 +234,15 @@ export class WasmCore implements RelayCore {
     this.#set("tablesIovaLow", entries > 0 ? tables!.iova % 2 ** 32 : 0);
     this.#set("tablesIovaHigh", entries > 0 ? Math.floor(tables!.iova / 2 ** 32) : 0);
     this.#set("maxChain", maxChainOf(start));
-    this.#resetDevice(num, packed, heads);
-  }
-
-  // A fresh ring: nothing is at the device.
-  #resetDevice(num: number, packed: boolean, heads: boolean): void {
-    const start = packed ? 1 : 0;
-    for (const field of ["deviceNext", "deviceUsedNext", "freeHead", "inflight", "returned", "batchSlots"] as const) this.#set(field, 0);
-    this.#set("devicePublished", start);
-    this.#set("deviceUsedSeen", start);
-    this.#set("batchSlot", -1);
-    this.#set("numFree", num);
-    this.#records.fill(0);
-    for (let id = 0; id < num; id++) {
-      this.#records[id * 8 + 4] = -1;
-      if (packed) this.#records[id * 8 + 7] = id + 1;
-    }
-    const own = packed || heads ? 0 : num;
-    this.#releaseSegments();
-    this.#makeSegments(own === 0 ? num * 2 : num);
-    // Those of the ring's own descriptors are linked in a circle, as its free list is.
-    for (let i = 0; i < own; i++) this.#segments.words[i * 4 + 3] = (i + 1) % num;
-    this.#set("poolBase", own);
-    this.#set("poolHead", 0);
-    this.#set("poolFree", 0);
-    this.#link(own, this.#segments.capacity);
-  }
-
-  #makeSegments(capacity: number): void {
-    const { windows } = this.#host;
-    const at = windows.alloc(capacity * SEGMENT_BYTES);
-    const { buffer } = windows.memory;
-    const words = new Int32Array(buffer, at, capacity * 4);
-    this.#segments = { at, capacity, words, wide: new BigUint64Array(buffer, at, capacity * 2) };
-    this.#set("segments", at);
-  }
-
-  #releaseSegments(): void {
-    if (this.#segments !== undefined) this.#host.windows.release(this.#segments.at, this.#segments.capacity * SEGMENT_BYTES);
-  }
-
-  /** Puts segments `[from, to)` at the head of the pool. */
-  #link(from: number, to: number): void {
-    for (let i = from; i < to; i++) this.#segments.words[i * 4 + 3] = i + 1 < to ? i + 1 : this.#get("poolHead");
-    if (to > from) this.#set("poolHead", from);
-    this.#set("poolFree", this.#get("poolFree") + to - from);
-  }
-
-  #grow(): void {
-    const old = this.#segments;
-    this.#makeSegments(Math.max(old.capacity * 2, old.capacity + this.#get("maxChain")));
-    this.#segments.words.set(old.words);
-    this.#host.windows.release(old.at, old.capacity * SEGMENT_BYTES);
-    this.#link(old.capacity, this.#segments.capacity);
+    this.#set("deviceInOrder", device.inOrder ? 1 : 0);
+    // A table of one format cannot be read as one of the other.
+    this.#set("passTables", device.indirect && device.passTables === true && packed === this.#guest.packed ? 1 : 0);
+    this.#queue.resetDevice(packed, heads);
   }
 
   #fail(result: number): never {
     throw errorOf(result, {
-      index: this.#words[QUEUE.errorIndex]!,
+      index: this.#get("errorIndex") | 0,
       value: this.#get("errorValue"),
       num: this.#guest.num,
       deviceNum: this.#get("deviceNum"),
@@ -253,11 +260,16 @@ export class WasmCore implements RelayCore {
 
   /** See {@linkcode RelayCore.forward}. */
   forward(): number {
+    const { exports } = this.#host;
+    return this.#take((queue) => exports.forward(queue));
+  }
+
+  #take(step: (queue: number) => number): number {
     this.kickWanted = false;
     this.full = false;
     let moved = 0;
     for (;;) {
-      const result = this.#host.exports.forward(this.#queue);
+      const result = step(this.#queue.at);
       if (result < 0) this.#fail(result);
       moved += result & RESULT.count;
       if ((result & RESULT.notify) !== 0) this.kickWanted = true;
@@ -266,21 +278,21 @@ export class WasmCore implements RelayCore {
         this.#counters[COUNTER.full]!++;
       }
       if ((result & RESULT.grow) === 0) return moved;
-      this.#grow();
+      this.#queue.grow();
     }
   }
 
   /** See {@linkcode RelayCore.returnUsed}. */
   returnUsed(): number {
     this.callWanted = false;
-    const result = this.#host.exports.returnUsed(this.#queue);
+    const result = this.#host.exports.returnUsed(this.#queue.at);
     if (result < 0) this.#fail(result);
     if (result === 0) return 0;
     const moved = result & RESULT.count;
-    this.callWanted = (result & RESULT.notify) !== 0;
+    this.callWanted = (result & RESULT.notify) !== 0 || this.#mustCall;
+    this.#mustCall = false;
     this.#counters[COUNTER.chains]! += moved;
-    this.#counters[COUNTER.bytes]! += this.#floats[QUEUE_ORDER + 1]!;
-    this.#floats[QUEUE_ORDER + 1] = 0;
+    this.#counters[COUNTER.bytes]! += this.#queue.takeBytes();
     this.#countDirty();
     // The used ring's own pages are marked after it was written: the reader clears a bit first and copies then.
     if (this.#logged.length > 0) this.logRing();
@@ -289,24 +301,24 @@ export class WasmCore implements RelayCore {
 
   /** See {@linkcode RelayCore.disableCalls}. */
   disableCalls(): void {
-    this.#host.exports.disableCalls(this.#queue);
+    this.#host.exports.disableCalls(this.#queue.at);
   }
 
   /** See {@linkcode RelayCore.enableCalls}. */
   enableCalls(): boolean {
-    const result = this.#host.exports.enableCalls(this.#queue);
+    const result = this.#host.exports.enableCalls(this.#queue.at);
     if (result < 0) this.#fail(result);
     return result !== 0;
   }
 
   /** See {@linkcode RelayCore.disableKicks}. */
   disableKicks(): void {
-    this.#host.exports.disableKicks(this.#queue);
+    this.#host.exports.disableKicks(this.#queue.at);
   }
 
   /** See {@linkcode RelayCore.enableKicks}. */
   enableKicks(): boolean {
-    const result = this.#host.exports.enableKicks(this.#queue);
+    const result = this.#host.exports.enableKicks(this.#queue.at);
     if (result < 0) this.#fail(result);
     return result !== 0;
   }
@@ -351,29 +363,10 @@ export class WasmCore implements RelayCore {
     return { deviceBase: this.#deviceBase(), inflight: this.inflight, guestBase: this.guestBase };
   }
 
-  /** What the device holds, in the order in which it was taken. */
-  #held(): Held[] {
-    const held: Held[] = [];
-    const { words, wide } = this.#segments;
-    for (let id = 0; id < this.#get("deviceNum"); id++) {
-      const guestId = this.#records[id * 8 + 4]!;
-      if (guestId < 0) continue;
-      const segments: Held["segments"] = [];
-      for (let index = this.#records[id * 8 + 5]!;;) {
-        const link = words[index * 4 + 3]!;
-        segments.push({ address: Number(wide[index * 2]!), length: words[index * 4 + 2]! >>> 0, writable: (link & LINK.write) !== 0 });
-        if ((link & LINK.more) === 0) break;
-        index = link & LINK.index;
-      }
-      held.push({ guestId, order: this.#orders[id * 4]!, segments });
-    }
-    return held.sort((a, b) => a.order - b.order);
-  }
-
   /** See {@linkcode RelayCore.uses}. */
   uses(gpa: number, size: number): number {
     const touches = ({ address, length }: { address: number; length: number }) => address < gpa + size && address + length > gpa;
-    return this.#held().filter(({ segments }) => segments.some(touches)).length;
+    return this.#queue.held().filter(({ segments }) => segments.some(touches)).length;
   }
 
   // Makes all chains in flight available again, where they are exactly those that were taken last.
@@ -385,9 +378,8 @@ export class WasmCore implements RelayCore {
       const distance = (this.#get("guestNext") - this.#get("guestUsedNext") + lap + 2 * num) % (2 * num);
       if (distance !== this.#get("openSlots")) return false;
     } else if (((this.#get("guestNext") - open) & 0xffff) !== this.#get("guestUsedSeen")) return false;
-    const order = this.#floats[QUEUE_ORDER]!;
-    if (this.#held().some((chain) => chain.order < order - open)) return false;
-    this.#taken.fill(0);
+    if (this.#queue.done.includes(1) || this.#queue.held().some(({ age }) => age > open)) return false;
+    this.#queue.halves("taken").fill(0);
     this.#set("open", 0);
     this.#set("openSlots", 0);
     this.#set("guestNext", this.#get("guestUsedNext"));
@@ -405,11 +397,12 @@ export class WasmCore implements RelayCore {
     // A driver whose kicks were suppressed must not stay silent towards whoever comes next.
     this.enableKicks();
     this.logRing();
+    this.#inflight?.end();
     return { deviceBase: this.#deviceBase(), inflight, guestBase: this.guestBase };
   }
 
   #markHeld(): void {
-    const result = this.#host.exports.markHeld(this.#queue);
+    const result = this.#host.exports.markHeld(this.#queue.at);
     this.#countDirty();
     if (result < 0) this.#fail(result);
   }
@@ -417,30 +410,31 @@ export class WasmCore implements RelayCore {
   /** See {@linkcode RelayCore.renew}. */
   renew(start: QueueStart): void {
     this.#markHeld();
-    const held = this.#held();
+    const held = this.#queue.held();
     this.#openDevice(start);
     const { exports } = this.#host;
-    const taken = this.#floats[QUEUE_ORDER]!;
+    const taken = this.#get("order");
     for (const { guestId, order, segments } of held) {
       for (;;) {
         exports.begin();
-        for (const { address, length, writable } of segments) exports.segment(this.#queue, address, length, writable ? 1 : 0);
-        const id = exports.add(this.#queue, guestId);
+        for (const { address, length, writable } of segments) exports.segment(this.#queue.at, address, length, writable ? 1 : 0);
+        const id = exports.add(this.#queue.at, guestId);
         // Its place in the order in which the guest's chains were taken stays what it was.
-        if (id >= 0) this.#orders[id * 4] = order;
+        if (id >= 0) this.#queue.setOrder(id, order);
         if (id >= 0) break;
         if (id === PLACE.full) throw new SvqError("INTERNAL", "A fresh ring has no room for what the one before it held");
         if (id !== PLACE.grow) this.#fail(id);
-        this.#grow();
+        this.#queue.grow();
       }
     }
-    this.#floats[QUEUE_ORDER] = taken;
-    exports.publishAdded(this.#queue);
+    this.#set("order", taken);
+    exports.publishAdded(this.#queue.at);
   }
 
   /** See {@linkcode RelayCore.abandon}. */
-  abandon(): QueueProgress {
+  abandon(keep: boolean): QueueProgress {
     this.#markHeld();
+    if (!keep) this.#inflight?.end();
     return this.progress();
   }
 

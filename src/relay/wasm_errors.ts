@@ -68,6 +68,12 @@ export function errorOf(result: number, facts: ErrorFacts): SvqError {
       return new SvqError("OUTSIDE_MEMORY", "A segment of a chain has no place in the device's address space");
     case 26:
       return new SvqError("CHAIN_TOO_LONG", `A chain has more than ${facts.index} segments for the device`);
+    case 27:
+      return new VringError(
+        "IN_ORDER",
+        facts.index,
+        `A used entry ends a batch at chain ${facts.index}, beyond used index ${facts.value}`,
+      );
     default:
       return new SvqError("INTERNAL", `The WebAssembly core says ${result}`);
   }

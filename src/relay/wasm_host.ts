@@ -24,6 +24,14 @@ interface RegionWindow extends MappedRange {
   offset: number;
 }
 
+/** Another build of the module than the one that is carried, and what it imports besides. */
+export interface WasmBuild {
+  /** The module. */
+  module: WebAssembly.Module;
+  /** Its own imports. */
+  imports: Readonly<Record<string, WebAssembly.ModuleImports>>;
+}
+
 let compiled: WebAssembly.Module | undefined;
 
 /** One instance and its memory; for one thread. */
@@ -48,7 +56,7 @@ export class WasmHost {
    *
    * @throws SvqError WASM_UNUSABLE
    */
-  constructor(path: DataPath) {
+  constructor(path: DataPath, build?: WasmBuild) {
     this.#path = path;
     this.windows = new WindowMemory();
     // The module's own data, of which there is next to none, lies in the first page.
@@ -67,12 +75,13 @@ export class WasmHost {
     this.#words[ENV.scratch] = scratch;
     this.#words[ENV.moved] = scratch + SCRATCH_BYTES;
     this.#words[ENV.table] = scratch + 2 * SCRATCH_BYTES;
-    compiled ??= new WebAssembly.Module(Uint8Array.fromBase64(RELAY_CORE));
     const host = {
       readTable: (address: number, size: number) => this.#path.memory.readWords(address, this.#table, size >>> 2) ? 1 : 0,
       mark: (address: number, length: number) => this.#path.dirty?.markRange(address, length >>> 0) === false ? 0 : 1,
     };
-    this.exports = new WebAssembly.Instance(compiled, { env: { memory }, host }).exports as unknown as RelayExports;
+    const module = build?.module ?? (compiled ??= new WebAssembly.Module(Uint8Array.fromBase64(RELAY_CORE)));
+    const imports = { ...build?.imports, env: { memory }, host };
+    this.exports = new WebAssembly.Instance(module, imports).exports as unknown as RelayExports;
     this.#test();
   }
 

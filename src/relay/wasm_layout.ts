@@ -29,7 +29,10 @@ const FIELDS = [
   ...["tablesIovaLow", "tablesIovaHigh", "maxChain", "taken", "records", "segments", "poolBase", "poolFree", "poolHead"],
   ...["guestNext", "guestSeen", "guestUsedNext", "guestUsedSeen", "open", "openSlots", "deviceNext", "devicePublished"],
   ...["deviceUsedNext", "deviceUsedSeen", "freeHead", "numFree", "inflight", "returned", "errorIndex", "errorValue"],
-  ...["dirtyPages", "batchSlot", "batchFlags", "batchSlots"],
+  ...["dirtyPages", "order", "batchSlot", "batchFlags", "batchSlots", "usedSlot", "usedFlags", "usedSlots"],
+  ...["inflightAt", "inflightBatch", "inflightBatchLength", "inflightLast", "inflightUsed", "inflightNext"],
+  ...["entryOf", "entryNext", "entryCount", "entryFree", "entryFreeCount", "passTables", "guestInOrder", "deviceInOrder"],
+  ...["guestOrder", "doneIds", "doneLengths", "usedChains", "deviceOrder", "deviceOrderNext", "deviceOrderOldest"],
 ] as const;
 
 /** A field of a queue. */
@@ -40,15 +43,22 @@ export const QUEUE: Readonly<Record<QueueField, number>> = Object.fromEntries(FI
   QueueField,
   number
 >;
-/** Place of the two 64-bit floats behind the fields, in 64-bit words: order, bytes. */
-export const QUEUE_ORDER: number = Math.ceil(FIELDS.length / 2);
+/** Places of the 64-bit floats behind the fields, in 64-bit words. */
+export const QUEUE_FLOATS = {
+  /** Bytes of the chains that came back. */
+  bytes: Math.ceil(FIELDS.length / 2),
+  /** What the in-flight record counts its next chain by. */
+  inflightCounter: Math.ceil(FIELDS.length / 2) + 1,
+} as const;
 /** Bytes of a queue. */
-export const QUEUE_BYTES: number = (QUEUE_ORDER + 2) * 8;
+export const QUEUE_BYTES: number = (QUEUE_FLOATS.inflightCounter + 1) * 8;
 
 /** Bytes of a region, a span, or a segment of a scratch chain. */
 export const ENTRY_BYTES = 24;
 /** Bytes of the record of a chain at the device. */
-export const RECORD_BYTES = 32;
+export const RECORD_BYTES = 16;
+/** Its fields, in 32-bit words: the guest's id (-1: not at the device), first segment, order, ring descriptors or next free id. */
+export const RECORD = { guestId: 0, first: 1, order: 2, slots: 3, words: 4 } as const;
 /** Bytes of the private copy of a segment. */
 export const SEGMENT_BYTES = 16;
 /** Bits of a segment's link. */
@@ -60,6 +70,8 @@ export const PLACE = { full: -100, grow: -101 } as const;
 
 /** What the module exports. Queues and environments are offsets in its memory. */
 export interface RelayExports {
+  /** Takes the guest's chains into the device's ring, which does not show them yet. */
+  take(queue: number): number;
   /** Offers the guest's chains to the device. */
   forward(queue: number): number;
   /** Gives used chains back. */

@@ -5,16 +5,18 @@
  * @module
  */
 import { toErrorRecord } from "../errors.ts";
-import { bufferAt, EPOLL, Epoll } from "../ffi/mod.ts";
+import { bufferAt, EPOLL, Epoll, pinThread } from "../ffi/mod.ts";
 import { Iotlb } from "../iova/iotlb.ts";
 import { Translation } from "../iova/translation.ts";
 import { RangeTable } from "../memory/range_table.ts";
 import { DirtyBitmap } from "../dirty/bitmap.ts";
-import { CORES, COUNTER, Counters } from "./counters.ts";
+import { CORES, COUNTER, Counters, WORKER_COUNTER } from "./counters.ts";
 import type { DataPath } from "./core.ts";
+import { ControlCore } from "./control_core.ts";
 import { CoreMaker } from "./core_maker.ts";
 import type { QueueStart, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
 import { NotifyRunner } from "./notify_runner.ts";
+import { Polling } from "./polling.ts";
 import { QueueRunner, type Runner } from "./queue_runner.ts";
 
 interface Command {
@@ -44,6 +46,14 @@ const CALL = 2;
 
 /** How long a chain waits whose driver never kicks, ms. */
 const POLL_MS = 1;
+/** How long polling goes on, while there is work, before events and commands are looked for, us. */
+const LOOK_US = 50;
+/** Looks at polled queues between two looks at the clock. */
+const SPINS = 8;
+
+function nowUs(): number {
+  return performance.now() * 1000;
+}
 
 function tokenOf(index: number, what: number): number {
   return index * 4 + what;
@@ -65,6 +75,14 @@ class RelayLoop {
   readonly #maker: CoreMaker;
   /** Queues whose driver never kicks: the front-end has set a kick without a descriptor. */
   readonly #polled = new Set<Runner>();
+  /** Queues that are polled: nobody notifies of what comes. Each of them is armed before the thread sleeps. */
+  #hot: QueueRunner[] = [];
+  readonly #polling: Polling;
+  readonly #load: Float64Array;
+  /** When there was work the last time, us. */
+  #workedAt = 0;
+  /** This round of polling has found work. */
+  #found = false;
   #handled = 0;
   #ended = false;
 
@@ -72,12 +90,16 @@ class RelayLoop {
     this.#posted = new Int32Array(init.posted);
     this.#counters = new Counters(init.counters);
     this.#maker = new CoreMaker(init.core, this.#path);
+    if (init.cpus.length > 0) pinThread(init.cpus);
+    this.#polling = new Polling(init.poll, init.spareCpus);
+    this.#load = this.#counters.ofWorker(init.index);
+    this.#load[WORKER_COUNTER.pollUs] = this.#polling.budgetUs;
     this.#epoll.add(init.controlFd, EPOLL.IN | EPOLL.ET, tokenOf(0, CONTROL));
   }
 
   async run(): Promise<void> {
     while (!this.#ended) {
-      const count = this.#epoll.wait(this.#busy.size > 0 ? 0 : this.#polled.size > 0 ? POLL_MS : -1);
+      const count = this.#wait();
       let commanded = false;
       for (let i = 0; i < count; i++) {
         const token = this.#epoll.token(i);
@@ -97,21 +119,126 @@ class RelayLoop {
         if (runner instanceof NotifyRunner) runner.kicked();
         this.#busy.add(runner);
       }
-      for (const runner of this.#busy) this.#service(runner);
+      for (const runner of this.#busy) this.#service(runner, this.#polling.budgetUs > 0);
       // Commands come last, so that a stop sees everything that was signalled before it.
       if (commanded) await this.#commands();
+      if (this.#hot.length > 0) this.#poll();
     }
     this.#epoll.close();
     scope.close();
   }
 
-  #service(runner: Runner): void {
+  #wait(): number {
+    const load = this.#load;
+    load[WORKER_COUNTER.waits]!++;
+    if (this.#busy.size > 0 || this.#hot.length > 0) return this.#epoll.wait(0);
+    load[WORKER_COUNTER.sleeps]!++;
+    const begun = nowUs();
+    const count = this.#epoll.wait(this.#polled.size > 0 ? POLL_MS : -1);
+    const now = nowUs();
+    if (count > 0) {
+      this.#polling.slept(now - begun, now);
+      load[WORKER_COUNTER.pollUs] = this.#polling.budgetUs;
+    }
+    return count;
+  }
+
+  /** @param keep poll the queue from now on, when there is nothing more to do at once */
+  #service(runner: Runner, keep = false): void {
     try {
-      if (!runner.service()) this.#busy.delete(runner);
+      // Control queues are slow by nature: nothing is gained by waiting for them.
+      if (keep && runner instanceof QueueRunner && !(runner.core instanceof ControlCore)) {
+        if (runner.work() === 2) return;
+        this.#busy.delete(runner);
+        this.#heat(runner);
+      } else if (!runner.service()) this.#busy.delete(runner);
     } catch (error) {
-      this.#busy.delete(runner);
-      runner.fail();
-      scope.postMessage({ failed: runner.index, error: toErrorRecord(error) });
+      this.#failed(runner, error);
+    }
+  }
+
+  #failed(runner: Runner, error: unknown): void {
+    this.#busy.delete(runner);
+    if (runner instanceof QueueRunner) this.#cool(runner);
+    runner.fail();
+    scope.postMessage({ failed: runner.index, error: toErrorRecord(error) });
+  }
+
+  #heat(runner: QueueRunner): void {
+    if (runner.hot) return;
+    runner.hot = true;
+    if (this.#hot.length === 0) {
+      this.#workedAt = nowUs();
+      this.#found = false;
+      this.#load[WORKER_COUNTER.polls]!++;
+    }
+    this.#hot.push(runner);
+  }
+
+  #cool(runner: QueueRunner): void {
+    if (!runner.hot) return;
+    runner.hot = false;
+    this.#hot.splice(this.#hot.indexOf(runner), 1);
+  }
+
+  // Looks at the polled queues until nothing has come for as long as polling is worth; then they are armed, and the thread may
+  // sleep. Before that it comes back now and then: other queues and commands are told of by events alone.
+  #poll(): void {
+    const load = this.#load;
+    const begun = nowUs();
+    for (let before = begun;;) {
+      let hits = 0;
+      for (let looks = 0; looks < SPINS; looks += this.#hot.length || SPINS) hits += this.#look();
+      const now = nowUs();
+      if (this.#busy.size > 0 || this.#hot.length === 0) return;
+      if (hits > 0) {
+        this.#workedAt = now;
+        this.#found = true;
+        load[WORKER_COUNTER.pollHits]! += hits;
+      } else {
+        load[WORKER_COUNTER.pollIdleUs]! += now - before;
+        const preempted = this.#polling.lap(now - before, now);
+        if (preempted || now - this.#workedAt >= this.#polling.budgetUs) {
+          if (!preempted) this.#polling.ended(this.#found, now);
+          load[WORKER_COUNTER.pollUs] = this.#polling.budgetUs;
+          load[WORKER_COUNTER.pollHeldOff] = this.#polling.heldOff;
+          return this.#arm();
+        }
+      }
+      if (now - begun >= LOOK_US || this.#handled !== Atomics.load(this.#posted, 0)) return;
+      before = now;
+    }
+  }
+
+  // One look at each polled queue. @returns how many had work
+  #look(): number {
+    let hits = 0;
+    for (let i = 0; i < this.#hot.length; i++) {
+      const runner = this.#hot[i]!;
+      try {
+        const moved = runner.work();
+        if (moved !== 0) hits++;
+        // It gets its turn with the others.
+        if (moved === 2) this.#busy.add(runner);
+      } catch (error) {
+        this.#failed(runner, error);
+        i--;
+      }
+    }
+    return hits;
+  }
+
+  // Every polled queue asks for notifications again and looks once more: what came before that was announced by nobody.
+  #arm(): void {
+    const armed = this.#hot;
+    this.#hot = [];
+    for (const runner of armed) {
+      runner.hot = false;
+      try {
+        if (runner.arm()) this.#busy.add(runner);
+      } catch (error) {
+        this.#failed(runner, error);
+      }
     }
   }
 
@@ -130,6 +257,11 @@ class RelayLoop {
   }
 
   #newRunner(queue: QueueStart, counters: Float64Array): QueueRunner {
+    if (queue.control !== undefined) {
+      const core = new ControlCore(queue, this.#path, counters, (event) => scope.postMessage(event));
+      counters[COUNTER.core] = CORES.indexOf(core.kind);
+      return new QueueRunner(queue, core, counters, (iova, perm) => scope.postMessage({ missed: queue.index, iova, perm }));
+    }
     const core = this.#maker.make(queue, counters);
     counters[COUNTER.core] = CORES.indexOf(core.kind);
     const { reason } = this.#maker;
@@ -165,7 +297,7 @@ class RelayLoop {
         const counters = this.#counters.of(queue.index);
         const runner = queue.mode === "notify" ? new NotifyRunner(queue, counters) : this.#newRunner(queue, counters);
         this.#runners.set(queue.index, runner);
-        if (queue.kickFd < 0) this.#polled.add(runner);
+        if (queue.kickFd < 0 && queue.control?.guestless !== true) this.#polled.add(runner);
         this.#watch(queue.kickFd, tokenOf(queue.index, KICK));
         this.#watch(queue.deviceCallFd, tokenOf(queue.index, CALL));
         // Neither a kick nor a call that came before this moment may be lost.
@@ -201,6 +333,7 @@ class RelayLoop {
         else this.#service(runner);
         const progress = runner.finish();
         this.#busy.delete(runner);
+        if (runner instanceof QueueRunner) this.#cool(runner);
         this.#polled.delete(runner);
         this.#runners.delete(command.index);
         this.#epoll.delete(runner.start.kickFd);
@@ -222,10 +355,19 @@ class RelayLoop {
       case "iotlb":
         this.#learn(command);
         return {};
+      case "awaits":
+        return { count: this.#runners.get(command.index)?.awaits(command.iova) === true ? 1 : 0 };
       case "usesIova": {
         let count = 0;
         for (const runner of this.#runners.values()) count += runner.usesIova(command.iova, command.size);
         return { count };
+      }
+      case "inject": {
+        const runner = this.#recorded(command.index);
+        if (!(runner.core instanceof ControlCore)) throw new Error(`queue ${command.index} is no control queue`);
+        runner.core.inject(command.commands);
+        this.#busy.add(runner);
+        return {};
       }
       case "exit":
         this.#ended = true;
@@ -239,7 +381,7 @@ class RelayLoop {
     if (invalidate !== undefined) iotlb.invalidate(invalidate.iova, invalidate.size);
     if (update === undefined) return;
     iotlb.update(update);
-    for (const runner of this.#runners.values()) if (runner.known()) this.#busy.add(runner);
+    for (const runner of this.#runners.values()) if (runner.known(update)) this.#busy.add(runner);
   }
 
   #watch(fd: number, token: number): void {

@@ -5,8 +5,16 @@
  */
 import { type ErrorRecord, fromErrorRecord, SvqError } from "../errors.ts";
 import { createEventfd, type OwnedFd, signalEventfd } from "../ffi/mod.ts";
-import type { CoreChoice } from "./core.ts";
-import type { CoreFallback, QueueFailure, QueueMiss, QueueProgress, WorkerCommand, WorkerInit, WorkerReply } from "./messages.ts";
+import type {
+  ControlEvent,
+  CoreFallback,
+  QueueFailure,
+  QueueMiss,
+  QueueProgress,
+  WorkerCommand,
+  WorkerInit,
+  WorkerReply,
+} from "./messages.ts";
 
 interface Pending {
   resolve: (reply: WorkerReply) => void;
@@ -23,25 +31,26 @@ export class RelayWorker {
   #dead: Error | undefined;
 
   /**
-   * @param counters shared memory of all queues
-   * @param core what runs the data path
+   * @param settings what the Worker is told first, besides what is made here
    * @param onFallback a queue runs on another core than it was meant to
    * @param onQueueFailure a queue of this Worker stopped itself
    * @param onMiss a queue of this Worker waits for an address of the guest's IOMMU
    * @param onDeath the Worker ended with an error: its queues are lost
+   * @param onControl a command on a control queue was answered
    */
   constructor(
-    counters: SharedArrayBuffer,
-    core: CoreChoice,
+    settings: Omit<WorkerInit, "controlFd" | "posted">,
     onFallback: (index: number, reason: string) => void,
     onQueueFailure: (index: number, error: ErrorRecord) => void,
     onMiss: (index: number, iova: number, perm: number) => void,
     onDeath: (error: Error) => void,
+    onControl: (event: ControlEvent) => void = () => {},
   ) {
     this.#worker = new Worker(new URL("./worker.ts", import.meta.url).href, { type: "module", name: "relay" });
-    this.#worker.onmessage = (event: MessageEvent<WorkerReply | QueueFailure | QueueMiss | CoreFallback>) => {
+    this.#worker.onmessage = (event: MessageEvent<WorkerReply | QueueFailure | QueueMiss | CoreFallback | ControlEvent>) => {
       if ("failed" in event.data) onQueueFailure(event.data.failed, event.data.error);
       else if ("fellBack" in event.data) onFallback(event.data.fellBack, event.data.reason);
+      else if ("controlled" in event.data) onControl(event.data);
       else if ("missed" in event.data) onMiss(event.data.missed, event.data.iova, event.data.perm);
       else this.#settle(event.data);
     };
@@ -52,7 +61,7 @@ export class RelayWorker {
       this.#pending.clear();
       onDeath(this.#dead);
     };
-    const init: WorkerInit = { controlFd: this.#control.fd, posted: this.#posted, counters, core };
+    const init: WorkerInit = { controlFd: this.#control.fd, posted: this.#posted, ...settings };
     this.#worker.postMessage(init);
   }
 

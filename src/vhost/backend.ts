@@ -219,6 +219,8 @@ export interface VhostBackend extends AsyncDisposable {
   onDoorbell?: ((index: number, doorbell: Doorbell | undefined) => Promise<boolean>) | undefined;
   /** virtio-net: announce the guest (6 bytes MAC), where the device has VHOST_USER_PROTOCOL_F_RARP. */
   sendRarp?(mac: Uint8Array<ArrayBuffer>): Promise<void>;
+  /** virtio-net: what the device counts of each queue, where it tells it. */
+  frameCounts?(): Promise<{ frames: number; bytes: number; drops: number }[]>;
   /** virtio-net: the MTU agreed on, where the device has VHOST_USER_PROTOCOL_F_MTU. */
   setMtu?(mtu: number): Promise<void>;
   /**
@@ -243,6 +245,13 @@ export interface VhostBackend extends AsyncDisposable {
   createInflight?(queues: number, num: number): Promise<{ file: OwnedFd; place: InflightPlace }>;
   /** Gives the device the region in which it records what is in flight, and finds what was; before any ring starts. */
   setInflight?(place: InflightPlace): Promise<void>;
+  /**
+   * Puts ring `index` into an address space of its own, in which the device sees nothing but `region`; before the device's first
+   * ring starts, and until it is closed or called again.
+   *
+   * @returns false where the device has no group or no address space for it: everything is as before then
+   */
+  isolate?(index: number, region: MemoryRegion): Promise<boolean>;
   /** Called when the device's configuration changed. */
   onConfigChange: (() => void) | undefined;
   /** Called once when the device is gone (connection lost, worker died). */

@@ -45,6 +45,8 @@ import type { VdpaRing } from "./vdpa_ring.ts";
 const PAGE = 4096;
 /** What a front-end reads while the device is reset and set up again behind its back. */
 const STATUS_DRIVER_OK = VIRTIO_STATUS.ACKNOWLEDGE | VIRTIO_STATUS.DRIVER | VIRTIO_STATUS.FEATURES_OK | VIRTIO_STATUS.DRIVER_OK;
+/** The address space of a ring that is kept from guest memory. */
+const OWN_ASID = 1;
 /** IOTLB entries that kernels from 7.2 on allow in an address space. */
 const MAX_MAPS = 2048;
 
@@ -423,6 +425,35 @@ export class VhostVdpa implements VhostBackend {
     return this.#serial(() => this.node.setGroupAsid(group, asid));
   }
 
+  #isolated: MemoryRegion | undefined;
+
+  /** See {@linkcode VhostBackend.isolate}. */
+  isolate(index: number, region: MemoryRegion): Promise<boolean> {
+    return this.#serial(() => {
+      const engine = this.#engine;
+      if (!this.#has(BACKEND_FEATURE.IOTLB_ASID) || (this.info.addressSpaces ?? 1) <= OWN_ASID) return false;
+      if (engine.hasDriverOk) return engine.isolated !== undefined && sameRegion(this.#isolated, region);
+      const group = this.node.vringGroup(index);
+      // A group of several rings cannot be taken apart.
+      const shared = (other: number) => other !== index && this.node.vringGroup(other) === group;
+      if (group === undefined || Array.from({ length: this.vqsCount }, (_, other) => other).some(shared)) return false;
+      if (this.#isolated !== undefined) this.maps.remove(this.#isolated, OWN_ASID);
+      this.#isolated = engine.isolated = undefined;
+      this.maps.add(region, OWN_ASID);
+      try {
+        this.node.setGroupAsid(group, OWN_ASID);
+      } catch (error) {
+        if (!(error instanceof SysError)) throw error;
+        // Its ring is mapped in address space 0 as well, where everything else is.
+        this.maps.remove(region, OWN_ASID);
+        return false;
+      }
+      this.#isolated = { ...region };
+      engine.isolated = { group, asid: OWN_ASID };
+      return true;
+    });
+  }
+
   // ---- configuration changes
 
   /** See {@linkcode VhostBackend.onConfigChange}. */
@@ -471,6 +502,10 @@ export class VhostVdpa implements VhostBackend {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+function sameRegion(a: MemoryRegion | undefined, b: MemoryRegion): boolean {
+  return a !== undefined && a.gpa === b.gpa && a.size === b.size && a.fdOffset === b.fdOffset;
 }
 
 function setOwner(node: VdpaNode, path: string): void {

@@ -51,6 +51,8 @@ export class VdpaEngine {
   explicit = false;
   /** The front-end has written DRIVER_OK, or it was written for it. It stays so over a reset that is our own doing. */
   frontDriverOk = false;
+  /** A group of rings in an address space other than 0. */
+  isolated: { group: number; asid: number } | undefined;
   /** Suspended by the front-end, not in passing. */
   held = false;
 
@@ -162,6 +164,8 @@ export class VdpaEngine {
     try {
       if (this.phase === "reset") this.handshake();
       this.maps.restore();
+      // A reset takes some drivers back to address space 0.
+      if (this.isolated !== undefined) this.node.setGroupAsid(this.isolated.group, this.isolated.asid);
       const rings = [...this.rings.values()].filter((ring) => ring.placed);
       for (const ring of rings) this.#configure(ring);
       for (const ring of rings) if (ring.ready) this.node.setVringEnable(ring.index, true);

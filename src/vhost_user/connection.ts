@@ -57,6 +57,7 @@ export class VhostUserConnection implements Disposable {
   readonly #expect: "requests" | "replies";
   readonly #onMessage: MessageHook | undefined;
   #sending: Promise<void> = Promise.resolve();
+  #between = false;
 
   /** Takes ownership of `stream`. */
   constructor(stream: UnixStream, options: ConnectionOptions) {
@@ -97,7 +98,8 @@ export class VhostUserConnection implements Disposable {
 
   async #receiveHeader(fds: OwnedFd[]): Promise<Header | undefined> {
     const bytes = new Uint8Array(HEADER_SIZE);
-    const first = await this.#stream.receive(bytes);
+    this.#between = true;
+    const first = await this.#stream.receive(bytes).finally(() => this.#between = false);
     fds.push(...first.fds);
     if (first.bytes === 0) return undefined;
     if (!await this.#fill(bytes, first.bytes)) throw protocolError("The connection ended within a message header");
@@ -147,6 +149,16 @@ export class VhostUserConnection implements Disposable {
   /** Sends the answer to `request`. */
   reply(request: number, payload: Uint8Array<ArrayBuffer> = NO_BYTES, fds: readonly number[] = []): Promise<void> {
     return this.send(request, FLAG.VERSION | FLAG.REPLY, payload, fds);
+  }
+
+  /** Ends a `receive` that waits between two messages: it rejects with ReactorCancelled. Within a message nothing happens. */
+  interrupt(): void {
+    if (this.#between) this.#stream.interrupt();
+  }
+
+  /** The socket, for another process: see {@linkcode interrupt}. */
+  get fd(): number {
+    return this.#stream.fd;
   }
 
   /** Closes the socket; a `receive` under way rejects with CLOSED. */

@@ -54,8 +54,24 @@ function merge(regions: readonly StoredRegion[]): StoredRegion[] {
   return merged;
 }
 
+/** A region that the device has, as plain data. */
+export interface KnownRegion {
+  /** As the device was told, bytes. */
+  gpa: number;
+  /** Bytes. */
+  size: number;
+  /** As the device was told, bytes. */
+  uaddr: number;
+  /** Bytes. */
+  fdOffset: number;
+  /** Which file. */
+  file: string | null;
+}
+
 /** What the device has been told about memory. */
 export class DeviceMemory implements Disposable {
+  /** How many messages have changed it. */
+  changes = 0;
   readonly #send: SendMemoryMessage;
   readonly #slots: boolean;
   readonly #limit: number;
@@ -69,9 +85,23 @@ export class DeviceMemory implements Disposable {
    * @param limit regions that the device takes
    */
   constructor(send: SendMemoryMessage, slots: boolean, limit: number) {
-    this.#send = send;
+    this.#send = (...message) => {
+      this.changes++;
+      return send(...message);
+    };
     this.#slots = slots;
     this.#limit = limit;
+  }
+
+  /** What the device has, where it was told region by region: for a process that goes on with the connection. */
+  get known(): KnownRegion[] {
+    if (!this.#slots) return [];
+    return this.#table.regions.map(({ gpa, size, uaddr, fdOffset, file }) => ({ gpa, size, uaddr, fdOffset, file: file ?? null }));
+  }
+
+  /** The device has this already. */
+  adopt(known: readonly KnownRegion[]): void {
+    for (const { file, ...region } of known) this.#table.add({ ...region, fd: -1, file: file ?? undefined, owned: undefined });
   }
 
   /** The address on the wire of `length` bytes at `gpa`. @throws SvqError RING_OUTSIDE_MEMORY */

@@ -30,7 +30,7 @@ import type {
 } from "../vhost/backend.ts";
 import { BackEndChannel } from "./back_end_channel.ts";
 import { closeFds, type MessageHook } from "./connection.ts";
-import { DeviceMemory } from "./device_memory.ts";
+import { DeviceMemory, type KnownRegion } from "./device_memory.ts";
 import {
   decodeConfig,
   decodeInflight,
@@ -88,6 +88,16 @@ export interface FrontEndOptions {
   onDoorbell?: ((index: number, doorbell: Doorbell | undefined) => boolean) | undefined;
   /** Sees every message of the connection and of the back-end's channel. */
   onMessage?: MessageHook | undefined;
+}
+
+/** What was negotiated with a device, for a process that goes on with the connection. */
+export interface FrontEndState {
+  /** Facts about the device. */
+  info: BackendInfo;
+  /** Did the device offer bit 30? */
+  hasProtocolFeatures: boolean;
+  /** The memory that the device has, where it was told region by region. */
+  memory: KnownRegion[];
 }
 
 /**
@@ -215,6 +225,67 @@ export class VhostUserFrontEnd implements VhostBackend {
       requester.close();
       throw error;
     }
+  }
+
+  /**
+   * Goes on with the connection of another process, which {@linkcode hold} gave: it is negotiated, its rings are stopped.
+   * Nothing is sent.
+   *
+   * @param sockets owned: the connection, and the channel where there is one
+   */
+  static adopt(
+    state: FrontEndState,
+    sockets: { stream: OwnedFd; channel?: OwnedFd | undefined },
+    options: FrontEndOptions = {},
+  ): VhostUserFrontEnd {
+    const events: { device?: VhostUserFrontEnd } = {};
+    const requester = new Requester(new UnixStream(sockets.stream), {
+      onMessage: options.onMessage,
+      onLost: (error) => {
+        if (events.device !== undefined) events.device.#lose(error);
+      },
+    });
+    requester.replyAck = hasBit(state.info.protocolFeatures, PROTOCOL_FEATURE.REPLY_ACK);
+    const channel = sockets.channel === undefined ? undefined : new BackEndChannel({
+      onMessage: options.onMessage,
+      onConfigChange: () => events.device?.onConfigChange?.(),
+      onDoorbell: options.onDoorbell,
+      onViolation: (error) => requester.fail(error),
+    }, sockets.channel);
+    const { info, hasProtocolFeatures, memory } = state;
+    const device = new VhostUserFrontEnd({ info, hasProtocolFeatures, requester, channel }, options);
+    device.#memory.adopt(memory);
+    events.device = device;
+    if (requester.failure !== undefined) device.#lose(requester.failure);
+    return device;
+  }
+
+  /**
+   * Stops using the connection, so that another process can: nothing may be asked until {@linkcode release}. Rings must be stopped.
+   *
+   * @throws SvqError of the connection; then it is used as before
+   */
+  async hold(): Promise<{ state: FrontEndState; stream: number; channel: number | undefined }> {
+    try {
+      const channel = await this.#channel?.hold();
+      const stream = await this.#requester.hold();
+      const state = { info: this.info, hasProtocolFeatures: this.#hasProtocolFeatures, memory: this.#memory.known };
+      return { state, stream, channel };
+    } catch (error) {
+      this.release();
+      throw error;
+    }
+  }
+
+  /** Has the device been told of other memory, region by region, since this object was made? */
+  get memoryChanged(): boolean {
+    return this.#has(PROTOCOL_FEATURE.CONFIGURE_MEM_SLOTS) && this.#memory.changes > 0;
+  }
+
+  /** Uses the connection again. */
+  release(): void {
+    this.#channel?.release();
+    this.#requester.release();
   }
 
   /** Asks a device what it is with GET messages only. See {@linkcode probeVhostUser}. */
@@ -452,8 +523,8 @@ async function negotiate(requester: Requester, options: FrontEndOptions, openCha
   let channel: BackEndChannel | undefined;
   if (hasBit(protocolFeatures, PROTOCOL_FEATURE.BACKEND_REQ)) {
     channel = openChannel();
-    await requester.command(REQUEST.SET_BACKEND_REQ_FD, undefined, { fds: [channel.remote.fd], timeoutMs });
-    channel.remote.close();
+    await requester.command(REQUEST.SET_BACKEND_REQ_FD, undefined, { fds: [channel.remote!.fd], timeoutMs });
+    channel.remote!.close();
   }
   await requester.command(REQUEST.SET_OWNER, undefined, { timeoutMs });
   const info: BackendInfo = {

@@ -10,6 +10,7 @@ import type { UnixStream } from "../ffi/unix_socket.ts";
 import { decodeU64 } from "../uapi/vhost.ts";
 import { type Channel, FLAG, requestName } from "../uapi/vhost_user.ts";
 import { closeFds, type MessageHook, VhostUserConnection } from "./connection.ts";
+import { Hold } from "./hold.ts";
 import { protocolError } from "./message.ts";
 
 /** How a {@linkcode Requester} is made. */
@@ -52,6 +53,7 @@ export class Requester implements Disposable {
   readonly #connection: VhostUserConnection;
   readonly #pending: Pending[] = [];
   readonly #onLost: ((error: SvqError) => void) | undefined;
+  readonly #hold = new Hold();
   #failure: SvqError | undefined;
 
   /** Takes ownership of `stream`. */
@@ -73,7 +75,7 @@ export class Requester implements Disposable {
   async #read(): Promise<void> {
     try {
       for (;;) {
-        const message = await this.#connection.receive();
+        const message = await this.#hold.wait(() => this.#connection.receive(), () => this.#connection.interrupt());
         if (message === undefined) break;
         const pending = this.#pending.shift();
         if (pending?.onFds !== undefined && pending.request === message.request) pending.onFds(message.fds.splice(0));
@@ -153,6 +155,28 @@ export class Requester implements Disposable {
     }
   }
 
+  /**
+   * Reads nothing more, so that another process can go on with the socket: resolves with it. Nothing may be asked until
+   * {@linkcode release}.
+   *
+   * @throws SvqError ANSWER_DUE while an answer is due, and why the connection was lost
+   */
+  async hold(): Promise<number> {
+    if (this.#failure !== undefined) throw this.#failure;
+    if (this.#pending.length > 0) {
+      throw new SvqError("ANSWER_DUE", "The other side still owes an answer: the connection cannot be handed over", {
+        hint: "Try again",
+      });
+    }
+    await this.#hold.hold();
+    return this.#connection.fd;
+  }
+
+  /** Goes on after {@linkcode hold}. */
+  release(): void {
+    this.#hold.release();
+  }
+
   /** Ends the connection because of `error`, as if the peer had caused it. Only the first failure counts. */
   fail(error: SvqError): void {
     if (this.#end(error)) this.#onLost?.(error);
@@ -162,6 +186,7 @@ export class Requester implements Disposable {
     if (this.#failure !== undefined) return false;
     this.#failure = error;
     this.#connection.close();
+    this.#hold.release();
     for (const pending of this.#pending.splice(0)) {
       clearTimeout(pending.timer);
       pending.reject(

@@ -9,7 +9,7 @@
  */
 import { SvqError } from "../errors.ts";
 import { signalEventfd } from "../ffi/eventfd.ts";
-import type { OwnedFd } from "../ffi/fd.ts";
+import { dupFd, type OwnedFd } from "../ffi/fd.ts";
 import { UnixStream } from "../ffi/unix_socket.ts";
 import { bit, hasBit } from "../uapi/bits.ts";
 import {
@@ -34,6 +34,7 @@ import {
   requestShape,
   VHOST_USER_F_PROTOCOL_FEATURES,
 } from "../uapi/vhost_user.ts";
+import type { MemoryRegion } from "../memory/region.ts";
 import type { Doorbell, VhostBackend } from "../vhost/backend.ts";
 import { closeFds, type Message, type MessageHook, VhostUserConnection } from "./connection.ts";
 import {
@@ -52,9 +53,11 @@ import {
   encodeVringArea,
   protocolError,
 } from "./message.ts";
+import { Hold } from "./hold.ts";
 import { Requester } from "./requester.ts";
 import { FAILED_ANSWERS, requireWireRing, RING_REQUESTS, ringState, SERVER_PROTOCOL_FEATURES } from "./server_rules.ts";
 import { requireFileRange, ServerMemory } from "./server_memory.ts";
+import { ShrinkWatch } from "./shrink_watch.ts";
 
 const ACCESS_PLATFORM = 33;
 const RING_PACKED = 34;
@@ -69,6 +72,10 @@ export interface ServerOptions {
   requireSealed?: boolean;
   /** Sees every message. */
   onMessage?: MessageHook | undefined;
+  /** Holds the server between two requests; {@linkcode BackendServer.state} then says what another one needs. */
+  hold?: Hold | undefined;
+  /** Goes on where a server in another process was held. */
+  resume?: ServerState | undefined;
   /** A request that was not carried out. The connection may go on. */
   onError?: ((error: Error) => void) | undefined;
   /**
@@ -77,6 +84,28 @@ export interface ServerOptions {
    * @param error why, unless the front-end closed it in an orderly way or `close` was called
    */
   onDisconnect?: ((error: Error | undefined) => void | Promise<void>) | undefined;
+}
+
+/** What a front-end and a server have agreed on, for a server in another process. Descriptors are borrowed. */
+export interface ServerState {
+  /** Protocol features that the front-end took. */
+  protocolFeatures: bigint;
+  /** Features that it took. */
+  features: bigint;
+  /** Features that it was offered; undefined before it has asked. */
+  offered: bigint | undefined;
+  /** It runs its rings without enabling them. */
+  alwaysEnabled: boolean;
+  /** Ring sizes. */
+  nums: [index: number, num: number][];
+  /** Rings that it has started. */
+  started: number[];
+  /** Error eventfds. */
+  errors: { index: number; fd: number }[];
+  /** Memory table. */
+  memory: MemoryRegion[];
+  /** The channel for the back-end's requests. */
+  channel: number | undefined;
 }
 
 /** The answer to a request: its payload, or nothing for requests without one of their own. */
@@ -89,11 +118,13 @@ export class BackendServer implements Disposable {
   readonly #backend: VhostBackend;
   readonly #options: ServerOptions;
   readonly #memory: ServerMemory;
+  #shrinkage: ShrinkWatch | undefined;
   readonly #errFds = new Map<number, OwnedFd>();
   readonly #nums = new Map<number, number>();
   readonly #started = new Set<number>();
   /** Descriptors that go out with the next answer. */
   readonly #replyFds: OwnedFd[] = [];
+  readonly #hold: Hold;
   #channel: Requester | undefined;
   #protocolFeatures = 0n;
   #features = 0n;
@@ -107,6 +138,45 @@ export class BackendServer implements Disposable {
     this.#backend = backend;
     this.#options = options;
     this.#memory = new ServerMemory(backend, options.requireSealed === true);
+    this.#hold = options.hold ?? new Hold();
+    if (options.resume !== undefined) this.#resume(options.resume);
+  }
+
+  #resume(state: ServerState): void {
+    this.#memory.adopt(state.memory);
+    this.#protocolFeatures = state.protocolFeatures;
+    this.#features = state.features;
+    this.#offered = state.offered;
+    this.#alwaysEnabled = state.alwaysEnabled;
+    for (const [index, num] of state.nums) this.#nums.set(index, num);
+    for (const index of state.started) this.#started.add(index);
+    for (const { index, fd } of state.errors) this.#errFds.set(index, dupFd(fd));
+    if (state.channel !== undefined) this.#openChannel(new UnixStream(dupFd(state.channel)));
+  }
+
+  /** What a server in another process needs to go on. This one must be held, and reads its channel no more until {@linkcode releaseChannel}. */
+  async state(): Promise<ServerState> {
+    return {
+      protocolFeatures: this.#protocolFeatures,
+      features: this.#features,
+      offered: this.#offered,
+      alwaysEnabled: this.#alwaysEnabled,
+      nums: [...this.#nums],
+      started: [...this.#started],
+      errors: [...this.#errFds].map(([index, { fd }]) => ({ index, fd })),
+      memory: this.#memory.regions.map(({ gpa, size, uaddr, fd, fdOffset }) => ({ gpa, size, uaddr, fd, fdOffset })),
+      channel: this.#channel?.failure === undefined ? await this.#channel?.hold() : undefined,
+    };
+  }
+
+  /** Goes on after {@linkcode BackendServer.state}. */
+  releaseChannel(): void {
+    this.#channel?.release();
+  }
+
+  /** The socket of the front-end. */
+  get fd(): number {
+    return this.#connection.fd;
   }
 
   /** The protocol features that the front-end is offered. */
@@ -133,7 +203,10 @@ export class BackendServer implements Disposable {
     this.#backend.onConfigChange = () => this.#tellConfigChange();
     this.#backend.onIotlbMiss = (iova, perm) => this.#askIotlb(iova, perm);
     if (this.#backend.info.doorbells === true) this.#backend.onDoorbell = (index, doorbell) => this.#tellDoorbell(index, doorbell);
-    const error = await this.#serve();
+    this.#shrinkage = new ShrinkWatch(this.#memory, () => this.close());
+    const ended = await this.#serve();
+    const error = this.#shrinkage.error ?? ended;
+    this.#shrinkage[Symbol.dispose]();
     this.#backend.onConfigChange = before;
     this.#backend.onIotlbMiss = undefined;
     this.#backend.onDoorbell = undefined;
@@ -149,7 +222,7 @@ export class BackendServer implements Disposable {
   async #serve(): Promise<Error | undefined> {
     try {
       for (;;) {
-        const message = await this.#connection.receive();
+        const message = await this.#hold.wait(() => this.#connection.receive(), () => this.#connection.interrupt());
         if (message === undefined) return undefined;
         try {
           await this.#handle(message);
@@ -357,7 +430,9 @@ export class BackendServer implements Disposable {
     if (fds.length !== 1) throw protocolError("SET_LOG_BASE without a file descriptor");
     const log = decodeLog(payload);
     requireFileRange(fds[0]!.fd, log.offset, log.size, "Dirty log", this.#options.requireSealed === true);
-    await this.#backend.setLogBase({ fd: fds[0]!.fd, offset: log.offset, size: log.size });
+    const region = { fd: fds[0]!.fd, offset: log.offset, size: log.size };
+    await this.#backend.setLogBase(region);
+    this.#shrinkage?.setLog(region);
     return encodeLog(log);
   }
 
@@ -453,6 +528,11 @@ export class BackendServer implements Disposable {
       stream.close();
       throw protocolError("SET_BACKEND_REQ_FD without a socket", cause);
     }
+    this.#openChannel(stream);
+    return undefined;
+  }
+
+  #openChannel(stream: UnixStream): void {
     this.#channel?.close();
     const channel = new Requester(stream, {
       channel: "back-end",
@@ -462,7 +542,6 @@ export class BackendServer implements Disposable {
     });
     channel.replyAck = this.#negotiated(PROTOCOL_FEATURE.REPLY_ACK);
     this.#channel = channel;
-    return undefined;
   }
 
   #tellConfigChange(): void {

@@ -5,7 +5,7 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
-import { fileSize, getSeals, type OwnedFd } from "../ffi/fd.ts";
+import { dupFd, fileSize, getSeals, type OwnedFd } from "../ffi/fd.ts";
 import { SEAL } from "../ffi/mapping.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import type { VhostBackend, VringAddresses } from "../vhost/backend.ts";
@@ -39,6 +39,15 @@ export function requireFileRange(fd: number, offset: number, size: number, what:
   }
 }
 
+/** Refuses a file that has become shorter since it was accepted. @throws SvqError FILE_SHRUNK */
+export function requireStillThere(fd: number, offset: number, size: number, what: string): void {
+  const info = Deno.statSync(`/proc/self/fd/${fd}`);
+  if (!info.isFile || offset + size <= info.size) return;
+  throw new SvqError("FILE_SHRUNK", `${what}: its file was cut off at ${info.size} bytes while it was in use`, {
+    hint: "QEMU: memory-backend-memfd,share=on,seal=on cannot be cut off",
+  });
+}
+
 function own(wire: WireRegion, owned: OwnedFd, sealed: boolean): OwnedRegion {
   requireFileRange(owned.fd, wire.mmapOffset, wire.size, `Memory region 0x${wire.gpa.toString(16)}`, sealed);
   return { gpa: wire.gpa, size: wire.size, uaddr: wire.uaddr, fd: owned.fd, fdOffset: wire.mmapOffset, owned };
@@ -55,6 +64,19 @@ export class ServerMemory implements Disposable {
   constructor(backend: VhostBackend, sealed: boolean) {
     this.#backend = backend;
     this.#sealed = sealed;
+  }
+
+  /** The regions, with descriptors that live as long as they are in the table. */
+  get regions(): readonly MemoryRegion[] {
+    return this.#table.regions;
+  }
+
+  /** Takes over the table of a server in another process, which the backend has been given already. Duplicates the descriptors. */
+  adopt(regions: readonly MemoryRegion[]): void {
+    for (const region of regions) {
+      const owned = dupFd(region.fd);
+      this.#table.add({ ...region, fd: owned.fd, owned });
+    }
   }
 
   /** Replaces the table. Takes descriptors out of `fds` when the backend has accepted it. @throws SvqError, of the backend too */
@@ -90,6 +112,13 @@ export class ServerMemory implements Disposable {
     await this.#backend.removeMemRegion({ gpa: region.gpa, size: region.size, uaddr: region.uaddr });
     this.#table.delete(region);
     region.owned.close();
+  }
+
+  /** Refuses a table one of whose files has become too short since. @throws SvqError FILE_SHRUNK */
+  requireWhole(): void {
+    for (const { fd, fdOffset, size, gpa } of this.#table.regions) {
+      requireStillThere(fd, fdOffset, size, `Memory region 0x${gpa.toString(16)}`);
+    }
   }
 
   /** The addresses of a ring as a backend wants them. @throws SvqError RING_OUTSIDE_MEMORY */

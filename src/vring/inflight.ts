@@ -117,7 +117,6 @@ export function recoverSplit(part: RingPart, num: number, ringUsed: number): Inf
     const word = (inflight(head) + 8) >> 2;
     found.push({ entry: head, counter: words[word]! + words[word + 1]! * 0x1_0000_0000 });
   }
-  if (batch > num && found.length > 0) invalid(`used index ${halves[USED_IDX]} is too far from the ring's, ${ringUsed}`);
   const ids = byCounter(found);
   return { base: (ringUsed + ids.length) & 0xffff, used: ringUsed, ids, entries: [], descriptors: [] };
 }
@@ -175,6 +174,16 @@ function advance(position: number, slots: number, num: number): number {
   return slot >= num ? (slot - num) | ((position & 0x8000) ^ 0x8000) : slot | (position & 0x8000);
 }
 
+/** Where a writer of a record stands, for one that goes on with it by other means. */
+export interface InflightStand {
+  /** Number of the next chain. */
+  counter: number;
+  /** Split: used index; packed: used slot | wrap<<15. */
+  used: number;
+  /** Packed: free entries, the last of `freeCount` is taken next. By buffer id: first entry or -1. By entry: next one, entries. */
+  entries?: { free: Uint16Array; freeCount: number; entryOf: Int32Array; nextOf: Uint16Array; countOf: Uint16Array };
+}
+
 /** Keeps the record of one queue, for whoever drives its device's side. */
 export interface InflightLog {
   /** A chain was taken; the device must not have seen it yet. */
@@ -185,6 +194,8 @@ export interface InflightLog {
   flushed(): void;
   /** Nothing is in flight any more: it came back, or is the driver's again. */
   end(): void;
+  /** Where it stands, after a flush: whoever takes it from here leaves nothing to this one but `end`. */
+  stand(): InflightStand;
 }
 
 /** {@linkcode InflightLog} of a split queue. */
@@ -253,6 +264,11 @@ export class SplitInflight implements InflightLog {
     this.#usedIdx = (this.#usedIdx + this.#batchLength) & 0xffff;
     this.#batchLength = 0;
     Atomics.store(this.#halves, USED_IDX, this.#usedIdx);
+  }
+
+  /** See {@linkcode InflightLog.stand}. */
+  stand(): InflightStand {
+    return { counter: this.#counter, used: this.#usedIdx };
   }
 
   /** See {@linkcode InflightLog.end}. */
@@ -392,6 +408,12 @@ export class PackedInflight implements InflightLog {
       this.#free[this.#freeCount++] = entry;
       entry = this.#nextOf[entry]!;
     }
+  }
+
+  /** See {@linkcode InflightLog.stand}. */
+  stand(): InflightStand {
+    const entries = { free: this.#free, freeCount: this.#freeCount, entryOf: this.#entryOf, nextOf: this.#nextOf, countOf: this.#countOf };
+    return { counter: this.#counter, used: this.#seen, entries };
   }
 
   /** See {@linkcode InflightLog.end}. */

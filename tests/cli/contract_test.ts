@@ -37,6 +37,7 @@ const CONTRACTS: Record<string, Contract> = {
   "relay list": { good: [], prints: "svq.relay-list/1", bad: [["surplus"], 2] },
   "relay status": { good: ["relay"], prints: "svq.relay/1", bad: [["nobody"], 3] },
   "relay set": { good: ["relay", "--mode", "shadow"], prints: "svq.relay/1", bad: [["relay", "--mode", "dark"], 2] },
+  "relay upgrade": { elsewhere: "tests/cli/contract_test.ts", bad: [["nobody"], 3] },
   "migrate run": {
     elsewhere: "tests/cli/commands/migrate_test.ts",
     bad: [["--to", "unix:/nonexistent/m", "--device", "sim:blk"], 7, "svq.migrate/1"],
@@ -79,6 +80,14 @@ const CONTRACTS: Record<string, Contract> = {
     ],
     prints: "svq.bench.ring/1",
     bad: [["--batch", "200"], 2],
+  },
+  "bench relay": {
+    good: [
+      ...["--mode", "shadow", "--latency", "0", "--depth", "4", "--repetitions", "1", "--time", "20ms"],
+      ...["--switches", "1", "--guest-mem", "8MiB", "--idle-queues", "2"],
+    ],
+    prints: "svq.bench.relay/1",
+    bad: [["--request-size", "100"], 2],
   },
   "bench migrate": {
     good: ["--mem", "1MiB", "--runs", "1", "--migrations", "1", "--guest-mem", "8MiB"],
@@ -157,10 +166,14 @@ Deno.test("every command prints what its schema says under -j, and no control ch
         assert.ok(!CONTROL.test(plain.stdout + plain.stderr), plain.stdout + plain.stderr);
       });
     }
-    await t.step("relay start and relay stop print the relay and what became of it", async () => {
+    await t.step("relay start, relay upgrade and relay stop print the relay and what became of it", async () => {
       const started = await svq(["-j", "relay", "start", "--front", `unix:${folder.join("b")}`, "--device", "sim:blk", "--name", "b"], env);
       assert.equal(started.code, 0, started.stderr);
       assertMatchesSchema("svq.relay/1", started.stdout);
+      const upgraded = await svq(["-j", "relay", "upgrade", "b"], env);
+      assert.equal(upgraded.code, 0, upgraded.stderr);
+      assertMatchesSchema("svq.relay-upgrade/1", upgraded.stdout);
+      assert.notEqual(JSON.parse(upgraded.stdout).pid, JSON.parse(started.stdout).pid);
       const stopped = await svq(["-j", "relay", "stop", "b"], env);
       assert.equal(stopped.code, 0, stopped.stderr);
       assertMatchesSchema("svq.relay-stop/1", stopped.stdout);

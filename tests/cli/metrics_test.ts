@@ -12,6 +12,7 @@ Deno.test("The metrics name every counter once, with its type before its samples
     calls: 4,
     errors: 0,
     full: 1,
+    redone: 0,
     dirty_pages: 9,
     inflight: 6,
     switches: { count: 8 },

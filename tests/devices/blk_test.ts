@@ -10,6 +10,7 @@ import { VIRTIO_FEATURE_BITS } from "../../src/uapi/virtio.ts";
 import { bitsOf, hasBit } from "../../src/uapi/bits.ts";
 import { Chain, type Segment } from "../../src/vring/queue.ts";
 import { blkHeader, blkRange, pattern, TestGuest } from "../support/test_guest.ts";
+import { waitUntil } from "../support/wait.ts";
 
 async function openGuest(options: Partial<SimOptions> = {}, queues = 1): Promise<TestGuest> {
   const device = await SimDevice.open({ kind: "blk", size: 4 << 20, queues, ...options });
@@ -201,7 +202,7 @@ Deno.test("With a latency many requests are in flight, and stopping the ring wai
   }
   q.publish();
   const device = guest.device as SimDevice;
-  while ((await device.counters())[0]!.taken < 20) await new Promise((resolve) => setTimeout(resolve, 1));
+  await waitUntil("the device to take all", async () => (await device.counters())[0]!.taken >= 20);
   assert.equal(await device.getVringBase(0), 20);
   assert.ok(performance.now() - start >= 199, "the requests took their time");
   assert.deepEqual(statuses.map((status) => guest.read(status)[0]), Array(20).fill(VIRTIO_BLK_S.OK));

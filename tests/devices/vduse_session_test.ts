@@ -134,6 +134,19 @@ Deno.test("SUSPEND stops every queue when its requests are back, positions stay,
   assert.equal(countFds(), before);
 });
 
+Deno.test("a status that loses bits without a reset is refused: the rings that run would be started a second time (found by fuzzing)", async () => {
+  const before = countFds();
+  const { session, log, events, send } = setUp();
+  assert.ok((await send(VDUSE_REQUEST.SET_STATUS, DRIVER_OK)).ok);
+  log.length = 0;
+  assert.ok(!(await send(VDUSE_REQUEST.SET_STATUS, 0x3)).ok);
+  assert.match(events.join(), /from 0xf to 0x3/);
+  assert.ok((await send(VDUSE_REQUEST.SET_STATUS, DRIVER_OK)).ok, "it is as it was");
+  assert.deepEqual([session.running, log], [[0, 1], []]);
+  await send(VDUSE_REQUEST.SET_STATUS, 0);
+  assert.equal(countFds(), before);
+});
+
 Deno.test("what cannot be done is answered so and told, and a message of an unknown type is refused", async () => {
   const before = countFds();
   const { session, log, events, state, send } = setUp();

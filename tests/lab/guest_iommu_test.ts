@@ -33,5 +33,19 @@ await labTest(
       assert.equal(BigInt(status.features) >> 33n & 1n, 1n, "the guest has ACCESS_PLATFORM");
       console.log(`  IOMMU: ${JSON.stringify(status.iommu)}`);
     });
+
+    // Mappings come and go so fast that they end before the answers to the questions for them are read.
+    await step("a stream of pings, of small and of large packets", async () => {
+      assert.match(await vm.shell("ping -c 300 -i 0.01 -W 5 -q 10.77.0.1", 120_000), / 300 packets received/);
+      assert.match(await vm.shell("ping -c 100 -i 0.01 -W 5 -s 1400 -q 10.77.0.1", 120_000), / 100 packets received/);
+    });
+
+    // The new driver finds the IOVAs of the old one free, and puts its rings there in other memory.
+    await step("a driver that is unbound and bound again pings", async () => {
+      await vm.shell("cd /sys/bus/virtio/drivers/virtio_net && echo virtio0 > unbind && echo virtio0 > bind; cd /");
+      await vm.shell("ip link set eth0 up && ip addr add 10.77.0.2/24 dev eth0");
+      assert.match(await vm.shell("ping -c 50 -i 0.02 -W 5 -q 10.77.0.1", 120_000), / 50 packets received/);
+      assert.deepEqual((await relay.status()).queues.map((queue) => [queue.mode, queue.errors]), [["shadow", 0], ["shadow", 0]]);
+    });
   },
 );

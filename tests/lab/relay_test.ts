@@ -51,6 +51,17 @@ for (const qemu of ["7.2", "10"] as const) {
         );
       });
 
+      await step("upgraded under the guest's load", async () => {
+        await relay.setMode(qemu === "10" ? "shadow" : "auto");
+        const { pid, stall_ms } = await relay.upgrade();
+        const before = await vm.nextHeartbeat();
+        await vm.progress(before);
+        const status = await relay.status();
+        assert.deepEqual([status.pid, status.state, status.device_connections], [pid, "running", 1]);
+        assert.equal(status.queues[0]!.mode, qemu === "10" ? "shadow" : "passthrough", "the mode that was set while it ran");
+        console.log(`  QEMU ${qemu}: its rings stood still for ${stall_ms} ms`);
+      });
+
       const result = await vm.finishWorkload();
       assert.equal(result.ok, true, `${result.line}\n${result.errorLines.join("\n")}`);
       assert.equal((await verifyImage(image)).digest, result.digest);

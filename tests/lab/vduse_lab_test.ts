@@ -12,8 +12,7 @@ import type { SvqError } from "../../src/errors.ts";
 import { ioctl, O, openFd } from "../../src/ffi/mod.ts";
 import { encodeVduseConfig, VDUSE } from "../../src/uapi/vduse.ts";
 import { VhostVdpa } from "../../src/vhost/vdpa.ts";
-import { MAIN } from "../support/cli.ts";
-import { vmTest, type VmTestOptions } from "../support/lab_vm.ts";
+import { SVQ_IN_VM, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
 import { Process } from "../support/process.ts";
 import { waitUntil } from "../support/wait.ts";
 
@@ -22,8 +21,9 @@ const PATIENCE_MS = 180_000;
 
 /** svq as a process of its own: who serves a VDUSE device must not be who waits for it. */
 function svq(...args: string[]): Process {
-  return new Process(Deno.execPath(), {
-    args: ["run", "-A", "--quiet", "--cached-only", "--no-check", "--no-lock", MAIN, ...args],
+  const [deno, ...run] = SVQ_IN_VM;
+  return new Process(deno!, {
+    args: [...run, ...args],
     name: "svq",
   });
 }
@@ -134,9 +134,8 @@ vmTest(
 );
 
 vmTest("without the rights that it takes, the error names them: no access to the control device, no CAP_NET_ADMIN", onVhost, async () => {
-  const main = [Deno.execPath(), "run", "-A", "--quiet", "--cached-only", "--no-check", "--no-lock", MAIN];
   const without = async (rights: string, ...args: string[]) => {
-    const drop = [`--bounding-set=${rights}`, `--inh-caps=${rights}`, ...main, ...args];
+    const drop = [`--bounding-set=${rights}`, `--inh-caps=${rights}`, ...SVQ_IN_VM, ...args];
     const { code, stderr } = await new Deno.Command("setpriv", { args: drop }).output();
     return { code, text: new TextDecoder().decode(stderr) };
   };

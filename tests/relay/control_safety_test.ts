@@ -1,4 +1,6 @@
 import assert from "node:assert/strict";
+import { connectUnix } from "../../src/ffi/mod.ts";
+import { ControlServer } from "../../src/relay/control.ts";
 import { RelayProcess } from "../support/relay_process.ts";
 import { TempDir } from "../support/temp.ts";
 import { waitUntil } from "../support/wait.ts";
@@ -60,4 +62,22 @@ Deno.test("a runtime directory that is a link, or somebody else's, is refused", 
   assert.equal(code, 4);
   assert.match(new TextDecoder().decode(stderr), /is not a directory of this user/);
   assert.deepEqual([...Deno.readDirSync(folder.join("real"))], []);
+});
+
+Deno.test("a control client whose id is a list thousands deep, gets an answer and harms nobody (found by fuzzing)", async () => {
+  using folder = new TempDir();
+  const path = folder.join("c.sock");
+  using _server = new ControlServer(path, { status: () => ({ fine: true }) });
+  using stream = connectUnix(path);
+  const deep = "[".repeat(20_000) + "]".repeat(20_000);
+  await stream.send(new TextEncoder().encode(`{"id":${deep},"method":"status"}\n{"id":7,"method":"status"}\n`));
+  const bytes = new Uint8Array(65536);
+  let text = "";
+  while (text.split("\n").length < 3) {
+    const { bytes: count } = await stream.receive(bytes);
+    assert.ok(count > 0, "the connection lives");
+    text += new TextDecoder().decode(bytes.subarray(0, count));
+  }
+  const [refused, answered] = text.trim().split("\n").map((line) => JSON.parse(line));
+  assert.deepEqual([refused.id, refused.error.data.code, answered.id, answered.result.fine], [null, "CONTROL_REQUEST", 7, true]);
 });

@@ -1,19 +1,23 @@
 import assert from "node:assert/strict";
 import { SimDevice } from "../../src/devices/sim_device.ts";
 import { EmbeddedDriver } from "../../src/drivers/embedded_driver.ts";
-import { listenUnix } from "../../src/ffi/mod.ts";
+import { listenUnix, type OwnedFd } from "../../src/ffi/mod.ts";
+import type { InflightPlace } from "../../src/vhost/backend.ts";
 import { FRONT_END_WITH_INFLIGHT, VhostUserFrontEnd } from "../../src/vhost_user/front_end.ts";
 import { serve } from "../../src/vhost_user/serve.ts";
 import { RelayProcess } from "../support/relay_process.ts";
 import { TempDir } from "../support/temp.ts";
 import { waitUntil } from "../support/wait.ts";
 
-const KILLS = Deno.env.get("SVQ_SOAK") === "1" ? 50 : 2;
+const SOAK = Deno.env.get("SVQ_SOAK") === "1";
+const KILLS = SOAK ? 50 : 2;
 
 interface Case {
   name: string;
   args: string[];
   packed: boolean;
+  /** Which core runs it; default the default one. */
+  core?: "js";
 }
 
 const CASES: Case[] = [
@@ -25,6 +29,8 @@ const CASES: Case[] = [
     args: ["--mode", "shadow", "--guest-ring", "packed", "--device-ring", "split"],
     packed: true,
   },
+  { name: "shadow, split, JavaScript core", args: ["--mode", "shadow", "--core", "js"], packed: false, core: "js" },
+  { name: "--resilient, packed, JavaScript core", args: ["--resilient", "--core", "js"], packed: true, core: "js" },
 ];
 
 /** A disk daemon whose answers come out of order; each front-end meets it fresh. */
@@ -44,7 +50,8 @@ async function withDisk<T>(path: string, packed: boolean, body: () => Promise<T>
   }
 }
 
-for (const { name, args, packed } of CASES) {
+// In the default run one case of the JavaScript core is enough: tests/relay/inflight_test.ts kills both everywhere.
+for (const { name, args, packed, core } of SOAK ? CASES : CASES.slice(0, -1)) {
   Deno.test(`kill -9 of a relay under load, and a new one of the same name: nothing is lost, nothing done twice: ${name}`, async () => {
     using folder = new TempDir();
     const socket = folder.join("disk.sock");
@@ -61,6 +68,7 @@ for (const { name, args, packed } of CASES) {
       const options = { depth: 48, num: 64, queues: 2, packed, ramSize: 32 << 20, regionSize: 24 << 20, inflight: true };
       await using driver = await EmbeddedDriver.open(device, { ...options, workload: "blk" });
       const run = driver.run({ durationMs: 3_600_000 });
+      let redone = 0;
       for (let kill = 0; kill < KILLS; kill++) {
         const before = (await driver.report()).completed;
         await waitUntil("requests", async () => (await driver.report()).completed > before + 100);
@@ -71,13 +79,16 @@ for (const { name, args, packed } of CASES) {
         relay = await start();
         device = await connect(relay);
         await driver.reattach(device);
+        redone += (await relay.status()).queues.reduce((sum, queue) => sum + queue.redone, 0);
       }
+      assert.ok(redone > 0, "no kill came with a request in hand that the next relay did again");
       const before = (await driver.report()).completed;
       await waitUntil("requests after the last kill", async () => (await driver.report()).completed > before + 100);
       const status = await relay.status();
       assert.deepEqual(status.queues.map((queue) => queue.errors), [0, 0]);
       assert.equal(status.needs_reset, false);
       assert.equal(status.inflight_region, true);
+      assert.deepEqual(status.queues.map((queue) => queue.core), [core ?? "wasm", core ?? "wasm"]);
       const report = await driver.stop();
       await run;
       assert.deepEqual([report.lost, report.duplicated, report.corrupted, report.faults], [0, 0, 0, []]);
@@ -112,3 +123,51 @@ Deno.test("a relay that is stopped while its device answers too late ends at its
     assert.deepEqual([report.completed, report.lost, report.duplicated, report.corrupted, report.faults], [8, 0, 0, 0, []]);
   }, 4_000_000);
 });
+
+for (const packed of [false, true]) {
+  Deno.test(`a VMM that resets its device while no relay runs, and keeps the record, begins anew: ${packed ? "packed" : "split"}`, async () => {
+    using folder = new TempDir();
+    const socket = folder.join("disk.sock");
+    await withDisk(socket, packed, async () => {
+      const start = () => RelayProcess.start({ folder: folder.path, device: `unix:${socket}`, args: ["--resilient"] });
+      const shape = {
+        depth: 24,
+        num: 64,
+        queues: 2,
+        packed,
+        ramSize: 16 << 20,
+        regionSize: 8 << 20,
+        inflight: true,
+        workload: "blk",
+      } as const;
+      let region: { file: OwnedFd; place: InflightPlace } | undefined;
+      const connect = async (relay: RelayProcess) => {
+        const front = await VhostUserFrontEnd.connect(relay.front, { protocolFeatures: FRONT_END_WITH_INFLIGHT });
+        const make = front.createInflight!.bind(front);
+        const createInflight = async (queues: number, num: number) => {
+          region ??= await make(queues, num);
+          const file = region.file.dup();
+          return { file, place: { ...region.place, fd: file.fd } };
+        };
+        return Object.defineProperty(front, "createInflight", { value: createInflight });
+      };
+      {
+        await using relay = await start();
+        await using device = await connect(relay);
+        await using driver = await EmbeddedDriver.open(device, shape);
+        driver.run({ durationMs: 3_600_000 }).catch(() => {});
+        await waitUntil("requests", async () => (await driver.report()).completed > 100);
+        relay.process.kill("SIGKILL");
+        await relay.process.status;
+        await driver.stop(0).catch(() => {});
+      }
+      await using relay = await start();
+      await using device = await connect(relay);
+      await using driver = await EmbeddedDriver.open(device, shape);
+      const report = await driver.run({ requests: 500 });
+      assert.deepEqual([report.completed, report.lost, report.duplicated, report.corrupted, report.faults], [500, 0, 0, 0, []]);
+      assert.ok(relay.process.stderr.matching(/was reset while no relay ran/).length > 0, relay.process.stderr.text);
+      region!.file.close();
+    });
+  });
+}

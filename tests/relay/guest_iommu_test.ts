@@ -27,22 +27,25 @@ class IommuGuest implements AsyncDisposable {
   readonly ram = createMemfd("iommu-guest", PAGES * PAGE);
   readonly mapping = mapFd(this.ram.fd, { length: PAGES * PAGE });
   readonly bytes = new Uint8Array(this.mapping.buffer());
-  /** All of it as the driver sees it. */
-  readonly view = mapPieces(
-    Array.from({ length: PAGES }, (_, page) => ({ fd: this.ram.fd, offset: frameOf(page) * PAGE, length: PAGE })),
-    "driver",
-  );
   readonly fds = { kick: createEventfd(), call: createEventfd() };
   readonly errors: string[] = [];
   /** What the driver has mapped: page -> permission. */
   readonly mapped = new Map<number, number>();
   asked = 0;
+  /** Runs after a mapping was told and before the question for it is answered, once. */
+  beforeAnswer: (() => Promise<void>) | undefined;
+  /** Pages of the ring are mapped to the frames of the pages so far behind them. */
+  ringShift = 0;
+  /** All of it as the driver sees it. */
+  view = this.#look();
+  packed = false;
   device!: SimDevice;
   relay!: Relay;
   driver!: SplitDriver | PackedDriver;
 
   static async start(options: { packed?: boolean; latencyUs?: number } = {}): Promise<IommuGuest> {
     const guest = new IommuGuest();
+    guest.packed = options.packed === true;
     const { packed = false, latencyUs = 0 } = options;
     guest.device = await SimDevice.open({ kind: "loopback", packed, latencyUs });
     guest.relay = new Relay(guest.device, { ...DEFAULT_RELAY_CONFIG, guestIommu: true }, {
@@ -50,24 +53,46 @@ class IommuGuest implements AsyncDisposable {
       error: (error) => guest.errors.push(`${error.code} ${error.message}`),
     });
     const { relay } = guest;
+    for (const page of [0, 1, 2, 3, 4, 5]) guest.mapped.set(page, 3);
     relay.onIotlbMiss = (iova, perm) => guest.miss(iova, perm);
     assert.equal(await relay.getFeatures() & ACCESS_PLATFORM, ACCESS_PLATFORM);
     await relay.setFeatures(VERSION_1 | ACCESS_PLATFORM | (packed ? RING_PACKED : 0n));
     await relay.setMemTable([{ gpa: GPA, size: PAGES * PAGE, uaddr: 0x7000_0000, fd: guest.ram.fd, fdOffset: 0 }]);
+    await guest.startRing();
+    return guest;
+  }
+
+  #frame(page: number): number {
+    return frameOf(page < DATA_PAGE ? page + this.ringShift : page);
+  }
+
+  #look() {
+    const pieces = Array.from({ length: PAGES }, (_, page) => ({ fd: this.ram.fd, offset: this.#frame(page) * PAGE, length: PAGE }));
+    return mapPieces(pieces, "driver");
+  }
+
+  /** The driver starts with its ring in other memory, at the same IOVAs. */
+  async restart(shift: number): Promise<void> {
+    this.ringShift = shift;
+    this.view.close();
+    this.view = this.#look();
+    await this.startRing();
+  }
+
+  async startRing(): Promise<void> {
+    const { relay, packed } = this;
     const layout = (packed ? packedLayout : splitLayout)(NUM);
-    const part = (byteOffset: number) => ({ buffer: guest.view.buffer(), byteOffset });
+    const part = (byteOffset: number) => ({ buffer: this.view.buffer(), byteOffset });
     const at = { desc: 0, avail: layout.avail.offset, used: 4 * PAGE - 64 };
     const parts = { num: NUM, desc: part(at.desc), avail: part(at.avail), used: part(at.used), eventIdx: false };
-    guest.driver = packed ? new PackedDriver(parts) : new SplitDriver(parts);
-    for (const page of [0, 1, 2, 3, 4, 5]) guest.mapped.set(page, 3);
+    this.driver = packed ? new PackedDriver(parts) : new SplitDriver(parts);
     await relay.setVringNum(0, NUM);
     await relay.setVringBase(0, packed ? PACKED_BASE_START : 0);
     await relay.setVringAddresses(0, { desc: IOVA + at.desc, avail: IOVA + at.avail, used: IOVA + at.used });
-    await relay.setVringCall(0, guest.fds.call.fd);
+    await relay.setVringCall(0, this.fds.call.fd);
     await relay.setVringEnable(0, true);
-    await relay.setVringKick(0, guest.fds.kick.fd);
+    await relay.setVringKick(0, this.fds.kick.fd);
     await waitUntil("the ring to run", () => relay.queues[0]!.running);
-    return guest;
   }
 
   async miss(iova: number, perm: number): Promise<void> {
@@ -75,7 +100,11 @@ class IommuGuest implements AsyncDisposable {
     const page = Math.floor((iova - IOVA) / PAGE);
     const has = this.mapped.get(page);
     if (has === undefined || (has & perm) !== perm) throw new Error("nothing is mapped there");
-    await this.relay.iotlb({ type: "update", iova: IOVA + page * PAGE, size: PAGE, gpa: GPA + frameOf(page) * PAGE, perm: has });
+    await this.relay.iotlb({ type: "update", iova: IOVA + page * PAGE, size: PAGE, gpa: GPA + this.#frame(page) * PAGE, perm: has });
+    const late = this.beforeAnswer;
+    if (late === undefined || page < DATA_PAGE) return;
+    this.beforeAnswer = undefined;
+    await late();
   }
 
   put(page: number, offset: number, bytes: Uint8Array): void {
@@ -159,6 +188,32 @@ Deno.test("an invalidation waits for a buffer that the device holds; one of ever
   assert.deepEqual(guest.errors, []);
 });
 
+Deno.test("an address that was told, used, unmapped and mapped again before the answer to the first question is read is asked for again", async () => {
+  for (const refused of [false, true]) {
+    await using guest = await IommuGuest.start();
+    const { relay } = guest;
+    for (let i = 0; i < 8; i++) guest.mapped.set(DATA_PAGE + i, 3);
+    guest.beforeAnswer = async () => {
+      await waitUntil("the first echo", () => guest.driver.take() >= 0);
+      await relay.iotlb({ type: "invalidate", iova: IOVA + DATA_PAGE * PAGE, size: 8 * PAGE });
+      guest.offer(DATA_PAGE, 100);
+      await waitUntil("the second echo", () => guest.driver.take() >= 0, 5_000);
+      // The VMM may even have looked after the mapping's end.
+      if (refused) throw new Error("nothing is mapped there");
+    };
+    guest.offer(DATA_PAGE, 100);
+    await waitUntil("the late answer", () => guest.beforeAnswer === undefined);
+    for (let i = 0; i < 3; i++) {
+      await relay.iotlb({ type: "invalidate", iova: IOVA + DATA_PAGE * PAGE, size: 8 * PAGE });
+      await waitUntil("room", () => relay.counters.of(0)[COUNTER.inflight] === 0);
+      guest.offer(DATA_PAGE, 100);
+      await waitUntil("an echo", () => guest.driver.take() >= 0, 5_000);
+    }
+    assert.deepEqual(guest.errors, []);
+    assert.ok(relay.queues[0]!.running);
+  }
+});
+
 Deno.test("an address that the guest's IOMMU does not map stops the queue with a name, and so does one that is mapped for another use", async () => {
   for (const perm of [undefined, 1] as const) {
     await using guest = await IommuGuest.start();
@@ -183,6 +238,32 @@ Deno.test("a ring that is unmapped while it runs stops, and starts again where i
   await waitUntil("the ring to run", () => guest.relay.queues[0]!.running);
   guest.offer(DATA_PAGE, 100);
   await waitUntil("the echo", () => guest.driver.take() >= 0);
+});
+
+Deno.test("a driver that starts anew with other memory behind the same IOVAs is found there", async () => {
+  await using guest = await IommuGuest.start();
+  const { relay } = guest;
+  for (let i = 0; i < 8; i++) guest.mapped.set(DATA_PAGE + i, 3);
+  const ends = {
+    "page by page": async () => {
+      for (let page = 0; page < 6; page++) await relay.iotlb({ type: "invalidate", iova: IOVA + page * PAGE, size: PAGE });
+    },
+    "by a flush": () => relay.iotlb({ type: "invalidate", iova: 0, size: 2 ** 52 - 1 }),
+    // A VMM does not listen to the guest's IOMMU for a device that is stopped.
+    "without a word": () => Promise.resolve(),
+  };
+  let shift = 32;
+  for (const [how, end] of Object.entries(ends)) {
+    guest.offer(DATA_PAGE, 100);
+    await waitUntil("an echo", () => guest.driver.take() >= 0);
+    await relay.getVringBase(0);
+    await end();
+    await guest.restart(shift);
+    guest.offer(DATA_PAGE, 100);
+    await waitUntil(`an echo in the new ring, ended ${how}`, () => guest.driver.take() >= 0, 5_000);
+    shift += 12;
+  }
+  assert.deepEqual(guest.errors, []);
 });
 
 Deno.test("without --guest-iommu the bit is not offered, and mappings are refused with the flag's name", async () => {

@@ -1,9 +1,11 @@
 import assert from "node:assert/strict";
-import { createEventfd, mapAnonymous } from "../../src/ffi/mod.ts";
+import { buildRelayCore } from "../../scripts/build_wasm.ts";
+import { createEventfd, createMemfd, mapFd, type Mapping } from "../../src/ffi/mod.ts";
 import { RangeTable } from "../../src/memory/range_table.ts";
 import { Counters } from "../../src/relay/counters.ts";
 import type { QueueStart } from "../../src/relay/messages.ts";
-import { JsCore } from "../../src/relay/js_core.ts";
+import type { DataPath, RelayCore } from "../../src/relay/core.ts";
+import { CoreMaker } from "../../src/relay/core_maker.ts";
 import { QueueRunner } from "../../src/relay/queue_runner.ts";
 import {
   INFLIGHT_STATE,
@@ -13,6 +15,7 @@ import {
   recoverPacked,
   recoverSplit,
 } from "../../src/vring/inflight.ts";
+import { isOfPackedRing, isOfSplitRing } from "../../src/vring/inflight_life.ts";
 import { packedLayout, splitLayout } from "../../src/vring/layout.ts";
 import { PackedDevice, PackedDriver } from "../../src/vring/packed.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../../src/vring/queue.ts";
@@ -22,11 +25,17 @@ import { SplitDevice, SplitDriver } from "../../src/vring/split.ts";
 class Killed extends Error {}
 
 const realStore = Atomics.store;
+let storesLeft = Infinity;
+
+function beforeStore(): void {
+  if (storesLeft-- === 0) throw new Killed();
+}
+
 /** Runs `work`; it is cut off in front of its `stores`-th ordered store. @returns false when it was */
 function killedAfter(stores: number, work: () => void): boolean {
-  let left = stores;
+  storesLeft = stores;
   Atomics.store = ((array: never, index: number, value: never) => {
-    if (left-- === 0) throw new Killed();
+    beforeStore();
     return realStore(array, index, value);
   }) as typeof Atomics.store;
   try {
@@ -37,7 +46,29 @@ function killedAfter(stores: number, work: () => void): boolean {
     throw error;
   } finally {
     Atomics.store = realStore;
+    storesLeft = Infinity;
   }
+}
+
+// The WebAssembly core with ordered stores that ask first.
+const STOPPABLE = `
+@external("test", "beforeStore") declare function beforeStore(): void;
+export function store8(at: u32, value: u32): void { beforeStore(); atomic.store<u8>(at, <u8>value); }
+export function store16(at: u32, value: u32): void { beforeStore(); atomic.store<u16>(at, <u16>value); }
+export function store32(at: u32, value: u32): void { beforeStore(); atomic.store<u32>(at, value); }
+`;
+const stoppable = {
+  module: new WebAssembly.Module(await buildRelayCore({ "src/wasm/assembly/ordered.ts": STOPPABLE })),
+  imports: { test: { beforeStore } },
+};
+const makers = (["js", "wasm"] as const).map((core) => {
+  const path: DataPath = { memory: new RangeTable([]), translation: undefined, dirty: undefined };
+  return { core, path, maker: new CoreMaker(core, path, stoppable) };
+});
+
+function sharedMemory(name: string, size: number): Mapping {
+  using fd = createMemfd(`svq-test-${name}`, size);
+  return mapFd(fd.fd, { length: size });
 }
 
 function randomOf(seed: number): (below: number) => number {
@@ -70,13 +101,13 @@ interface Case {
 
 /** A guest's driver, a relay that is killed and restarted, and a device that answers out of order. */
 class World {
-  readonly #memory = mapAnonymous(MEMORY, "test");
+  readonly #memory = sharedMemory("ram", MEMORY);
   readonly #region;
   readonly #kick = createEventfd();
   readonly #counters = new Counters(1);
   readonly #driver: DriverQueue;
-  readonly #path;
   #runner: QueueRunner | undefined;
+  #core: RelayCore | undefined;
   #device: DeviceQueue | undefined;
   /** What the device has in hand. */
   #held: { id: number; token: number; at: number }[] = [];
@@ -90,13 +121,11 @@ class World {
   done = 0;
   resumed = 0;
 
-  constructor(readonly shape: Case, readonly random: (below: number) => number) {
-    this.#region = mapAnonymous(inflightPartSize(shape.num, shape.packed), "region");
-    this.#path = {
-      memory: new RangeTable([{ gpa: 0, size: MEMORY, uaddr: 0, address: this.#memory.address }]),
-      translation: undefined,
-      dirty: undefined,
-    };
+  constructor(readonly shape: Case, readonly random: (below: number) => number, readonly kind: typeof makers[number]) {
+    this.#region = sharedMemory("inflight", inflightPartSize(shape.num, shape.packed));
+    const ranges = [{ gpa: 0, size: MEMORY, uaddr: 0, address: this.#memory.address }];
+    kind.path.memory = new RangeTable(ranges);
+    kind.maker.setMemory(ranges);
     this.#driver = this.#ring(RINGS, shape.packed, "driver") as DriverQueue;
     for (let slot = 0; slot < 2 * shape.num; slot++) this.#slots.push(slot);
   }
@@ -122,7 +151,7 @@ class World {
     };
     const inOrder = side === "driver" && this.shape.inOrder === true;
     if (side === "device") {
-      const all = { ...options, indirect, memory: this.#path.memory };
+      const all = { ...options, indirect, memory: this.kind.path.memory };
       return packed ? new PackedDevice(all) : new SplitDevice(all);
     }
     const area = indirect ? { indirect: { ...part(TABLES, num * 4 * 16), address: TABLES, entries: 4 } } : {};
@@ -187,10 +216,24 @@ class World {
       this.#runner.service();
     });
     if (alive) return;
+    this.#checkRecorded();
     this.kills++;
     this.#runner = undefined;
+    this.#core?.close();
+    this.#core = undefined;
     this.#device = undefined;
     this.#held = [];
+  }
+
+  // What the device can see of a dead relay's ring, and has not answered, is on record.
+  #checkRecorded(): void {
+    const device = this.#device;
+    if (device === undefined) return;
+    const chain = new Chain(64);
+    const seen = this.#held.map(({ token }) => token);
+    while (device.pop(chain)) seen.push(new DataView(this.#memory.buffer(chain.addresses[0]!, 4)).getUint32(0, true));
+    const recorded = new Set(this.#recover()?.ids.map((id) => this.#out.get(id)?.token));
+    for (const token of seen) assert.ok(recorded.has(token), `the device has request ${token}, which is not on record`);
   }
 
   #recover(): InflightChains | undefined {
@@ -199,10 +242,18 @@ class World {
     const state = inflightState(part, num);
     if (state === INFLIGHT_STATE.idle) return undefined;
     assert.equal(state, packed ? INFLIGHT_STATE.packed : INFLIGHT_STATE.split);
-    const { desc, used } = this.#places(RINGS, packed);
-    return packed
+    const { desc, avail, used } = this.#places(RINGS, packed);
+    const chains = packed
       ? recoverPacked(part, num, (slot) => new Uint16Array(this.#memory.buffer(desc + 16 * slot, 16))[7]!)
       : recoverSplit(part, num, new Uint16Array(this.#memory.buffer(used, 4))[1]!);
+    const isOurs = packed
+      ? isOfPackedRing(num, chains, new Uint16Array(this.#memory.buffer(desc, 16 * num)))
+      : isOfSplitRing(part, num, chains, {
+        avail: new Uint16Array(this.#memory.buffer(avail, 4 + 2 * num)),
+        used: new Uint32Array(this.#memory.buffer(used, 4 + 8 * num)),
+      });
+    assert.ok(isOurs, "the record is of this ring");
+    return chains;
   }
 
   #start(): QueueRunner {
@@ -241,7 +292,9 @@ class World {
       inflight: { address: this.#region.address, size: this.#region.length },
       ...(resume === undefined ? {} : { resume }),
     };
-    const runner = new QueueRunner(start, new JsCore(start, this.#path, this.#counters.of(0)), this.#counters.of(0));
+    const core = this.#core = this.kind.maker.make(start, this.#counters.of(0));
+    assert.equal(core.kind, this.kind.core, this.kind.maker.reason);
+    const runner = new QueueRunner(start, core, this.#counters.of(0));
     this.resumed += resume?.ids.length ?? 0;
     this.#device = this.#ring(SHADOW, devicePacked, "device") as DeviceQueue;
     if (resume !== undefined) this.#checkOrder(resume.ids);
@@ -264,6 +317,8 @@ class World {
       this.collect();
     }
     this.#runner?.finish();
+    this.#core?.close();
+    this.kind.maker.setMemory([]);
     assert.equal(inflightState({ buffer: this.#region.buffer() }, this.shape.num), INFLIGHT_STATE.idle);
     assert.equal(this.done, this.#offered.length);
     this.#memory.close();
@@ -282,17 +337,17 @@ const CASES: Case[] = [
   { num: 8, packed: true, mode: "shadow", devicePacked: true, indirect: true, inOrder: true },
   { num: 2, packed: false, mode: "shadow", devicePacked: true, indirect: true },
 ];
-const RUNS = Deno.env.get("SVQ_SOAK") === "1" ? 2000 : 30;
+const RUNS = Deno.env.get("SVQ_SOAK") === "1" ? 2000 : 15;
 
-for (const shape of CASES) {
+for (const [shape, kind] of CASES.flatMap((shape) => makers.map((kind) => [shape, kind] as const))) {
   const name =
     `${shape.packed ? "packed" : "split"}, ${shape.num} descriptors, device ${shape.devicePacked ? "packed" : "split"}, ${shape.mode}` +
-    (shape.inOrder ? ", in order" : "");
+    `${shape.inOrder ? ", in order" : ""}, ${kind.core}`;
   Deno.test(`a relay that is killed at any ordered store loses no request and answers none twice: ${name}`, () => {
     let [kills, resumed] = [0, 0];
     for (let seed = 1; seed <= RUNS; seed++) {
       const random = randomOf(seed);
-      const world = new World(shape, random);
+      const world = new World(shape, random, kind);
       try {
         for (let step = 0; step < 150; step++) {
           world.offer();

@@ -51,7 +51,8 @@ Deno.test("every queue of a net device logs as soon as the answer to LOG_ALL is 
   await using driver = await EmbeddedDriver.open(relay, { queues: 2, depth: 16, num: 64, ramSize: 16 << 20 });
   const run = driver.run({ drainMs: 20_000 });
   run.catch(() => {});
-  const modes = () => relay.queues.map(({ mode }) => mode);
+  // The control queue stays behind a ring of the relay's own.
+  const modes = () => relay.queues.filter(({ index }) => index !== relay.net.index).map(({ mode }) => mode);
   for (let migration = 0; migration < 2; migration++) {
     await relay.setFeatures(driver.features | LOG_ALL);
     assert.ok(modes().every((mode) => mode === "used" || mode === "shadow"), `${modes()}`);

@@ -49,7 +49,10 @@ export interface LabRelay extends AsyncDisposable {
 export async function labRelay(device: string, name: string, ...args: string[]): Promise<LabRelay> {
   const path = `/tmp/${name}.sock`;
   const running = startSvq("relay", "run", "--name", name, "--front", `unix:${path}`, "--device", device, ...args);
-  await waitUntil("the relay", () => running.texts.stderr.includes(": ready"), PATIENCE_MS);
+  let ended = false;
+  running.ended.then(() => ended = true);
+  await waitUntil("the relay", () => ended || running.texts.stderr.includes(": ready"), PATIENCE_MS);
+  assert.ok(!ended, running.texts.stderr + running.texts.stdout);
   return {
     path,
     log: () => running.texts.stderr,

@@ -1,18 +1,19 @@
 /**
- * Tests that run inside the lab VM. A test with a function is written like any other; its file is run a second time, in
- * the VM, where the functions are called one after the other. Tests of one file with the same options share one VM, since a boot takes
- * longer than most tests.
+ * Tests that run inside the lab VM. A test is written like any other; its file is run a second time, bundled, in
+ * the VM, where the functions are called one after the other. Tests with the same options that run in one process share one VM, since a
+ * boot takes longer than most tests.
  *
  * @module
  */
 import { LabUnavailable } from "../../scripts/lab/cache.ts";
 import { ensureVm } from "../../scripts/lab/vm_build.ts";
 import { runInVm, type VmOptions, type VmResult } from "../../scripts/lab/vm_run.ts";
+import { bundleLabTest, SVQ_ENTRY, TEST_ENTRY } from "./lab_bundle.ts";
 
 /** Options of a test in the lab VM. */
 export interface VmTestOptions extends VmOptions {
-  /** `import.meta.url` of the test's file; needed by tests with a function. */
-  file?: string;
+  /** `import.meta.url` of the test's file. */
+  file: string;
 }
 
 /** A test's function. */
@@ -22,16 +23,23 @@ export type Body = () => void | Promise<void>;
 interface Outcome {
   name: string;
   error: string | null;
+  /** Duration in ms, by the VM's clock. */
+  ms: number;
 }
 
 interface Group {
   options: VmTestOptions;
+  files: Set<string>;
   run: Promise<{ result: VmResult; outcomes: Map<string, Outcome> }> | null;
 }
 
-const DENO_RUN = ["deno", "run", "-A", "--cached-only", "--no-check", "--no-lock"] as const;
+const DENO_RUN = ["deno", "run", "-A", "--quiet", "--cached-only", "--no-check", "--no-lock", "--no-config"] as const;
+const FILES = "/lab/files";
+/** In the VM: the words that run svq in a process of its own. */
+export const SVQ_IN_VM: readonly string[] = [...DENO_RUN, `${FILES}/${SVQ_ENTRY}`];
 const OUTCOMES = "outcomes.jsonl";
 const GROUP_VARIABLE = "SVQ_LAB_GROUP";
+const FILTER_VARIABLE = "SVQ_LAB_FILTER";
 
 /** Whether this process runs inside the lab VM. */
 export const inVm: boolean = Deno.env.get("SVQ_IN_LAB") === "1";
@@ -47,6 +55,8 @@ export function vdpaNode(name: string): string {
 /** Why the lab VM cannot be had here, or null. */
 export const unavailable: string | null = inVm ? null : await whyUnavailable();
 const bodies = new Map<string, Body>();
+/** Of all that is registered, only tests of this machine are run, or only those with an IOMMU. Nothing to do with what runs in the VM. */
+export const selection: { only: VmTestOptions | "vp" | undefined } = { only: undefined };
 const groups = new Map<string, Group>();
 
 async function whyUnavailable(): Promise<string | null> {
@@ -64,54 +74,55 @@ async function whyUnavailable(): Promise<string | null> {
 /**
  * Registers a test that runs in the lab VM. Without root or packages it is ignored, and its name says why.
  *
- * @param body a function, called in the VM; or the path of a script below the checkout, run there by Deno, whose exit status counts
+ * @param body called in the VM
  */
-export function vmTest(name: string, options: VmTestOptions, body: Body | string): void {
+export function vmTest(name: string, options: VmTestOptions, body: Body): void {
   if (inVm) {
-    if (typeof body === "function" && Deno.env.get(GROUP_VARIABLE) === groupKey(options)) {
+    if (Deno.env.get(GROUP_VARIABLE) === groupKey(options) && wanted(name)) {
       if (bodies.size === 0) addEventListener("load", () => void runBodies());
       bodies.set(name, body);
     }
     return;
   }
+  if (selection.only === "vp" ? options.vp === undefined : selection.only && groupKey(selection.only) !== groupKey(options)) return;
+  if (!wanted(name)) return;
   if (unavailable !== null) {
     Deno.test({ name: `${name} (skipped: ${unavailable})`, ignore: true, fn: () => {} });
     return;
   }
   // The VM's console and files outlive single tests of a group, so the sanitizers would blame the wrong one.
   const define = { name, sanitizeOps: false, sanitizeResources: false };
-  if (typeof body === "string") {
-    Deno.test({ ...define, fn: () => runScript(body, options) });
-    return;
-  }
   const key = groupKey(options);
-  const group = groups.get(key) ?? { options, run: null };
+  const group = groups.get(key) ?? { options, files: new Set(), run: null };
   groups.set(key, group);
+  group.files.add(options.file);
   Deno.test({
     ...define,
     fn: async () => {
-      const { result, outcomes } = await (group.run ??= runGroup(key, group.options));
+      const { result, outcomes } = await (group.run ??= runGroup(key, group));
       const outcome = outcomes.get(name);
       if (!outcome) throw new Error(`The VM ended with ${result.code} before this test\n${result.stdout}\n${result.stderr}`);
+      console.log(`in the VM: ${(outcome.ms / 1000).toFixed(1)} s of ${(result.totalMs / 1000).toFixed(1)} s`);
       if (outcome.error !== null) throw new Error(`In the VM: ${outcome.error}`);
     },
   });
 }
 
-function groupKey({ file, files, modules, setup, env, vp, memoryMiB }: VmTestOptions): string {
-  if (file === undefined) throw new TypeError("A vmTest with a function needs options.file");
-  return JSON.stringify([file, files, modules, setup, env, vp, memoryMiB]);
+// `deno test --filter` does not reach into the VM: SVQ_LAB_FILTER=TEXT runs single tests there.
+function wanted(name: string): boolean {
+  return name.includes(Deno.env.get(FILTER_VARIABLE) ?? "");
 }
 
-async function runScript(script: string, options: VmTestOptions): Promise<void> {
-  const [deno, run, ...flags] = DENO_RUN;
-  const result = await runInVm([deno, /_test\.ts$/.test(script) ? "test" : run, ...flags, script], options);
-  if (result.code !== 0) throw new Error(`${script} ended with ${result.code} in the VM\n${result.stdout}\n${result.stderr}`);
+function groupKey({ files, modules, setup, env, vp, memoryMiB }: VmTestOptions): string {
+  return JSON.stringify([files, modules, setup, env, vp, memoryMiB]);
 }
 
-async function runGroup(key: string, options: VmTestOptions): Promise<{ result: VmResult; outcomes: Map<string, Outcome> }> {
-  const file = new URL(options.file!).pathname;
-  const result = await runInVm([...DENO_RUN, file], { ...options, env: { ...options.env, [GROUP_VARIABLE]: key } });
+async function runGroup(key: string, { options, files }: Group): Promise<{ result: VmResult; outcomes: Map<string, Outcome> }> {
+  const result = await runInVm([...DENO_RUN, `${FILES}/${TEST_ENTRY}`], {
+    ...options,
+    files: { ...await bundleLabTest([...files]), ...options.files },
+    env: { ...options.env, [GROUP_VARIABLE]: key, [FILTER_VARIABLE]: Deno.env.get(FILTER_VARIABLE) ?? "" },
+  });
   const lines = new TextDecoder().decode(result.outputs[OUTCOMES] ?? new Uint8Array()).split("\n").filter(Boolean);
   return { result, outcomes: new Map(lines.map((line) => JSON.parse(line) as Outcome).map((outcome) => [outcome.name, outcome])) };
 }
@@ -120,12 +131,14 @@ async function runGroup(key: string, options: VmTestOptions): Promise<{ result: 
 async function runBodies(): Promise<void> {
   for (const [name, body] of bodies) {
     let error: string | null = null;
+    const begun = performance.now();
     try {
       await body();
     } catch (thrown) {
       error = thrown instanceof Error ? thrown.stack ?? thrown.message : String(thrown);
     }
-    await Deno.writeTextFile(`/lab/out/${OUTCOMES}`, JSON.stringify({ name, error } satisfies Outcome) + "\n", { append: true });
+    const ms = Math.round(performance.now() - begun);
+    await Deno.writeTextFile(`/lab/out/${OUTCOMES}`, JSON.stringify({ name, error, ms } satisfies Outcome) + "\n", { append: true });
   }
   // What a test left open must not keep the VM alive.
   Deno.exit(0);

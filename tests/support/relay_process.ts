@@ -6,6 +6,7 @@
 import { ControlClient } from "../../src/relay/control.ts";
 import type { TracedMessage } from "../../src/relay/message_log.ts";
 import type { RelayMode } from "../../src/relay/relay.ts";
+import type { UpgradeReport } from "../../src/relay/upgrade.ts";
 import type { RelayStatus } from "../../src/relay/status.ts";
 import { Process } from "./process.ts";
 import { waitUntil } from "./wait.ts";
@@ -27,11 +28,13 @@ export interface RelayProcessOptions {
 }
 
 const MAIN = new URL("../../src/cli/main.ts", import.meta.url).pathname;
+const PROGRAM = [Deno.execPath(), "run", "-A", "--quiet", MAIN];
 
 /** A running relay; disposing it kills it if it has not ended. */
 export class RelayProcess implements AsyncDisposable {
   /** Where VMMs connect. */
   readonly front: string;
+  #successor: number | undefined;
 
   private constructor(readonly process: Process, readonly name: string, readonly folder: string) {
     this.front = `${folder}/${name}.front`;
@@ -90,14 +93,28 @@ export class RelayProcess implements AsyncDisposable {
     }, timeoutMs);
   }
 
+  /**
+   * Hands the relay over to another process.
+   *
+   * @param program the new version and its first words; default: this one
+   */
+  async upgrade(program: string[] = PROGRAM, more: Record<string, unknown> = {}): Promise<UpgradeReport> {
+    const report = await this.call<UpgradeReport>("upgrade", { program, ...more });
+    this.#successor = report.pid;
+    return report;
+  }
+
   /** Ends the relay as an operator does. @throws Error unless it ends with exit code 0 */
   async stop(): Promise<void> {
     this.process.kill("SIGTERM");
     await this.process.expectExit(0);
   }
 
-  /** Kills it. */
+  /** Kills it, and what it was upgraded to. */
   async [Symbol.asyncDispose](): Promise<void> {
+    try {
+      if (this.#successor !== undefined) Deno.kill(this.#successor, "SIGKILL");
+    } catch { /* it has ended */ }
     await this.process[Symbol.asyncDispose]();
   }
 }

@@ -8,6 +8,7 @@ import { type FrontEndOptions, VhostUserFrontEnd } from "../../src/vhost_user/fr
 import { decodeMemTable, encodeConfig } from "../../src/vhost_user/message.ts";
 import { countFds } from "../support/fds.ts";
 import { RawPeer, type SeenMessage } from "../support/peer.ts";
+import { waitUntil } from "../support/wait.ts";
 
 const PF = PROTOCOL_FEATURE;
 const GET_FEATURES = REQUEST.GET_FEATURES;
@@ -159,7 +160,7 @@ Deno.test("a lost connection rejects all pending calls, later ones too, and is t
   frontEnd.onFailure = (error) => failures.push(error);
   const calls = [frontEnd.getVringBase(3), frontEnd.getStatus()];
   const outcomes = Promise.allSettled(calls);
-  while (device.seen.at(-1)?.request !== REQUEST.GET_STATUS) await new Promise((resolve) => setTimeout(resolve, 1));
+  await waitUntil("both requests", () => device.seen.at(-1)?.request === REQUEST.GET_STATUS);
   device.peer.stream.close();
   for (const outcome of await outcomes) {
     assert.equal(outcome.status, "rejected");

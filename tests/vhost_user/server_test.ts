@@ -20,6 +20,7 @@ import { SERVER_PROTOCOL_FEATURES } from "../../src/vhost_user/server_rules.ts";
 import { FAKE_FEATURES, FakeBackend } from "../support/fake_backend.ts";
 import { countFds } from "../support/fds.ts";
 import { rawPair, RawPeer } from "../support/peer.ts";
+import { waitUntil } from "../support/wait.ts";
 
 const PF = PROTOCOL_FEATURE;
 const NEED_REPLY = FLAG.VERSION | FLAG.NEED_REPLY;
@@ -361,7 +362,7 @@ Deno.test("a configuration change is told on the back-end's channel and its answ
     assert.deepEqual([request, flags, payload.length], [BACKEND_REQUEST.CONFIG_CHANGE_MSG, NEED_REPLY, 0]);
     await channel.reply(request, answer);
   }
-  while (s.errors.length === 0) await new Promise((resolve) => setTimeout(resolve, 1));
+  await waitUntil("the error", () => s.errors.length > 0);
   assert.match(s.errors[0]!, /CONFIG_CHANGE_MSG: the other side answered with error 1/);
   // The channel's end does not end the device.
   channel.stream.close();
@@ -393,7 +394,7 @@ Deno.test("front-ends are served one after the other, and each end is told", asy
   const fourth = new RawPeer(connectUnix(path));
   assert.equal((await fourth.ask(REQUEST.GET_QUEUE_NUM)).payload[0], 4);
   fourth.stream.close();
-  while (ends.length < 3) await new Promise((resolve) => setTimeout(resolve, 1));
+  await waitUntil("three ends", () => ends.length >= 3);
   listener.close();
   await running;
   assert.deepEqual([ends[0], ends[2], refused], [undefined, undefined, 1]);

@@ -18,10 +18,12 @@ interface Scenario {
   careless?: "driver" | "device";
   /** Sides that turn notifications off while they are awake. */
   suppress: boolean;
+  /** Fruitless looks, notifications off, before a side asks for notifications: the polling state. */
+  polls?: number;
 }
 
 function check(scenario: Scenario): Outcome {
-  const { num, eventIdx, base } = scenario;
+  const { num, eventIdx, base, polls = 0 } = scenario;
   const memory = new FlatMemory(192);
   const place = scenario.format === "split" ? splitPlace(memory, num) : packedPlace(memory, num);
   if (scenario.format === "split") {
@@ -40,7 +42,12 @@ function check(scenario: Scenario): Outcome {
       let sent = 0;
       for (let back = 0;;) {
         if (scenario.suppress) driver.disableCalls();
-        while (driver.take() >= 0) back++;
+        for (let looks = 0; looks <= polls; looks++) {
+          while (driver.take() >= 0) {
+            back++;
+            looks = 0;
+          }
+        }
         steps.mark(`${sent} sent, ${back} back`);
         if (back === scenario.chains) return;
         let added = 0;
@@ -61,8 +68,13 @@ function check(scenario: Scenario): Outcome {
       const chain = new Chain(num);
       for (;;) {
         if (scenario.suppress) device.disableKicks();
-        while (device.pop(chain)) device.push(chain.id, 0);
-        if (device.flush()) steps.notify();
+        for (let looks = 0; looks <= polls; looks++) {
+          while (device.pop(chain)) {
+            device.push(chain.id, 0);
+            looks = 0;
+          }
+          if (device.flush()) steps.notify();
+        }
         steps.mark(`${device.base}`);
         if (device.enableKicks() && scenario.careless !== "device") continue;
         steps.sleep();
@@ -79,6 +91,10 @@ for (const format of ["split", "packed"] as const) {
         // The largest one only where most can happen.
         if (num === 2 && !(suppress && eventIdx)) continue;
         scenarios.push({ format, eventIdx, suppress, num, chains, batch, base });
+        // Polling looks as often as it likes; once more than not at all has every step that there is.
+        if (suppress && (num === 1 && eventIdx || Deno.env.has("SVQ_SOAK"))) {
+          scenarios.push({ format, eventIdx, suppress, num, chains, batch, base, polls: 1 });
+        }
       }
     }
   }

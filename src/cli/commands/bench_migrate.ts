@@ -1,10 +1,13 @@
 /** `svq bench migrate`. @module */
 import { buildCommand, type Command } from "@stricli/core";
-import { benchDowntime, benchStream, type DowntimeResult, type StreamResult } from "../../bench/migrate.ts";
+import { benchDowntime, benchStream } from "../../bench/migrate.ts";
 import { machineFacts } from "../../bench/machine.ts";
+import { downtimeRecord, migrateCsv, migratePage, rate, streamRecord } from "../../bench/migrate_report.ts";
 import { formatDuration, formatSize } from "../../units.ts";
+import { VERSION } from "../../version.ts";
+import { writeReport } from "../bench_files.ts";
 import type { CliContext } from "../context.ts";
-import { integerFlag, sizeFlag } from "../parameters.ts";
+import { integerFlag, pathFlag, sizeFlag } from "../parameters.ts";
 import { Progress } from "../progress.ts";
 
 interface Flags {
@@ -12,6 +15,8 @@ interface Flags {
   readonly runs: number;
   readonly migrations: number;
   readonly guestMem: number;
+  readonly csv?: string;
+  readonly report?: string;
 }
 
 /** Measures streams and gaps. */
@@ -29,6 +34,8 @@ export const migrate: Command<CliContext> = buildCommand({
       runs: integerFlag("Times that each stream is sent; the fastest counts", { default: "3", min: 1, max: 100 }),
       migrations: integerFlag("Migrations to measure the gap with; 0: none", { default: "20", max: 10_000 }),
       guestMem: sizeFlag("Memory of the guest that is migrated", { default: "64MiB" }),
+      csv: pathFlag("Write comma-separated values", { optional: true }),
+      report: pathFlag("Write a page with tables and pictures", { optional: true }),
     },
   },
   async func(this: CliContext, flags: Flags): Promise<void> {
@@ -44,9 +51,12 @@ export const migrate: Command<CliContext> = buildCommand({
       ? null
       : await benchDowntime(flags.guestMem, flags.migrations, (done) => progress.update((step + done) / steps, `migration ${done}`));
     progress[Symbol.dispose]();
+    const machine = machineFacts();
+    if (flags.report !== undefined) writeReport(flags.report, migratePage(streams, downtime, { machine, version: VERSION }));
+    if (flags.csv !== undefined) writeReport(flags.csv, migrateCsv(streams, downtime));
     const document = {
       schema: "svq.bench.migrate/1",
-      machine: machineFacts(),
+      machine,
       streams: streams.map(streamRecord),
       downtime_us: downtime === null ? null : downtimeRecord(downtime),
     };
@@ -68,22 +78,3 @@ export const migrate: Command<CliContext> = buildCommand({
     });
   },
 });
-
-const rate = (bytes: number, ms: number) => bytes / ms / 1e6;
-
-function streamRecord({ contents, sink, memoryBytes, streamBytes, ms, allMs }: StreamResult): Record<string, unknown> {
-  const round = (value: number) => Math.round(value * 1000) / 1000;
-  return {
-    contents,
-    sink,
-    memory_bytes: memoryBytes,
-    stream_bytes: streamBytes,
-    ms: round(ms),
-    all_ms: allMs.map(round),
-    gb_per_s: round(rate(memoryBytes, ms)),
-  };
-}
-
-function downtimeRecord({ migrations, memoryBytes, p50, p90, p99, max }: DowntimeResult): Record<string, number> {
-  return { migrations, memory_bytes: memoryBytes, p50, p90, p99, max };
-}

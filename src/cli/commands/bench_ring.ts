@@ -4,9 +4,9 @@ import { machineFacts } from "../../bench/machine.ts";
 import { benchRing, type RingResult } from "../../bench/ring.ts";
 import { CONTENDERS, overC, ringCsv, ringPage, ringRecord, type RingRow, ringRows } from "../../bench/ring_report.ts";
 import type { Contender, Workload } from "../../bench/ring_rig.ts";
-import { SvqError } from "../../errors.ts";
 import { VERSION } from "../../version.ts";
 import type { RingFormat } from "../../vring/queue.ts";
+import { writeReport } from "../bench_files.ts";
 import type { CliContext } from "../context.ts";
 import { durationFlag, integerFlag, numberListFlag, pathFlag } from "../parameters.ts";
 import { Progress } from "../progress.ts";
@@ -26,7 +26,7 @@ interface Flags {
   readonly repetitions: number;
   readonly time: number;
   readonly reference?: string;
-  readonly csv: boolean;
+  readonly csv?: string;
   readonly report?: string;
 }
 
@@ -54,7 +54,7 @@ export const ring = buildCommand({
       repetitions: integerFlag("Repetitions of each measurement", { default: "5", min: 1, max: 1000 }),
       time: durationFlag("Length of each measurement", { default: "20ms" }),
       reference: pathFlag("Shared library of the C reference", { optional: true }),
-      csv: { kind: "boolean", brief: "Print comma-separated values", default: false },
+      csv: pathFlag("Write comma-separated values", { optional: true }),
       report: pathFlag("Write a page with tables and pictures", { optional: true }),
     },
   },
@@ -68,8 +68,8 @@ export const ring = buildCommand({
     }
     const results = await measure(this, flags);
     const machine = machineFacts();
-    if (flags.report !== undefined) writePage(flags.report, ringPage(results, machine, VERSION));
-    if (flags.csv && !this.output.json) return this.output.write(ringCsv(results));
+    if (flags.report !== undefined) writeReport(flags.report, ringPage(results, machine, VERSION));
+    if (flags.csv !== undefined) writeReport(flags.csv, ringCsv(results));
     const document = { schema: "svq.bench.ring/1", machine, results: results.map(ringRecord) };
     this.output.document(document, () => printTable(this, results));
   },
@@ -95,14 +95,6 @@ async function measure(context: CliContext, flags: Flags): Promise<RingResult[]>
 // dlopen(3) looks a name without a slash up in the library path.
 function resolve(path: string): string {
   return path.includes("/") ? path : `./${path}`;
-}
-
-function writePage(path: string, page: string): void {
-  try {
-    Deno.writeTextFileSync(path, page);
-  } catch (cause) {
-    throw new SvqError("CANNOT_WRITE", `${path} cannot be written: ${(cause as Error).message}`, { cause });
-  }
 }
 
 function printTable(context: CliContext, results: readonly RingResult[]): void {

@@ -1,4 +1,4 @@
-/** `svq relay`: run, start, stop, list, status, set. @module */
+/** `svq relay`: run, start, stop, list, status, set, upgrade. @module */
 import { buildCommand, buildRouteMap } from "@stricli/core";
 import { EXIT, SvqError } from "../../errors.ts";
 import { DeviceSource } from "../../devices/open.ts";
@@ -9,21 +9,29 @@ import { controlPath, relayNames } from "../../relay/runtime_dir.ts";
 import { type FrontAddress, RelayService } from "../../relay/service.ts";
 import { prometheusText } from "../metrics.ts";
 import type { QueueStatus, RelayStatus } from "../../relay/status.ts";
+import { formatMac, parseMac } from "../../net/command.ts";
+import { NetState } from "../../net/state.ts";
+import type { WorkerLoad } from "../../relay/worker_load.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
 import { askStatus } from "../ask_relay.ts";
+import { askAllRelays } from "../ask_relays.ts";
 import type { CliContext } from "../context.ts";
 import { selfCommand } from "../self_command.ts";
 import { passedFds, ServiceManager } from "../service_manager.ts";
 import { aborted } from "../signals.ts";
 import { deviceFlag, durationFlag, integerFlag, pathFlag, relayArgument, textFlag } from "../parameters.ts";
 import { usageError } from "../usage.ts";
+import { Takeover } from "../../relay/takeover.ts";
+import { UPGRADE_VARIABLE } from "../../relay/upgrade.ts";
+import { upgrade } from "./relay_upgrade.ts";
+import { listText, WORKER_FLAGS, workerConfig, type WorkerFlags, workerWords } from "../worker_flags.ts";
 
 const RINGS = ["auto", "split", "packed"] as const satisfies readonly RingChoice[];
 const INDIRECT = ["copy", "pass", "flatten"] as const satisfies readonly IndirectChoice[];
 const IN_ORDER = ["auto", "on", "off"] as const satisfies readonly InOrderChoice[];
 const MODES = ["auto", "passthrough", "notify", "used", "shadow"] as const satisfies readonly RelayMode[];
 
-interface RunFlags {
+interface RunFlags extends WorkerFlags {
   readonly front?: DeviceAddress;
   readonly socketPath?: string;
   readonly fd?: number;
@@ -35,7 +43,6 @@ interface RunFlags {
   readonly requireSealed: boolean;
   readonly drainTimeout?: number;
   readonly switchTimeout: number;
-  readonly workers: number;
   readonly core: CoreChoice;
   readonly guestRing: RingChoice;
   readonly deviceRing: RingChoice;
@@ -43,7 +50,16 @@ interface RunFlags {
   readonly indirect: IndirectChoice;
   readonly inOrder: InOrderChoice;
   readonly guestIommu: boolean;
+  readonly mac?: string;
   readonly name?: string;
+}
+
+function macOf(text: string): string {
+  try {
+    return formatMac(parseMac(text));
+  } catch {
+    throw usageError(`${JSON.stringify(text)} is no MAC address`, "write it as 52:54:00:12:34:56");
+  }
 }
 
 const runFlags = {
@@ -77,7 +93,7 @@ const runFlags = {
     optional: true,
   }),
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
-  workers: integerFlag("Worker threads for the queues", { default: "1", min: 1, max: 64 }),
+  ...WORKER_FLAGS,
   core: {
     kind: "enum",
     values: ["auto", "wasm", "js"],
@@ -110,6 +126,13 @@ const runFlags = {
     kind: "boolean",
     brief: "Relay a guest with an IOMMU (iommu_platform=on,ats=on): its queues run in shadow mode, the device needs no support",
     default: false,
+  },
+  mac: {
+    kind: "parsed",
+    parse: macOf,
+    placeholder: "MAC",
+    brief: "The guest's address, for a network device whose control queue the VMM keeps to itself (default: promiscuous)",
+    optional: true,
   },
   name: textFlag("Name for status, set and stop (default: relay-PID)", { optional: true }),
 } as const;
@@ -146,11 +169,16 @@ const run = buildCommand({
       this.output.write(JSON.stringify({ type: "relay", features: [] }) + "\n");
       return;
     }
-    const front = frontOf(flags, passedFds(this.host.env));
-    const address = deviceOf(flags);
-    const name = flags.name ?? `relay-${Deno.pid}`;
     const { signal } = this;
-    using source = new DeviceSource(address);
+    const socket = this.host.env(UPGRADE_VARIABLE);
+    using takeover = socket === undefined ? undefined : await Takeover.connect(socket);
+    const front = takeover?.state.front ?? frontOf(flags, passedFds(this.host.env));
+    const address = deviceOf(flags);
+    const name = takeover?.state.name ?? flags.name ?? `relay-${Deno.pid}`;
+    using source = new DeviceSource(address, {
+      listener: takeover?.fds.take(takeover.state.deviceListener),
+      backing: takeover?.fds.take(takeover.state.backing),
+    });
     using manager = new ServiceManager(this.host.env);
     await using service = new RelayService({
       name,
@@ -158,6 +186,10 @@ const run = buildCommand({
       device: formatDeviceAddress(address),
       openDevice: (options) => source.open(options),
       deviceConnects: source.listens,
+      source,
+      args: Deno.args,
+      takeover,
+      onHandedOver: (pid) => manager.handOver(pid),
       requireSealed: flags.requireSealed,
       ...(flags.drainTimeout === undefined ? {} : { drainTimeoutMs: flags.drainTimeout / 1e6 }),
       onDrainTimeout: () => Deno.exit(EXIT.timeout),
@@ -165,7 +197,7 @@ const run = buildCommand({
         mode: flags.mode,
         forceShadow: flags.forceShadow || flags.resilient,
         switchTimeoutMs: flags.switchTimeout / 1e6,
-        workers: flags.workers,
+        ...workerConfig(flags),
         core: flags.core,
         guestRing: flags.guestRing,
         deviceRing: flags.deviceRing,
@@ -173,6 +205,7 @@ const run = buildCommand({
         indirect: flags.indirect,
         inOrder: flags.inOrder,
         guestIommu: flags.guestIommu,
+        ...(flags.mac === undefined ? {} : { mac: flags.mac }),
       },
       log: (level, message) => {
         this.output.log(level, `${name}: ${message}`);
@@ -180,7 +213,7 @@ const run = buildCommand({
       },
     });
     await service.start();
-    this.output.info(`${name}: ready`);
+    this.output.info(`${name}: ${takeover === undefined ? "ready" : "goes on"}`);
     manager.ready("waiting for a front-end");
     manager.watch(() => service.status());
     aborted(signal).then(() => {
@@ -201,16 +234,18 @@ const start = buildCommand({
     const front = frontOf(flags);
     if (front.kind === "fd") throw usageError("A relay in the background cannot inherit a socket", "use svq relay run --fd N");
     const device = formatDeviceAddress(deviceOf(flags));
+    workerConfig(flags);
     const name = flags.name ?? `relay-${crypto.randomUUID().slice(0, 8)}`;
     const log = controlPath(name).replace(/\.sock$/, ".log");
     const words = [
       ...["relay", "run", "--name", name, "--device", device, "--mode", flags.mode],
       ...["--front", `${front.kind === "connect" ? "connect" : "unix"}:${front.path}`],
-      ...["--switch-timeout", `${flags.switchTimeout}ns`, "--workers", String(flags.workers), "--core", flags.core],
+      ...["--switch-timeout", `${flags.switchTimeout}ns`, ...workerWords(flags), "--core", flags.core],
       ...["--guest-ring", flags.guestRing, "--device-ring", flags.deviceRing],
       ...["--indirect", flags.indirect, "--in-order", flags.inOrder],
       ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),
       ...(flags.guestIommu ? ["--guest-iommu"] : []),
+      ...(flags.mac === undefined ? [] : ["--mac", flags.mac]),
       ...(flags.forceShadow ? ["--force-shadow"] : []),
       ...(flags.resilient ? ["--resilient"] : []),
       ...(flags.requireSealed ? ["--require-sealed"] : []),
@@ -283,19 +318,25 @@ function isLive(name: string): boolean {
 }
 
 const list = buildCommand({
-  docs: { brief: "List running relays" },
+  docs: {
+    brief: "List running relays",
+    fullDescription:
+      "All relays of this user are asked at once. One that was killed leaves its control socket behind, and is listed as dead until a relay of the same name is started; one that does not answer within 2 seconds is listed as such.",
+  },
   parameters: {},
   async func(this: CliContext): Promise<void> {
-    const found = await Promise.all(relayNames().map((name) => askStatus(name).catch(() => undefined)));
-    const relays = found.filter((status) => status !== undefined);
-    this.output.document({ schema: "svq.relay-list/1", relays }, () => {
-      if (relays.length === 0) {
+    const { relays, dead } = await askAllRelays();
+    this.output.document({ schema: "svq.relay-list/1", relays, dead }, () => {
+      if (relays.length + dead.length === 0) {
         this.output.info("no relay runs; svq relay start starts one");
         return;
       }
       this.output.table(
         ["name", "pid", "state", "mode", "front", "device", "queues"],
-        relays.map((relay) => [relay.name, relay.pid, relay.state, modeText(relay), relay.front, relay.device, relay.queues.length]),
+        [
+          ...relays.map((relay) => [relay.name, relay.pid, relay.state, modeText(relay), relay.front, relay.device, relay.queues.length]),
+          ...dead.map(({ name, code }) => [name, "-", code === "NO_SUCH_RELAY" ? "dead" : "no answer", "-", "-", "-", "-"]),
+        ],
       );
     });
   },
@@ -329,6 +370,11 @@ function queueRow(queue: QueueStatus): unknown[] {
   ];
 }
 
+function workerText({ index, cpus, sleeps, polls, poll_hits, poll_us }: WorkerLoad): string {
+  const bound = cpus.length === 0 ? "" : ` on CPU ${listText(cpus)}`;
+  return `${index}${bound}: ${sleeps} sleeps, ${polls} rounds of polling with ${poll_hits} finds, polls for ${poll_us} us now`;
+}
+
 function printStatus(context: CliContext, status: RelayStatus): void {
   const { output } = context;
   output.document({ ...status }, () => {
@@ -339,10 +385,18 @@ function printStatus(context: CliContext, status: RelayStatus): void {
       `  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`,
     );
     output.line(`  memory  ${status.maps.guest} guest regions, ${status.maps.shadow} of shadow rings`);
+    for (const load of status.workers ?? []) output.line(`  worker  ${workerText(load)}`);
     for (const { feature, reason } of status.masked) output.line(`  masked  ${feature}: ${reason}`);
     if (status.iommu !== null) {
       const { entries, misses, invalidations } = status.iommu;
       output.line(`  iommu   ${entries} ranges known, asked for ${misses}, taken back ${invalidations}`);
+    }
+    if (status.net !== null) {
+      const { control, queue, pairs, refused, not_migratable } = status.net;
+      const driver = control === "guest" ? "the guest" : "the relay";
+      output.line(`  net     queue ${queue} is the control queue, driven by ${driver}${pairs === null ? "" : `; ${pairs} queue pairs`}`);
+      for (const reason of refused) output.line(`  refused ${reason}`);
+      for (const name of not_migratable) output.line(`  net     not migratable: ${name}`);
     }
     if (status.masked_protocol_features.length > 0) output.line(`  masked  ${status.masked_protocol_features.join(", ")}`);
     if (status.error !== null) output.line(`  error   ${status.error.message}`);
@@ -360,11 +414,27 @@ const status = buildCommand({
   docs: { brief: "Show what a relay does" },
   parameters: {
     flags: {
+      netState: {
+        kind: "boolean",
+        brief: "Print what was set through a network device's control queue, as JSON: svq relay set takes it",
+        default: false,
+      },
       metrics: { kind: "boolean", brief: "Print the counters in Prometheus' text form, for a textfile collector", default: false },
     },
     positional: { kind: "tuple", parameters: [relayArgument()] },
   },
-  async func(this: CliContext, { metrics }: { readonly metrics: boolean }, name: string): Promise<void> {
+  async func(
+    this: CliContext,
+    { metrics, netState }: { readonly metrics: boolean; readonly netState: boolean },
+    name: string,
+  ): Promise<void> {
+    if (metrics && netState) throw usageError("--metrics and --net-state exclude each other", "ask twice");
+    if (netState) {
+      using client = ControlClient.connect(name, controlPath(name));
+      const state = await client.call("net_state") as { schema: string };
+      this.output.document({ ...state }, () => this.output.write(JSON.stringify(state, undefined, 2) + "\n"));
+      return;
+    }
     const answer = await askStatus(name);
     if (metrics) this.output.write(prometheusText([answer]));
     else printStatus(this, answer);
@@ -376,6 +446,23 @@ interface SetFlags {
   readonly mode?: RelayMode;
   readonly forceShadow?: boolean;
   readonly switchTimeout?: number;
+  readonly netState?: string;
+}
+
+// Checked here too: the error names the file.
+function readNetState(path: string): unknown {
+  let document: unknown;
+  try {
+    document = JSON.parse(Deno.readTextFileSync(path));
+    NetState.load(document);
+    return document;
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    throw new SvqError("BAD_NET_STATE", `${path} cannot be used: ${reason}`, {
+      hint: "svq relay status NAME --net-state prints such a document",
+      cause,
+    });
+  }
 }
 
 const set = buildCommand({
@@ -386,19 +473,22 @@ const set = buildCommand({
       queue: integerFlag("Only this queue", { optional: true, min: 0, max: 255 }),
       forceShadow: { kind: "boolean", brief: "Stay in shadow mode (--no-force-shadow undoes it)", optional: true },
       switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { optional: true }),
+      netState: pathFlag("Bring the network device to the state in this file, at once or before its guest starts", { optional: true }),
     },
     positional: { kind: "tuple", parameters: [relayArgument()] },
   },
   async func(this: CliContext, flags: SetFlags, name: string): Promise<void> {
-    if (flags.mode === undefined && flags.forceShadow === undefined && flags.switchTimeout === undefined) {
-      throw usageError("Nothing to set", "one of --mode, --force-shadow or --switch-timeout");
+    if ([flags.mode, flags.forceShadow, flags.switchTimeout, flags.netState].every((value) => value === undefined)) {
+      throw usageError("Nothing to set", "one of --mode, --force-shadow, --switch-timeout or --net-state");
     }
+    const netState = flags.netState === undefined ? undefined : readNetState(flags.netState);
     using client = ControlClient.connect(name, controlPath(name));
     const params = {
       ...(flags.mode === undefined ? {} : { mode: flags.mode }),
       ...(flags.queue === undefined ? {} : { queue: flags.queue }),
       ...(flags.forceShadow === undefined ? {} : { force_shadow: flags.forceShadow }),
       ...(flags.switchTimeout === undefined ? {} : { switch_timeout_ms: flags.switchTimeout / 1e6 }),
+      ...(netState === undefined ? {} : { net_state: netState }),
     };
     printStatus(this, await client.call("set", params) as RelayStatus);
   },
@@ -406,6 +496,6 @@ const set = buildCommand({
 
 /** All of `svq relay`. */
 export const command = buildRouteMap({
-  routes: { run, start, stop, list, status, set },
+  routes: { run, start, stop, list, status, set, upgrade },
   docs: { brief: "Run and steer relays between a VMM and a device" },
 });

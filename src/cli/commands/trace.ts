@@ -6,12 +6,16 @@ import type { TracedMessage } from "../../relay/message_log.ts";
 import { controlPath } from "../../relay/runtime_dir.ts";
 import { fieldsText } from "../../vhost_user/describe.ts";
 import type { CliContext } from "../context.ts";
-import { relayArgument } from "../parameters.ts";
+import { captureFrames } from "../capture_frames.ts";
+import { durationFlag, integerFlag, pathFlag, relayArgument } from "../parameters.ts";
 
 interface Flags {
   readonly messages: boolean;
   readonly follow: boolean;
   readonly side?: "front" | "device";
+  readonly pcapng?: string;
+  readonly snaplen: number;
+  readonly duration?: number;
 }
 
 /** How long one question to the relay waits for news, ms. */
@@ -50,18 +54,22 @@ export const command: Command<CliContext> = buildCommand({
   docs: {
     brief: "Show what a VMM, a relay and a device say to each other",
     fullDescription:
-      "Prints the vhost-user messages of a running relay, decoded: what the VMM asks of the relay and what the relay asks of the device. A relay always keeps its last 8192 messages, so what led to a problem is still there. Under -j each message is a line of JSON.\n\nExample:\n  svq trace vm1-disk --messages --follow",
+      "Prints the vhost-user messages of a running relay, decoded: what the VMM asks of the relay and what the relay asks of the device. A relay always keeps its last 8192 messages, so what led to a problem is still there. Under -j each message is a line of JSON.\n\nExample:\n  svq trace vm1-disk --messages --follow\n\nWith --pcapng the frames of a network device go into a file for Wireshark instead, with their queue and direction; what the relay\nhas no room to keep is counted and not captured. Meanwhile all queues are behind shadow rings.\n\nExample:\n  svq trace vm1-net --pcapng - | tcpdump -r -",
   },
   parameters: {
     flags: {
-      messages: { kind: "boolean", brief: "vhost-user messages (the default, and the only kind)", default: true },
+      messages: { kind: "boolean", brief: "vhost-user messages (the default)", default: true },
       follow: { kind: "boolean", brief: "Go on with new messages until interrupted", default: false },
+      pcapng: pathFlag("Capture the frames of a network device into this file, or to stdout (-), until interrupted", { optional: true }),
+      snaplen: integerFlag("With --pcapng: most bytes kept of a frame", { default: "65535", min: 1, max: 65535 }),
+      duration: durationFlag("With --pcapng: end after this time", { optional: true }),
       side: { kind: "enum", values: ["front", "device"], brief: "Only the VMM's side, or only the device's", optional: true },
     },
     positional: { kind: "tuple", parameters: [relayArgument()] },
     aliases: { f: "follow" },
   },
-  async func(this: CliContext, { follow, side }: Flags, name: string): Promise<void> {
+  async func(this: CliContext, { follow, side, pcapng, snaplen, duration }: Flags, name: string): Promise<void> {
+    if (pcapng !== undefined) return await captureFrames(this, name, { path: pcapng, snapLength: snaplen, durationNs: duration });
     using client = ControlClient.connect(name, controlPath(name));
     const { signal } = this;
     let after = 0;

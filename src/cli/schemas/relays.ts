@@ -13,6 +13,7 @@ const requests = {
 };
 const modes = ["passthrough", "notify", "used", "shadow"];
 const layouts = ["split", "packed"];
+const spread = object({ median: number(), min: number(), max: number() });
 const round = object({ dirty_pages: count(), bytes: count(), ms: number() });
 
 const queue = object({
@@ -30,11 +31,17 @@ const queue = object({
   inflight: count(),
   kicks: count(),
   calls: count(),
+  batches: optional(count("Times that chains were given to the device: one or more together")),
   chains: count(),
   bytes: count(),
   dirty_pages: count(),
   doorbell: optional(flag("The VMM kicks the device by its own doorbell, past the relay")),
   errors: count(),
+  redone: optional(count("Requests of a killed relay before this one that were given to the device again")),
+  uncaptured: optional(count("Frames that a capture had no room for")),
+  frames: optional(
+    nullable(object({ frames: count(), bytes: count(), drops: count() }, "As an embedded network device counts them; null for others")),
+  ),
 });
 
 const relay = {
@@ -61,7 +68,49 @@ const relay = {
       object({ entries: count(), misses: count(), updates: count(), invalidations: count() }, "The guest's IOMMU, with --guest-iommu"),
     ),
   ),
+  net: optional(
+    nullable(
+      object({
+        control: choice(["guest", "relay"]),
+        queue: count(),
+        own_address_space: flag("The device finds nothing there but the relay's pages"),
+        pairs: nullable(count("Queue pairs in use, as far as it was said")),
+        refused: list(text(), "The newest commands that were refused"),
+        not_migratable: list(text(), "What was set and cannot be set again elsewhere"),
+      }, "The control queue of a network device, and who drives it"),
+    ),
+  ),
+  workers: optional(list(
+    object({
+      index: count("Queue N belongs to worker N modulo their number"),
+      cpus: list(count(), "CPUs that it is bound to; none: any"),
+      waits: count("Calls of epoll_wait"),
+      sleeps: count("Those that could sleep"),
+      polls: count("Rounds of polling"),
+      poll_hits: count("Times that polling found work"),
+      poll_idle_ms: count("Time spent in looks that found nothing"),
+      poll_us: number("How long it looks for more at present before it sleeps"),
+      poll_held_off: count("Times that self-tuned polling stopped for a while because it did not pay"),
+    }),
+    "The threads that run the queues",
+  )),
   queues: list(queue),
+};
+
+const coalescing = { max_packets: count(), max_usecs: count() };
+const netState = {
+  mac: optional(text("xx:xx:xx:xx:xx:xx")),
+  rx: map(flag("Receive modes that the driver has switched")),
+  mac_table: optional(object({ unicast: list(text()), multicast: list(text()) })),
+  vlans: list(count()),
+  steering: list(map(true, "pairs, rss or hash, in the order in which they were set")),
+  guest_offloads: optional(text("0x…")),
+  coalescing: object({
+    tx: optional(object(coalescing)),
+    rx: optional(object(coalescing)),
+    queues: list(object({ queue: count(), ...coalescing })),
+  }),
+  not_migratable: list(text(), "Set by commands that svq does not know"),
 };
 
 const gap = object({
@@ -84,8 +133,23 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     memory_identical: flag(),
   }),
   "svq.relay/1": document("svq.relay/1", "State of a running relay", relay),
-  "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", { relays: list(object(relay)) }),
+  "svq.net-state/1": document("svq.net-state/1", "What a driver has set through a network device's control queue", netState),
+  "svq.relay-list/1": document("svq.relay-list/1", "Running relays of this user", {
+    relays: list(object(relay)),
+    dead: optional(list(
+      object({ name: text(), code: text("NO_SUCH_RELAY where nobody listens, RELAY_SILENT, or what went wrong"), message: text() }),
+      "Control sockets that no relay answers at",
+    )),
+  }),
   "svq.relay-stop/1": document("svq.relay-stop/1", "Relays that were stopped", { stopped: list(text()) }),
+  "svq.relay-upgrade/1": document("svq.relay-upgrade/1", "A relay that another process goes on with", {
+    name: text(),
+    pid_before: count("Process that handed over"),
+    pid: count("Process that goes on"),
+    version_before: text(),
+    version: text(),
+    stall_ms: count("How long the rings stood still"),
+  }),
   "svq.monitor/1": document("svq.monitor/1", "What relays did per second, a document per round", {
     time: text("When, ISO 8601"),
     interval_ms: count("Since the round before; 0 in the first, whose rates are 0"),
@@ -197,6 +261,38 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
       p99: count(),
       max: count(),
     })),
+  }),
+  "svq.bench.relay/1": document("svq.bench.relay/1", "What a relay costs a guest, against the same device without one", {
+    machine: map(true, "CPU, kernel, runtime"),
+    load: object({
+      device: choice(["sim", "vhost-user"], "How the device is reached"),
+      latency_us: number("Time that the device takes for each request"),
+      queues: count(),
+      depth: count("Requests in flight in each queue"),
+      request_bytes: count(),
+      workers: count(),
+      poll_us: nullable(number("null: as long as it pays")),
+      cpus: list(count()),
+      core: choice(["auto", "wasm", "js"]),
+    }),
+    results: list(object({
+      contender: choice(["direct", ...modes]),
+      iops: spread,
+      latency_us: object({ p50: spread, p99: spread, p999: spread }, "Exact to 1 part in 16"),
+      cpu_us_per_request: spread,
+      ratio: object({ iops: spread, p99: spread, cpu: spread }, "To direct, of the same repetition"),
+      syscalls_per_batch: nullable(spread),
+      sleeps_per_batch: nullable(spread),
+      chains_per_batch: nullable(spread),
+    })),
+    switches: list(object({
+      memory_bytes: count("Of the guest"),
+      to: choice(["shadow", "passthrough"]),
+      count: count(),
+      drain_us: spread,
+      switch_us: object({ median: number(), min: number(), max: number(), p99: number() }, "Without the drain"),
+    })),
+    idle: nullable(object({ queues: count(), bytes_per_queue: count("In mode shadow") })),
   }),
   "svq.bench.ring/1": document("svq.bench.ring/1", "Cost per chain of the relay cores", {
     machine: map(true, "CPU, kernel, runtime"),

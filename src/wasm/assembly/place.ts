@@ -5,23 +5,22 @@ import { spanOf } from "./memory";
 import * as walk from "./walk";
 
 /*
- * A record, 32 bytes by id in the device's ring: order f64, bytes f64, the guest's id i32 (-1: not at the device), first
- * segment i32, writable bytes u32 (at most 2^32 - 1), ring descriptors u32 (of a free id of a packed ring: the next free one).
+ * A record, 16 bytes by id in the device's ring: the guest's id i32 (-1: not at the device), first segment u32, order u32, ring
+ * descriptors u32 (of a free id of a packed ring: the next free one).
  */
 
 /** Notes a chain at the device. */
-// @ts-ignore: decorator
-@inline
-export function record(q: Queue, id: u32, guestId: u32, first: u32, bytes: u64, writable: u64, slots: u32): void {
-  const at = q.records + (id << 5);
-  store<f64>(at, q.order);
-  store<f64>(at, <f64>bytes, 8);
-  store<u32>(at, guestId, 16);
-  store<u32>(at, first, 20);
-  store<u32>(at, writable > 0xffffffff ? 0xffffffff : <u32>writable, 24);
-  store<u32>(at, slots, 28);
-  q.order += 1;
+function record(q: Queue, id: u32, guestId: u32, first: u32, slots: u32): void {
+  const at = q.records + (id << 4);
+  store<u32>(at, guestId);
+  store<u32>(at, first, 4);
+  store<u32>(at, q.order, 8);
+  store<u32>(at, slots, 12);
+  q.order++;
   q.inflight++;
+  if (!q.deviceInOrder) return;
+  store<u16>(q.deviceOrder + (q.deviceOrderNext << 1), <u16>id);
+  q.deviceOrderNext = q.deviceOrderNext + 1 == q.deviceNum ? 0 : q.deviceOrderNext + 1;
 }
 
 /** Translates the scratch chain. @returns 0 or an error */
@@ -79,32 +78,38 @@ export function place(q: Queue, e: Env, guestId: u32): i32 {
   let count = walk.count;
   let readable = walk.readable;
   // In mode used the device reads the guest's own descriptors: nothing is translated.
-  if (!e.identity && q.deviceKind != 2) {
+  if (!e.identity && q.deviceKind != S.KIND_HEADS) {
     const error = translate(q, e);
     if (error < 0) return error;
     from = e.moved;
     count = movedCount;
     readable = movedReadable;
   }
-  if (q.deviceKind == 0) return placeSplit(q, guestId, from, count, readable);
-  if (q.deviceKind == 1) return placePacked(q, guestId, from, count, readable);
+  if (q.deviceKind == S.KIND_SPLIT) return placeSplit(q, guestId, from, count, readable);
+  if (q.deviceKind == S.KIND_PACKED) return placePacked(q, guestId, from, count, readable);
   if (q.inflight == q.deviceNum) return S.FULL;
   if (q.poolFree < count) return S.GROW;
-  return placeHead(q, guestId, pool(q, from, count, readable), walk.readableBytes + walk.writableBytes, walk.writableBytes);
+  return placeHead(q, guestId, pool(q, from, count, readable));
 }
 
 /** Offers a guest's head by its own number (mode used). */
-// @ts-ignore: decorator
-@inline
-export function placeHead(q: Queue, head: u32, first: u32, bytes: u64, writable: u64): i32 {
-  record(q, head, head, first, bytes, writable, 1);
+function placeHead(q: Queue, head: u32, first: u32): i32 {
+  record(q, head, head, first, 1);
   store<u16>(q.deviceAvail + 4 + ((q.deviceNext & (q.deviceNum - 1)) << 1), <u16>head);
   q.deviceNext = (q.deviceNext + 1) & 0xffff;
   return <i32>head;
 }
 
+// A table of the guest's that goes to the device as it is. Its segments are checked and kept all the same: they are what is marked.
+// @ts-ignore: decorator
+@inline
+function passed(q: Queue): bool {
+  return q.passTables && q.env.identity && walk.tableLength != 0 && walk.slots == 1;
+}
+
 function placeSplit(q: Queue, guestId: u32, from: u32, count: u32, readable: u32): i32 {
-  const indirect = q.tables != 0 && count > 1 && count <= q.tableEntries;
+  const pass = passed(q);
+  const indirect = pass || (q.tables != 0 && count > 1 && count <= q.tableEntries);
   const slots: u32 = indirect ? 1 : count;
   if (slots > q.deviceNum) return fail(q, S.CHAIN_TOO_LONG, count);
   if (slots > q.numFree) return S.FULL;
@@ -114,12 +119,15 @@ function placeSplit(q: Queue, guestId: u32, from: u32, count: u32, readable: u32
   let next: u32 = 0;
   if (indirect) {
     next = load<u32>(q.segments + (head << 4), 12) & S.LINK_INDEX;
-    const offset = head * q.tableEntries << 4;
-    fillTable(q, q.tables + offset, from, count, readable, false, 0);
-    const iova = (<u64>q.tablesIovaHigh << 32 | q.tablesIovaLow) + offset;
     const to = q.deviceDesc + (head << 4);
-    store<u64>(to, iova);
-    store<u64>(to, <u64>(count << 4) | <u64>S.F_INDIRECT << 32, 8);
+    if (pass) {
+      store<u64>(to, walk.tableAddress);
+    } else {
+      const offset = head * q.tableEntries << 4;
+      fillTable(q, q.tables + offset, from, count, readable, false, 0);
+      store<u64>(to, (<u64>q.tablesIovaHigh << 32 | q.tablesIovaLow) + offset);
+    }
+    store<u64>(to, <u64>(pass ? walk.tableLength : count << 4) | <u64>S.F_INDIRECT << 32, 8);
     first = pool(q, from, count, readable);
   } else {
     let index = head;
@@ -140,7 +148,7 @@ function placeSplit(q: Queue, guestId: u32, from: u32, count: u32, readable: u32
   }
   q.freeHead = next;
   q.numFree -= slots;
-  record(q, head, guestId, first, walk.readableBytes + walk.writableBytes, walk.writableBytes, slots);
+  record(q, head, guestId, first, slots);
   store<u16>(q.deviceAvail + 4 + ((q.deviceNext & (q.deviceNum - 1)) << 1), <u16>head);
   q.deviceNext = (q.deviceNext + 1) & 0xffff;
   return <i32>head;
@@ -182,14 +190,17 @@ function putPacked(q: Queue, id: u32, address: u64, length: u32, flags: u32): vo
 }
 
 function placePacked(q: Queue, guestId: u32, from: u32, count: u32, readable: u32): i32 {
-  const indirect = q.tables != 0 && count > 1 && count <= q.tableEntries;
+  const pass = passed(q);
+  const indirect = pass || (q.tables != 0 && count > 1 && count <= q.tableEntries);
   const slots: u32 = indirect ? 1 : count;
   if (slots > q.deviceNum) return fail(q, S.CHAIN_TOO_LONG, count);
   if (slots > q.numFree) return S.FULL;
   if (q.poolFree < count) return S.GROW;
   const id = q.freeHead;
-  q.freeHead = load<u32>(q.records + (id << 5), 28);
-  if (indirect) {
+  q.freeHead = load<u32>(q.records + (id << 4), 12);
+  if (pass) {
+    putPacked(q, id, walk.tableAddress, walk.tableLength, S.F_INDIRECT);
+  } else if (indirect) {
     const offset = id * q.tableEntries << 4;
     fillTable(q, q.tables + offset, from, count, readable, true, id);
     putPacked(q, id, (<u64>q.tablesIovaHigh << 32 | q.tablesIovaLow) + offset, count << 4, S.F_INDIRECT);
@@ -201,6 +212,6 @@ function placePacked(q: Queue, guestId: u32, from: u32, count: u32, readable: u3
   }
   q.numFree -= slots;
   q.batchSlots += slots;
-  record(q, id, guestId, pool(q, from, count, readable), walk.readableBytes + walk.writableBytes, walk.writableBytes, slots);
+  record(q, id, guestId, pool(q, from, count, readable), slots);
   return <i32>id;
 }

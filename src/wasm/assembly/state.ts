@@ -41,7 +41,7 @@ export class Queue {
   guestUsed: u32;
   guestEventIdx: u32;
   guestIndirect: u32;
-  /** 0 split, 1 packed, 2 heads (mode used). */
+  /** One of KIND. */
   deviceKind: u32;
   deviceNum: u32;
   deviceDesc: u32;
@@ -87,12 +87,51 @@ export class Queue {
   errorIndex: u32;
   errorValue: u32;
   dirtyPages: u32;
+  /** Chains taken since the beginning, modulo 2^32. */
+  order: u32;
+  /** Packed: the first slot of the batch for the device (-1: none), its flags, and how many slots the batch has. */
   batchSlot: i32;
   batchFlags: u32;
   batchSlots: u32;
-  /** Chains taken since the beginning. */
-  order: f64;
+  /** The same for the guest. */
+  usedSlot: i32;
+  usedFlags: u32;
+  usedSlots: u32;
+  /** The window of the in-flight record; 0: none. */
+  inflightAt: u32;
+  /** Ids of the chains that were given back since the guest last saw the used ring, u16 each, and how many. */
+  inflightBatch: u32;
+  inflightBatchLength: u32;
+  /** Split: the head that was given back last. */
+  inflightLast: u32;
+  /** Used index or position that the record has, and (packed) the one after the batch under way. */
+  inflightUsed: u32;
+  inflightNext: u32;
+  /** Packed, u16 each: first entry by id; next entry and number of entries, by entry; free entries, the last one is next. */
+  entryOf: u32;
+  entryNext: u32;
+  entryCount: u32;
+  entryFree: u32;
+  entryFreeCount: u32;
+  /** The guest's own tables go to the device as they are. */
+  passTables: u32;
+  /** IN_ORDER on either side. */
+  guestInOrder: u32;
+  deviceInOrder: u32;
+  /** IN_ORDER of the guest: by avail position or first slot, the id u16; by id, is it done u8, and the length it has then u32. */
+  guestOrder: u32;
+  doneIds: u32;
+  doneLengths: u32;
+  /** Chains written to the guest's ring that it does not see yet. */
+  usedChains: u32;
+  /** IN_ORDER of the device: ids in the order in which they were added, u16 each, in a circle; next to write and oldest. */
+  deviceOrder: u32;
+  deviceOrderNext: u32;
+  deviceOrderOldest: u32;
+  /** Bytes of the chains that came back; the host takes them away. */
   bytes: f64;
+  /** What the record counts its next chain by. */
+  inflightCounter: f64;
 }
 
 /** Rules, by number; src/relay/wasm_layout.ts has the names. */
@@ -119,10 +158,22 @@ export const PACKED_INDIRECT_MIXED: i32 = 20;
 export const USED_INDEX_JUMP: i32 = 21;
 export const USED_ID_OUT_OF_RANGE: i32 = 22;
 export const USED_NOT_IN_FLIGHT: i32 = 23;
+/** Beyond the used index. */
+export const IN_ORDER: i32 = 27;
 /** No ring rules. */
 export const LOG_TOO_SMALL: i32 = 24;
 export const NO_PLACE: i32 = 25;
 export const TOO_MANY_PIECES: i32 = 26;
+
+export const KIND_SPLIT: u32 = 0;
+export const KIND_PACKED: u32 = 1;
+/** Mode used. */
+export const KIND_HEADS: u32 = 2;
+
+/** Flags of a result: a notification is wanted; the device's ring is full; the pool must grow. */
+export const NOTIFY: i32 = 1 << 30;
+export const IS_FULL: i32 = 1 << 29;
+export const MUST_GROW: i32 = 1 << 28;
 
 /** Instead of an id: the device's ring is full; the host must make the pool of segments larger. */
 export const FULL: i32 = -100;
@@ -135,6 +186,13 @@ export const PACKED_AVAIL: u32 = 1 << 7;
 export const PACKED_USED: u32 = 1 << 15;
 export const PACKED_STATE: u32 = PACKED_AVAIL | PACKED_USED;
 
+/** Of an entry in the in-flight record. */
+export const INFLIGHT_IDLE: u32 = 0;
+export const INFLIGHT_TAKEN: u32 = 1;
+export const INFLIGHT_GIVEN: u32 = 2;
+
+/** Most bytes of a chain. */
+export const CHAIN_LIMIT: u64 = 0x100000000;
 /** 2^52: buffers end at or below it. */
 export const LIMIT: u64 = 0x10000000000000;
 

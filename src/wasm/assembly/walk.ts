@@ -9,6 +9,9 @@ export let readable: u32 = 0;
 export let readableBytes: u64 = 0;
 export let writableBytes: u64 = 0;
 export let slots: u32 = 0;
+/** The indirect table that it lay in; no bytes: none. */
+export let tableAddress: u64 = 0;
+export let tableLength: u32 = 0;
 
 /** Begins an empty chain. */
 export function begin(): void {
@@ -17,6 +20,7 @@ export function begin(): void {
   readableBytes = 0;
   writableBytes = 0;
   slots = 0;
+  tableLength = 0;
 }
 
 /** Appends a segment to the scratch chain without checks. */
@@ -55,6 +59,8 @@ function table(q: Queue, e: Env, head: u32, address: u64, length: u32): i32 {
     return fail(q, S.INDIRECT_TOO_LONG, head);
   }
   if (!contains(e, address, length) || !copyTable(e, address, length)) return fail(q, S.OUTSIDE_MEMORY, head);
+  tableAddress = address;
+  tableLength = length;
   return <i32>entries;
 }
 
@@ -95,7 +101,7 @@ export function walkSplit(q: Queue, e: Env, head: u32): i32 {
     if (index >= size) return fail(q, S.NEXT_OUT_OF_RANGE, index);
   }
   if (!indirect) slots = steps;
-  if (readableBytes + writableBytes > 0x100000000) return fail(q, S.CHAIN_BYTES, head);
+  if (readableBytes + writableBytes > S.CHAIN_LIMIT) return fail(q, S.CHAIN_BYTES, head);
   return 0;
 }
 
@@ -146,7 +152,7 @@ export function walkPacked(q: Queue, e: Env, head: u32, headFlags: u32): i32 {
     }
   }
   slots = taken;
-  if (readableBytes + writableBytes > 0x100000000) return fail(q, S.CHAIN_BYTES, head);
+  if (readableBytes + writableBytes > S.CHAIN_LIMIT) return fail(q, S.CHAIN_BYTES, head);
   return <i32>id;
 }
 

@@ -4,6 +4,7 @@ import { svq, svqCommand } from "../../support/cli.ts";
 import { RelayProcess } from "../../support/relay_process.ts";
 import { assertMatchesSchema } from "../../support/schema.ts";
 import { TempDir } from "../../support/temp.ts";
+import { waitUntil } from "../../support/wait.ts";
 
 Deno.test("svq trace shows the messages of a relay so far, and goes on with --follow until the relay ends", async () => {
   using folder = new TempDir();
@@ -31,9 +32,9 @@ Deno.test("svq trace shows the messages of a relay so far, and goes on with --fo
     for await (const chunk of following.stdout.pipeThrough(new TextDecoderStream())) lines.push(chunk);
   })();
   const errors = new Response(following.stderr).text();
-  while (!lines.join("").includes("GET_CONFIG")) await new Promise((resolve) => setTimeout(resolve, 10));
+  await waitUntil("GET_CONFIG in the stream", () => lines.join("").includes("GET_CONFIG"));
   await vmm.setStatus(1);
-  while (!lines.join("").includes("SET_STATUS")) await new Promise((resolve) => setTimeout(resolve, 10));
+  await waitUntil("SET_STATUS in the stream", () => lines.join("").includes("SET_STATUS"));
   await vmm.close();
   await relay.stop();
   assert.equal((await following.status).code, 0, await errors);

@@ -2,25 +2,20 @@
  * The vhost-vdpa and vhost-net back-ends on the kernel's real drivers, in the lab VM.
  */
 import assert from "node:assert/strict";
-import { EmbeddedDriver } from "../../src/drivers/embedded_driver.ts";
-import type { SvqError } from "../../src/errors.ts";
-import { createMemfd, mapFd } from "../../src/ffi/mod.ts";
-import { openDevice } from "../../src/devices/open.ts";
-import { VhostVdpa } from "../../src/vhost/vdpa.ts";
-import { HandMemory, HandRing } from "../support/hand_ring.ts";
-import { labRelay, runSvq, svqJson } from "../support/lab_svq.ts";
-import { vdpaNode, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
-import { waitUntil } from "../support/wait.ts";
+import { EmbeddedDriver } from "../../../src/drivers/embedded_driver.ts";
+import { createMemfd, mapFd } from "../../../src/ffi/mod.ts";
+import { openDevice } from "../../../src/devices/open.ts";
+import { VhostVdpa } from "../../../src/vhost/vdpa.ts";
+import { HandMemory, HandRing } from "../../support/hand_ring.ts";
+import { labRelay, runSvq, svqJson } from "../../support/lab_svq.ts";
+import { labMachines } from "../../support/lab_machines.ts";
+import { vdpaNode, vmTest } from "../../support/lab_vm.ts";
+import { waitUntil } from "../../support/wait.ts";
+import { withCode } from "../../support/with_code.ts";
+
+const { plain, behindIommu } = labMachines(import.meta.url);
 
 const MIB = 1 << 20;
-
-function withCode(code: string, text: RegExp): (error: SvqError) => true {
-  return (error) => {
-    assert.equal(error.code, code, error.stack);
-    assert.match(`${error.message}\n${error.hint}`, text);
-    return true;
-  };
-}
 
 async function openVdpa(name: string): Promise<VhostVdpa> {
   const device = await openDevice(`vdpa:${name}`);
@@ -42,18 +37,6 @@ async function workload(device: VhostVdpa, options: { packed?: boolean; requests
   assert.deepEqual([report.lost, report.duplicated, report.corrupted, report.faults], [0, 0, 0, []]);
   assert.ok(report.completed >= requests, `${report.completed} requests`);
 }
-
-const plain: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["tun", "vhost_net", "vhost_vdpa", "vduse", "vdpa_sim_net", "vdpa_sim_blk"],
-  setup: [
-    "vdpa dev add name net0 mgmtdev vdpasim_net mac 02:00:00:00:00:01",
-    "vdpa dev add name blk0 mgmtdev vdpasim_blk",
-    "truncate -s 16M /tmp/disk",
-    "lab-vduse user0 /tmp/disk",
-  ],
-  timeoutMs: 900_000,
-};
 
 vmTest("vdpa_sim_blk does a checked workload, and goes on after its rings were stopped", plain, async () => {
   await using device = await openVdpa("blk0");
@@ -244,49 +227,6 @@ vmTest("svq iova shows, tries, allocates and frees on a device and in the relay 
   const taken = await runSvq("iova", "alloc", "iova", "4KiB", "--iova", "0x10000000000000");
   assert.match(taken.stderr, /2\^52|outside/);
 });
-
-const pinning: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["vhost_vdpa", "vdpa_sim use_va=0", "vdpa_sim_blk"],
-  setup: ["vdpa dev add name blk0 mgmtdev vdpasim_blk", "ulimit -l 8192"],
-};
-
-vmTest("where the driver pins memory, a low memlock limit is refused with the limit that is needed", pinning, async () => {
-  const limit = (kib: string) => new Deno.Command("prlimit", { args: ["--pid", String(Deno.pid), `--memlock=${kib}`] }).output();
-  await limit(`${8 * MIB}:unlimited`);
-  await using device = await openVdpa("blk0");
-  using fd = createMemfd("ram", 64 * MIB);
-  const region = { gpa: 0, size: 64 * MIB, uaddr: 0, fd: fd.fd, fdOffset: 0 };
-  await assert.rejects(device.setMemTable([region]), withCode("MEMLOCK", /64MiB.*8MiB.*65536 KiB/s));
-  await limit("unlimited:unlimited");
-  await device.setMemTable([region]);
-  assert.equal(device.maps.counters.mapped, 1);
-  await device.close();
-  await limit(`${8 * MIB}:unlimited`);
-  const tried = await runSvq("iova", "alloc", "vdpa:blk0", "64MiB", "-j");
-  assert.equal(tried.code, 1);
-  assert.match(tried.stderr, /"MEMLOCK".*LimitMEMLOCK/);
-});
-
-const unbound: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["vdpa_sim_blk"],
-  setup: ["vdpa dev add name blk0 mgmtdev vdpasim_blk"],
-};
-
-vmTest("a vDPA device without vhost_vdpa is refused with the module's name", unbound, async () => {
-  await assert.rejects(openDevice("vdpa:blk0"), withCode("MODULE_MISSING", /modprobe vhost_vdpa/));
-  await assert.rejects(openDevice("vdpa:other"), withCode("NO_SUCH_DEVICE", /There are: blk0/));
-  await assert.rejects(openDevice("/dev/vhost-vdpa-0"), withCode("NO_SUCH_DEVICE", /vdpa dev add/));
-});
-
-const behindIommu: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["vhost_vdpa"],
-  setup: ["lab-vp 05 vpblk", "lab-vp 06 vpnet"],
-  vp: { blk: true, net: true, packed: true },
-  timeoutMs: 900_000,
-};
 
 vmTest("vp_vdpa does a checked workload with split rings", behindIommu, async () => {
   await using device = await openVdpa("vpblk");

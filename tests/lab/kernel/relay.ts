@@ -2,18 +2,23 @@
  * The relay on the kernel's real devices, in the lab VM: driver -> Relay -> device.
  */
 import assert from "node:assert/strict";
-import { openDevice } from "../../src/devices/open.ts";
-import { EmbeddedDriver } from "../../src/drivers/embedded_driver.ts";
-import { mapFd, type Mapping, PROT, unixPair } from "../../src/ffi/mod.ts";
-import { COUNTER } from "../../src/relay/counters.ts";
-import { DEFAULT_RELAY_CONFIG, Relay, type RelayConfig, type RelayMode } from "../../src/relay/relay.ts";
-import type { Doorbell, VhostBackend } from "../../src/vhost/backend.ts";
-import { VhostUserFrontEnd } from "../../src/vhost_user/front_end.ts";
-import { BackendServer } from "../../src/vhost_user/server.ts";
-import { Gate } from "../support/gate.ts";
-import { HandMemory, HandRing } from "../support/hand_ring.ts";
-import { vmTest, type VmTestOptions } from "../support/lab_vm.ts";
-import { waitUntil } from "../support/wait.ts";
+import { openDevice } from "../../../src/devices/open.ts";
+import { EmbeddedDriver } from "../../../src/drivers/embedded_driver.ts";
+import { mapFd, type Mapping, PROT, unixPair } from "../../../src/ffi/mod.ts";
+import { COUNTER } from "../../../src/relay/counters.ts";
+import { DEFAULT_RELAY_CONFIG, Relay, type RelayConfig, type RelayMode } from "../../../src/relay/relay.ts";
+import type { Doorbell, VhostBackend } from "../../../src/vhost/backend.ts";
+import { VhostUserFrontEnd } from "../../../src/vhost_user/front_end.ts";
+import { BackendServer } from "../../../src/vhost_user/server.ts";
+import { Gate } from "../../support/gate.ts";
+import { HandMemory, HandRing } from "../../support/hand_ring.ts";
+import { labMachines } from "../../support/lab_machines.ts";
+import { vmTest } from "../../support/lab_vm.ts";
+import { RelayProcess } from "../../support/relay_process.ts";
+import { TempDir } from "../../support/temp.ts";
+import { waitUntil } from "../../support/wait.ts";
+
+const { plain, behindIommu } = labMachines(import.meta.url);
 
 const MIB = 1 << 20;
 const NUM = 64;
@@ -71,13 +76,6 @@ async function finish(driver: EmbeddedDriver, run: ReturnType<EmbeddedDriver["ru
   assert.deepEqual(errors, []);
 }
 
-const plain: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["vhost_vdpa", "vduse", "vdpa_sim_blk"],
-  setup: ["vdpa dev add name blk0 mgmtdev vdpasim_blk", "truncate -s 16M /tmp/disk", "lab-vduse user0 /tmp/disk"],
-  timeoutMs: 900_000,
-};
-
 vmTest("modes change under load on vdpa_sim_blk, and the device leaves the guest's used ring alone after each switch", plain, async () => {
   await using device = await openDevice("vdpa:blk0");
   let mode: RelayMode = "passthrough";
@@ -96,6 +94,24 @@ vmTest("modes change under load on vdpa_sim_blk, and the device leaves the guest
   }
   assert.equal(relay.queues[0]!.times.count, 7);
   await finish(driver, run, errors);
+});
+
+vmTest("a relay on vdpa_sim_blk is upgraded under load: the new version opens the device anew, and nothing is lost", plain, async () => {
+  using folder = new TempDir();
+  await using relay = await RelayProcess.start({ folder: folder.path, device: "vdpa:blk0", args: ["--mode", "shadow"] });
+  await using front = await VhostUserFrontEnd.connect(relay.front, { timeoutMs: PATIENCE_MS });
+  await using driver = await EmbeddedDriver.open(front, SHAPE);
+  const run = driver.run();
+  await progress(driver, "the old version");
+  const { pid } = await relay.upgrade();
+  await progress(driver, "the new version");
+  assert.equal((await relay.status()).pid, pid);
+  // The device is held by the old one, which opens it again.
+  const bad = [Deno.execPath(), "run", "-A", "--quiet", new URL("../support/bad_upgrade.ts", import.meta.url).pathname];
+  await assert.rejects(relay.upgrade([...bad, "fails with its rings running"]), { code: "UPGRADE_FAILED", exitCode: 7 });
+  await progress(driver, "the version that goes on");
+  assert.equal((await relay.status()).pid, pid);
+  await finish(driver, run, []);
 });
 
 async function atRest(name: string): Promise<void> {
@@ -129,14 +145,6 @@ vmTest(
   plain,
   () => atRest("user0"),
 );
-
-const behindIommu: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["vhost_vdpa"],
-  setup: ["lab-vp 05 vpblk"],
-  vp: { blk: true },
-  timeoutMs: 900_000,
-};
 
 vmTest(
   "vp_vdpa runs on the relay's own used ring from the start, changes to shadow, and stops drained",
@@ -215,8 +223,6 @@ vmTest("in passthrough a VMM kicks vp_vdpa by its doorbell, and gives it back be
   assert.deepEqual(errors, []);
 });
 
-const net: VmTestOptions = { file: import.meta.url, modules: ["tun", "vhost_net"], timeoutMs: 300_000 };
-
 /** An ARP request of 192.0.2.2 for 192.0.2.1, padded to 60 bytes. */
 function arpRequest(): Uint8Array {
   const mac = [0x02, 0, 0, 0, 0, 2];
@@ -226,7 +232,7 @@ function arpRequest(): Uint8Array {
   return frame;
 }
 
-vmTest("frames go through the relay and vhost-net to a tap, and answers come back, in every mode", net, async () => {
+vmTest("frames go through the relay and vhost-net to a tap, and answers come back, in every mode", plain, async () => {
   await using device = await openDevice("/dev/vhost-net,tap=svqtap0");
   for (const args of ["addr add 192.0.2.1/24 dev svqtap0", "link set svqtap0 up"]) {
     assert.equal((await new Deno.Command("ip", { args: args.split(" ") }).output()).code, 0, args);

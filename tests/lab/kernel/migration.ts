@@ -3,36 +3,24 @@
  * disks that are copied from one kind of device to another.
  */
 import assert from "node:assert/strict";
-import { openDevice } from "../../src/devices/open.ts";
-import { EmbeddedDriver } from "../../src/drivers/embedded_driver.ts";
-import { dupFd, type OwnedFd } from "../../src/ffi/mod.ts";
-import type { DriverState } from "../../src/drivers/state.ts";
-import { Relay } from "../../src/relay/relay.ts";
-import { DEFAULT_RELAY_CONFIG } from "../../src/relay/relay_config.ts";
-import { readDisk, writeDisk } from "../support/lab_disk.ts";
-import { startSvq } from "../support/lab_svq.ts";
-import { vmTest, type VmTestOptions } from "../support/lab_vm.ts";
-import { assertMatchesSchema } from "../support/schema.ts";
-import { waitUntil } from "../support/wait.ts";
+import { openDevice } from "../../../src/devices/open.ts";
+import { EmbeddedDriver } from "../../../src/drivers/embedded_driver.ts";
+import { dupFd, type OwnedFd } from "../../../src/ffi/mod.ts";
+import type { DriverState } from "../../../src/drivers/state.ts";
+import { Relay } from "../../../src/relay/relay.ts";
+import { DEFAULT_RELAY_CONFIG } from "../../../src/relay/relay_config.ts";
+import { readDisk, writeDisk } from "../../support/lab_disk.ts";
+import { startSvq } from "../../support/lab_svq.ts";
+import { labMachines } from "../../support/lab_machines.ts";
+import { vmTest } from "../../support/lab_vm.ts";
+import { assertMatchesSchema } from "../../support/schema.ts";
+import { waitUntil } from "../../support/wait.ts";
+
+const { pair } = labMachines(import.meta.url);
 
 const MIB = 1 << 20;
 const REGION = 512 << 10;
 const PATIENCE_MS = 180_000;
-
-const options: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["vhost_vdpa", "vduse", "vdpa_sim_blk shared_backend=1"],
-  setup: [
-    "vdpa dev add name sim0 mgmtdev vdpasim_blk",
-    "vdpa dev add name sim1 mgmtdev vdpasim_blk",
-    "truncate -s 16M /tmp/disk",
-    "lab-vduse user0 /tmp/disk",
-    "lab-vduse user1 /tmp/disk",
-    "truncate -s 128M /tmp/large",
-    "lab-vduse user2 /tmp/large",
-  ],
-  timeoutMs: 900_000,
-};
 
 for (
   const [what, from, to] of [
@@ -40,7 +28,7 @@ for (
     ["two VDUSE devices on one file", "vdpa:user0", "vdpa:user1"],
   ] as const
 ) {
-  vmTest(`svq migrate run takes the workload from one to the other of ${what}, and no request is lost`, options, async () => {
+  vmTest(`svq migrate run takes the workload from one to the other of ${what}, and no request is lost`, pair, async () => {
     const uri = `unix:/tmp/${from.slice(5)}.migration`;
     const listen = startSvq("migrate", "listen", uri, "--device", to, "-j");
     await waitUntil("the destination", () => listen.texts.stderr.includes("listening on"), PATIENCE_MS);
@@ -55,20 +43,6 @@ for (
     assert.equal(await listen.ended, 0, listen.texts.stderr);
   });
 }
-
-vmTest("svq migrate run finds out that vdpa_sim_blk and VDUSE show different disks, and takes the blocks along", options, async () => {
-  await writeDisk("vdpa:user2", new Uint8Array(REGION).fill(0xee));
-  const uri = "unix:/tmp/copied.migration";
-  const listen = startSvq("migrate", "listen", uri, "--device", "vdpa:user2", "-j");
-  await waitUntil("the destination", () => listen.texts.stderr.includes("listening on"), PATIENCE_MS);
-  const words = ["--device", "vdpa:sim0", "--mem", "4MiB", "--region", "1MiB", "--depth", "8", "--duration", "6s", "--timeout", "120s"];
-  const run = startSvq("migrate", "run", "--to", uri, ...words, "--drain-timeout", "60s", "-j");
-  assert.equal(await run.ended, 0, run.texts.stderr + run.texts.stdout + listen.texts.stderr);
-  const { outcome, requests, memory_identical, disk } = JSON.parse(run.texts.stdout);
-  assert.deepEqual([outcome, memory_identical, disk.shared, disk.rounds[0].blocks], ["completed", true, false, 128 * MIB / 4096]);
-  assert.deepEqual([requests.lost, requests.duplicated, requests.corrupted], [0, 0, 0]);
-  assert.equal(await listen.ended, 0, listen.texts.stderr);
-});
 
 /** A part of the workload through a relay on `address`, from the beginning or from where another part was stopped. */
 async function part(address: string, requests: number, before?: { ram: OwnedFd; state: DriverState }) {
@@ -93,7 +67,7 @@ async function part(address: string, requests: number, before?: { ram: OwnedFd; 
 
 vmTest(
   "with its disk copied the workload goes from vdpa_sim_blk to VDUSE and back, and every sector is what was written",
-  options,
+  pair,
   async () => {
     let before: { ram: OwnedFd; state: DriverState } | undefined;
     let target = 0;

@@ -2,26 +2,22 @@
  * A VMM and svq drive on a kernel vDPA device through svq relay run, in the lab VM.
  */
 import assert from "node:assert/strict";
-import { BOOT_OK, bootSector, FILL_BYTE } from "../support/boot_sector.ts";
-import { withDisk } from "../support/lab_disk.ts";
-import { labRelay, runSvq, startSvq } from "../support/lab_svq.ts";
-import { vdpaNode, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
-import { Process } from "../support/process.ts";
-import { waitUntil } from "../support/wait.ts";
+import { BOOT_OK, bootSector, FILL_BYTE } from "../../support/boot_sector.ts";
+import { withDisk } from "../../support/lab_disk.ts";
+import { labRelay, runSvq, startSvq } from "../../support/lab_svq.ts";
+import { labMachines } from "../../support/lab_machines.ts";
+import { vdpaNode, vmTest } from "../../support/lab_vm.ts";
+import { Process } from "../../support/process.ts";
+import { waitUntil } from "../../support/wait.ts";
+
+const { pair, behindIommu } = labMachines(import.meta.url);
 
 const PATIENCE_MS = 180_000;
 const SECTORS = 40;
 
-const options: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["vhost_vdpa", "vdpa_sim_blk"],
-  setup: ["vdpa dev add name blk0 mgmtdev vdpasim_blk"],
-  timeoutMs: 900_000,
-};
-
 for (const mode of ["passthrough", "shadow"]) {
-  vmTest(`svq drive does a checked workload on vdpa_sim_blk through svq relay run in mode ${mode}`, options, async () => {
-    await using front = await labRelay(vdpaNode("blk0"), `drive-${mode}`, "--mode", mode);
+  vmTest(`svq drive does a checked workload on vdpa_sim_blk through svq relay run in mode ${mode}`, pair, async () => {
+    await using front = await labRelay(vdpaNode("sim0"), `drive-${mode}`, "--mode", mode);
     const { ended, texts } = startSvq(
       "drive",
       `unix:${front.path}`,
@@ -79,18 +75,10 @@ async function boots(node: string, name: string, mode: string, says = /ready/): 
 for (const mode of ["passthrough", "shadow"]) {
   vmTest(
     `a nested QEMU boots from vdpa_sim_blk through svq in mode ${mode}, and its sectors are on the disk`,
-    options,
-    () => boots(vdpaNode("blk0"), `boot-${mode}`, mode),
+    pair,
+    () => boots(vdpaNode("sim0"), `boot-${mode}`, mode),
   );
 }
-
-const behindIommu: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["vhost_vdpa"],
-  setup: ["lab-vp 05 vpblk"],
-  vp: { blk: true },
-  timeoutMs: 900_000,
-};
 
 vmTest("a nested QEMU boots from vp_vdpa through svq, and its sectors are on the disk", behindIommu, async () => {
   // The driver pins the guest's memory, more than the 8 MiB that the kernel allows at first.
@@ -132,18 +120,11 @@ vmTest("svq migrate vm refuses a guest with a balloon whose memory vp_vdpa pins,
   assert.match(check.found, /peripheral\/bal \(balloon\); relay pinned pins guest memory/);
 });
 
-const pair: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["vhost_vdpa", "vdpa_sim_blk shared_backend=1"],
-  setup: ["vdpa dev add name blk0 mgmtdev vdpasim_blk", "vdpa dev add name blk1 mgmtdev vdpasim_blk"],
-  timeoutMs: 900_000,
-};
-
 vmTest("svq migrate vm takes a guest from one nested QEMU and vDPA device to another, and its disk is right", pair, async () => {
-  await withDisk(vdpaNode("blk0"), async (move) => void await move(0, bootSector(SECTORS, true)));
+  await withDisk(vdpaNode("sim0"), async (move) => void await move(0, bootSector(SECTORS, true)));
   {
-    await using from = await labRelay(vdpaNode("blk0"), "from");
-    await using to = await labRelay(vdpaNode("blk1"), "to");
+    await using from = await labRelay(vdpaNode("sim0"), "from");
+    await using to = await labRelay(vdpaNode("sim1"), "to");
     const monitor = (name: string) => ["-qmp", `unix:/tmp/${name}.qmp,server=on,wait=off`];
     await using source = nestedQemu(from.path, ...monitor("source"));
     await using destination = nestedQemu(to.path, ...monitor("destination"), "-incoming", "defer");
@@ -162,7 +143,11 @@ vmTest("svq migrate vm takes a guest from one nested QEMU and vDPA device to ano
     assert.equal(await ended, 0, texts.stderr + texts.stdout);
     const document = JSON.parse(texts.stdout);
     assert.equal(document.outcome, "completed");
-    assert.deepEqual(document.positions.map(({ index, agree }: { index: number; agree: boolean }) => [index, agree]), [[0, true]]);
+    assert.deepEqual(
+      document.positions.map(({ index, agree }: { index: number; agree: boolean }) => [index, agree]),
+      [[0, true]],
+      texts.stdout + from.log(),
+    );
     const goesOn = () => destination.stdout.text.length > 2 * SECTORS;
     await waitUntil("two rounds more", goesOn, PATIENCE_MS).catch((error) =>
       Promise.reject(new Error(`${error.message}: ${destination.stdout.text}`))
@@ -170,7 +155,7 @@ vmTest("svq migrate vm takes a guest from one nested QEMU and vDPA device to ano
     assert.match(destination.stdout.text, /^\.+$/);
     assert.ok(!source.stdout.text.includes("F"));
   }
-  await withDisk(vdpaNode("blk1"), async (move) => {
+  await withDisk(vdpaNode("sim1"), async (move) => {
     // The round that the end interrupted, and the one before.
     const fill = (await move(1))[1]!;
     for (let sector = 1, now = fill; sector <= SECTORS; sector++) {

@@ -3,10 +3,13 @@
  * frames are counted, and they are migrated to a second QEMU on a second device.
  */
 import assert from "node:assert/strict";
-import { labRelay, startSvq, svqJson } from "../support/lab_svq.ts";
-import { inVm, vdpaNode, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
-import { Process } from "../support/process.ts";
-import { waitUntil } from "../support/wait.ts";
+import { labRelay, startSvq, svqJson } from "../../support/lab_svq.ts";
+import { labMachines } from "../../support/lab_machines.ts";
+import { inVm, vdpaNode, vmTest, type VmTestOptions } from "../../support/lab_vm.ts";
+import { Process } from "../../support/process.ts";
+import { waitUntil } from "../../support/wait.ts";
+
+const { pair } = labMachines(import.meta.url);
 
 const PATIENCE_MS = 400_000;
 const MAC = "02:00:00:00:00:01";
@@ -43,6 +46,8 @@ async function chains(relay: string, queue: number): Promise<number> {
 }
 
 async function migrate(from: string, to: string): Promise<void> {
+  const exists = (name: string) => () => Array.from(Deno.readDirSync("/tmp")).some((entry) => entry.name === `${name}.qmp`);
+  for (const name of [from, to]) await waitUntil("the monitor", exists(name), PATIENCE_MS);
   const words = ["--source", `/tmp/${from}.qmp`, "--destination", `/tmp/${to}.qmp`, "--source-relay", from, "--destination-relay", to];
   const { ended, texts } = startSvq("migrate", "vm", ...words, "--uri", `unix:/tmp/${from}.migration`, "-j");
   assert.equal(await ended, 0, texts.stderr + texts.stdout);
@@ -51,14 +56,7 @@ async function migrate(from: string, to: string): Promise<void> {
   assert.ok(document.positions.every(({ agree }: { agree: boolean }) => agree), JSON.stringify(document.positions));
 }
 
-const sim: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["vhost_vdpa", "vdpa_sim_net"],
-  setup: [`vdpa dev add name net0 mgmtdev vdpasim_net mac ${MAC}`, `vdpa dev add name net1 mgmtdev vdpasim_net mac ${MAC}`],
-  timeoutMs: 1_800_000,
-};
-
-vmTest("the frames of an iPXE guest go through vdpa_sim_net, and through the second one after svq migrate vm", sim, async () => {
+vmTest("the frames of an iPXE guest go through vdpa_sim_net, and through the second one after svq migrate vm", pair, async () => {
   await using from = await labRelay(vdpaNode("net0"), "net-from");
   await using to = await labRelay(vdpaNode("net1"), "net-to");
   await using source = ipxe(from.path, "net-from");

@@ -2,23 +2,14 @@
  * svq probe on the kernel's real devices, in the lab VM: what it says is what the drivers of Linux 6.12 are known to have.
  */
 import assert from "node:assert/strict";
-import { runCli } from "../../src/cli/app.ts";
-import type { Sink } from "../../src/cli/output.ts";
-import { openDevice } from "../../src/devices/open.ts";
-import { vdpaNode, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
-import { assertMatchesSchema } from "../support/schema.ts";
+import { runCli } from "../../../src/cli/app.ts";
+import type { Sink } from "../../../src/cli/output.ts";
+import { openDevice } from "../../../src/devices/open.ts";
+import { labMachines } from "../../support/lab_machines.ts";
+import { SVQ_IN_VM, vdpaNode, vmTest } from "../../support/lab_vm.ts";
+import { assertMatchesSchema } from "../../support/schema.ts";
 
-const plain: VmTestOptions = {
-  file: import.meta.url,
-  modules: ["tun", "vhost_net", "vhost_vdpa", "vduse", "vdpa_sim_net", "vdpa_sim_blk"],
-  setup: [
-    "vdpa dev add name net0 mgmtdev vdpasim_net mac 02:00:00:00:00:01",
-    "vdpa dev add name blk0 mgmtdev vdpasim_blk",
-    "truncate -s 16M /tmp/disk",
-    "lab-vduse user0 /tmp/disk",
-  ],
-  timeoutMs: 900_000,
-};
+const { plain } = labMachines(import.meta.url);
 
 /** svq, in this process. */
 async function svq(...args: string[]): Promise<{ code: number; stdout: string; stderr: string }> {
@@ -87,11 +78,10 @@ vmTest("svq probe --open says of each device what its driver is known to have, a
 
 vmTest("without the right to open a node svq says so, and exits 4", plain, async () => {
   const node = vdpaNode("blk0");
-  const main = new URL("../../src/cli/main.ts", import.meta.url).pathname;
   await Deno.chmod(node, 0);
   // Root may do it all the same, unless that is taken away.
   const rights = "-dac_override,-dac_read_search";
-  const run = [Deno.execPath(), "run", "-A", "--cached-only", "--no-check", "--no-lock", main, "probe", node];
+  const run = [...SVQ_IN_VM, "probe", node];
   const { code, stderr } = await new Deno.Command("setpriv", { args: [`--bounding-set=${rights}`, `--inh-caps=${rights}`, ...run] })
     .output();
   await Deno.chmod(node, 0o600);

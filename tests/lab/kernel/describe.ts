@@ -3,8 +3,11 @@
  * Requests: include/uapi/linux/vhost.h.
  */
 import assert from "node:assert/strict";
-import { ioctl, O, openFd } from "../../src/ffi/mod.ts";
-import { vdpaNode, vmTest } from "../support/lab_vm.ts";
+import { ioctl, O, openFd } from "../../../src/ffi/mod.ts";
+import { labMachines } from "../../support/lab_machines.ts";
+import { vdpaNode, vmTest } from "../../support/lab_vm.ts";
+
+const { plain, behindIommu } = labMachines(import.meta.url);
 
 const SET_OWNER = 0xaf01;
 const readRequest = (number: number, size: number) => 0x80000000 + (size << 16) + 0xaf00 + number;
@@ -40,17 +43,6 @@ function describe(path: string): Record<string, bigint | bigint[]> {
 }
 
 const everything = [0n, 2n ** 64n - 1n];
-const plain = {
-  file: import.meta.url,
-  modules: ["tun", "vhost_net", "vhost_vdpa", "virtio_vdpa", "vduse", "vdpa_sim_net", "vdpa_sim_blk"],
-  setup: [
-    "vdpa dev add name net0 mgmtdev vdpasim_net mac 02:00:00:00:00:01",
-    "vdpa dev add name blk0 mgmtdev vdpasim_blk",
-    "truncate -s 16M /tmp/disk",
-    "lab-vduse user0 /tmp/disk",
-  ],
-};
-
 vmTest("/dev/vhost-net answers GET_FEATURES with what this kernel's vhost_net has", plain, () => {
   using device = openFd("/dev/vhost-net", O.RDWR | O.CLOEXEC);
   assert.deepEqual(ask(device.fd, "GET_FEATURES", 0x00, 8), [0x1033d008000n]);
@@ -97,13 +89,6 @@ vmTest("A VDUSE device of qemu-storage-daemon describes itself as a block device
     addressSpaces: 1n,
   });
 });
-
-const behindIommu = {
-  file: import.meta.url,
-  modules: ["vhost_vdpa"],
-  setup: ["lab-vp 05 vpblk", "lab-vp 06 vpnet"],
-  vp: { blk: true, net: true, packed: true },
-};
 
 vmTest("vp_vdpa gives a packed block device behind a 39-bit IOMMU", behindIommu, () => {
   const { vqsCount: _, ...rest } = describe(vdpaNode("vpblk"));

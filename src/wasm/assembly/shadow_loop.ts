@@ -1,0 +1,100 @@
+/** The loop of mode shadow between split rings where nothing is translated. */
+import * as S from "./state";
+import { Env, Queue } from "./state";
+import { takeSplit } from "./inflight";
+import { contains } from "./memory";
+
+/**
+ * Offers what lies between `guestNext` and `guestSeen`; everything that it touches often is in locals. It stops in front of a
+ * chain that it does not take (indirect, no room, or a broken rule): that goes the long way.
+ */
+export function shadowLoop(q: Queue, e: Env): u32 {
+  const num = q.guestNum;
+  const mask = num - 1;
+  const deviceMask = q.deviceNum - 1;
+  const desc = q.guestDesc;
+  const ring = q.guestAvail + 4;
+  const out = q.deviceDesc;
+  const outRing = q.deviceAvail + 4;
+  const segments = q.segments;
+  const records = q.records;
+  const taken = q.taken;
+  const single = q.tables != 0;
+  const recorded = q.inflightAt != 0;
+  const start = q.guestNext;
+  const seen = q.guestSeen;
+  let position = start;
+  let next = q.deviceNext;
+  let freeHead = q.freeHead;
+  let left = q.numFree;
+  let order = q.order;
+  let first = e.lastFirst;
+  let size = e.lastEnd - first;
+  while (position != seen) {
+    const head = <u32>load<u16>(ring + ((position & mask) << 1));
+    if (head >= num || load<u16>(taken + (head << 1)) != 0) break;
+    let index = head;
+    let to = freeHead;
+    let room = left;
+    let writing: u32 = 0;
+    let bytes: u64 = 0;
+    let whole = false;
+    for (;;) {
+      if (room == 0) break;
+      const at = desc + (index << 4);
+      const address = load<u64>(at);
+      const rest = load<u64>(at, 8);
+      const length = rest & 0xffffffff;
+      const flags = <u32>(rest >> 32) & 7;
+      const offset = address - first;
+      if (offset >= size || length > size - offset) {
+        // Above 2^52 nothing lies in memory.
+        if (address > S.LIMIT - length || !contains(e, address, <u32>length)) break;
+        first = e.lastFirst;
+        size = e.lastEnd - first;
+      }
+      // Nothing readable behind something writable, no tables, no empty descriptor.
+      if (length == 0 || flags >= S.F_INDIRECT || (flags & S.F_WRITE) < writing) break;
+      writing = flags & S.F_WRITE;
+      bytes += length;
+      room--;
+      const segment = segments + (to << 4);
+      const place = out + (to << 4);
+      const following = load<u32>(segment, 12) & S.LINK_INDEX;
+      store<u64>(place, address);
+      store<u64>(segment, address);
+      store<u64>(segment, length | <u64>(following | flags << 30) << 32, 8);
+      to = following;
+      if ((flags & S.F_NEXT) == 0) {
+        store<u64>(place, length | <u64>flags << 32, 8);
+        whole = true;
+        break;
+      }
+      if (single) break;
+      store<u64>(place, length | <u64>(flags | following << 16) << 32, 8);
+      index = <u32>(rest >> 48);
+      if (index >= num) break;
+    }
+    if (!whole || bytes > S.CHAIN_LIMIT) break;
+    const record = records + (freeHead << 4);
+    store<u64>(record, <u64>head | <u64>freeHead << 32);
+    store<u32>(record, order, 8);
+    order++;
+    if (recorded) takeSplit(q, head);
+    store<u16>(taken + (head << 1), 1);
+    store<u16>(outRing + ((next & deviceMask) << 1), <u16>freeHead);
+    next++;
+    freeHead = to;
+    left = room;
+    position = (position + 1) & 0xffff;
+  }
+  const moved = (position - start) & 0xffff;
+  q.guestNext = position;
+  q.deviceNext = next & 0xffff;
+  q.freeHead = freeHead;
+  q.numFree = left;
+  q.order = order;
+  q.inflight += moved;
+  q.open += moved;
+  return moved;
+}

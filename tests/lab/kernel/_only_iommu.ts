@@ -1,0 +1,3 @@
+import { selection } from "../../support/lab_vm.ts";
+
+selection.only = "vp";

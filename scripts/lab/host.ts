@@ -30,6 +30,8 @@ const ROOTS = {
   // What users type svq into and read its manual with.
   shells: { suite: "bookworm", packages: ["fish", "zsh", "mandoc"] },
   virtiofsd: { suite: "trixie", packages: ["virtiofsd"] },
+  // Two daemons, each in a mount namespace of its own.
+  libvirt: { suite: "bookworm", packages: ["libvirt-daemon-system", "libvirt-clients", "libvirt-daemon-driver-qemu"] },
   "vhost-device": { suite: "sid", packages: ["vhost-device-vsock"] },
 } as const satisfies Record<string, { suite: Suite; packages: readonly string[] }>;
 

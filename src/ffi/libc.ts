@@ -78,6 +78,8 @@ const symbols = {
   epoll_wait_on_pool: { name: "epoll_wait", parameters: ["i32", "buffer", "i32", "i32"], result: "i32", nonblocking: true },
   // int poll(struct pollfd *fds, nfds_t nfds, int timeout)
   poll: { parameters: ["buffer", "u64", "i32"], result: "i32" },
+  // int madvise(void *addr, size_t length, int advice)
+  madvise: { parameters: ["pointer", "u64", "i32"], result: "i32" },
   // int ioctl(int fd, unsigned long request, void *arg)
   ioctl: { parameters: ["i32", "u64", "buffer"], result: "i32" },
   // the same, for requests whose argument is a value

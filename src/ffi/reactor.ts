@@ -9,6 +9,7 @@ import { SvqError } from "../errors.ts";
 import { EPOLL, Epoll } from "./epoll.ts";
 import { createEventfd, drainEventfd, signalEventfd } from "./eventfd.ts";
 import type { OwnedFd } from "./fd.ts";
+import { libc } from "./libc.ts";
 
 interface Waiter {
   events: number;
@@ -113,6 +114,18 @@ export function readable(fd: number): Promise<void> {
 export function writable(fd: number): Promise<void> {
   reactor ??= new Reactor();
   return reactor.wait(fd, EPOLL.OUT);
+}
+
+/**
+ * Blocks this thread until `fd` can be written or has failed, at most `ms` milliseconds: for a few of them less than the event
+ * loop takes.
+ *
+ * @returns false when the time is over
+ */
+export function writableWithin(fd: number, ms: number): boolean {
+  const POLLOUT = 4;
+  const record = new Int32Array([fd, POLLOUT]);
+  return libc().poll(new Uint8Array(record.buffer), 1n, ms) > 0;
 }
 
 /** To be called before an fd that somebody may wait for is closed. */

@@ -4,23 +4,36 @@
  * @module
  */
 import { type ErrorRecord, EXIT, fromErrorRecord, SvqError, toErrorRecord } from "../errors.ts";
-import { cancelWaits, copyMemory, ERRNO, IoVector, mapAnonymous, readable, SysError, type UnixStream, writable } from "../ffi/mod.ts";
+import {
+  cancelWaits,
+  copyMemory,
+  ERRNO,
+  IoVector,
+  mapAnonymous,
+  readable,
+  SysError,
+  type UnixStream,
+  writable,
+  writableWithin,
+} from "../ffi/mod.ts";
 import { checksumBytes } from "./digest.ts";
 import {
   FRAME,
   FRAME_HEADER_BYTES,
   frameName,
   type FrameType,
+  MAX_FRAME_PAGES,
   MAX_JSON,
-  MAX_RUN_PAGES,
   PAGE_BYTES,
+  PAGES_HEADER_BYTES,
   RUN_HEADER_BYTES,
   violation,
 } from "./protocol.ts";
 
 const BUFFER_BYTES = 256 * 1024;
-const MAX_PAGES_PAYLOAD = RUN_HEADER_BYTES + MAX_RUN_PAGES * PAGE_BYTES;
+const MAX_PAGES_PAYLOAD = PAGES_HEADER_BYTES + MAX_FRAME_PAGES * (RUN_HEADER_BYTES + PAGE_BYTES);
 const LINGER_MS = 500;
+const SLOW_WAITS = 32;
 
 /** The head of a frame that has arrived; its payload is still to be read. */
 export interface FrameHead {
@@ -57,12 +70,14 @@ export class Channel implements Disposable {
   readonly #buffer = mapAnonymous(BUFFER_BYTES, "migration buffer");
   readonly #bytes = new Uint8Array(this.#buffer.buffer());
   readonly #view = new DataView(this.#buffer.buffer());
-  readonly #vector = new IoVector(2);
+  readonly #vector = new IoVector(513);
   #start = 0;
   #end = 0;
   #sent = 0;
   #received = 0;
   #bytesSent = 0;
+  // Waits through the event loop before the other side is given another chance to keep pace.
+  #slow = 0;
   #aborted: unknown;
 
   /** Takes ownership of a connected stream. @param timeoutMs longest wait for the other side to send or take anything */
@@ -147,9 +162,21 @@ export class Channel implements Disposable {
     this.#bytesSent += vector.length;
     while (vector.count > 0) {
       const sent = this.#attempt(() => vector.tryWrite(this.#stream.fd));
-      if (sent === undefined) await this.#wait(writable, this.#timeoutMs);
+      if (sent === undefined) await this.#room();
       else vector.advance(sent);
     }
+  }
+
+  // A receiver that keeps pace makes room within microseconds: less than it takes to be woken through the event loop.
+  async #room(): Promise<void> {
+    if (this.#aborted !== undefined) throw this.#aborted;
+    if (this.#slow === 0) {
+      if (writableWithin(this.#stream.fd, 1)) return;
+      this.#slow = SLOW_WAITS;
+    } else {
+      this.#slow--;
+    }
+    await this.#wait(writable, this.#timeoutMs);
   }
 
   #attempt(write: () => number | undefined): number | undefined {
@@ -195,23 +222,15 @@ export class Channel implements Disposable {
       this.#end -= this.#start;
       this.#start = 0;
     }
-    return await this.#receive(0, 0, timeoutMs);
-  }
-
-  // Reads into `length` bytes at `address`, and what comes behind into the buffer, which is empty then or has room.
-  async #receive(address: number, length: number, timeoutMs: number): Promise<number> {
-    const vector = this.#vector;
+    this.#vector.clear();
+    this.#vector.push(this.#buffer.address + this.#end, BUFFER_BYTES - this.#end);
     for (;;) {
-      vector.clear();
-      if (length > 0) vector.push(address, length);
-      vector.push(this.#buffer.address + this.#end, BUFFER_BYTES - this.#end);
       const bytes = this.#tryRead();
-      if (bytes === undefined) {
-        await this.#wait(readable, timeoutMs);
-        continue;
+      if (bytes !== undefined) {
+        this.#end += bytes;
+        return bytes;
       }
-      this.#end += Math.max(0, bytes - length);
-      return bytes;
+      await this.#wait(readable, timeoutMs);
     }
   }
 
@@ -259,7 +278,8 @@ export class Channel implements Disposable {
     this.#received = (this.#received + 1) >>> 0;
     if (type === FRAME.ERROR) throw remoteError(await this.readPayload(head, MAX_JSON));
     if (!expected.includes(type)) throw violation(`${frameName(type)} came where ${expected.map(frameName).join(" or ")} was due`);
-    if (type === FRAME.PAGES && head.length > MAX_PAGES_PAYLOAD) throw violation(`a run of pages has ${head.length} bytes`);
+    const pages = type === FRAME.PAGES || type === FRAME.BLOCKS;
+    if (pages && head.length > MAX_PAGES_PAYLOAD) throw violation(`a frame of pages has ${head.length} bytes`);
     return head;
   }
 
@@ -305,14 +325,35 @@ export class Channel implements Disposable {
 
   /** Reads the next `length` bytes of a payload to an address of this process, which the caller has checked. */
   async readInto(address: number, length: number): Promise<void> {
-    const there = Math.min(length, this.#end - this.#start);
-    if (there > 0) copyMemory(address, this.#buffer.address + this.#start, there);
-    this.#start += there;
-    for (let done = there; done < length;) {
-      this.#start = this.#end = 0;
-      const bytes = await this.#receive(address + done, length - done, this.#timeoutMs);
+    await this.readPieces([{ address, length }]);
+  }
+
+  /** Reads the next bytes of a payload to several places, at most 512, which the caller has checked. */
+  async readPieces(pieces: readonly { address: number; length: number }[]): Promise<void> {
+    const vector = this.#vector;
+    let rest = 0;
+    vector.clear();
+    for (const { address, length } of pieces) {
+      const there = Math.min(length, this.#end - this.#start);
+      if (there > 0) copyMemory(address, this.#buffer.address + this.#start, there);
+      this.#start += there;
+      if (length > there) vector.push(address + there, length - there);
+      rest += length - there;
+    }
+    if (rest === 0) return;
+    this.#start = this.#end = 0;
+    // What comes behind goes into the buffer, which is empty.
+    vector.push(this.#buffer.address, BUFFER_BYTES);
+    while (rest > 0) {
+      const bytes = this.#tryRead();
+      if (bytes === undefined) {
+        await this.#wait(readable, this.#timeoutMs);
+        continue;
+      }
       if (bytes === 0) throw linkLost("The other side of the migration closed the link", "end");
-      done += Math.min(bytes, length - done);
+      vector.advance(bytes);
+      this.#end = Math.max(0, bytes - rest);
+      rest -= Math.min(rest, bytes);
     }
   }
 

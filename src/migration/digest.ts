@@ -1,12 +1,12 @@
 /**
- * Checksums of pages: sixteen lanes of 32 bits, each step of which can be undone, so that one changed word always shows. They
+ * Checksums of pages: thirty-two lanes of 32 bits, each step of which can be undone, so that one changed word always shows. They
  * find mistakes and damage, not forgery. src/wasm/page_scan.ts computes the same, faster.
  *
  * @module
  */
 
 const PRIME = 0x01000193;
-const LANES = 16;
+const LANES = 32;
 const SEED = 0x2545f491;
 
 /** A running digest. */
@@ -17,7 +17,7 @@ export function newDigest(): Digest {
   return Int32Array.from({ length: LANES }, (_, lane) => Math.imul(SEED, 2 * lane + 1));
 }
 
-/** Adds `count` words (a multiple of 16) from index `at`. */
+/** Adds `count` words (a multiple of 32) from index `at`. */
 export function addWords(digest: Digest, words: Int32Array, at: number, count: number): void {
   const end = at + count;
   // Four lanes at a time: as many as there are registers for.
@@ -48,6 +48,14 @@ export function addNumber(digest: Digest, value: number): void {
   digest[lane ^ 1] = Math.imul(digest[lane ^ 1]! ^ digest[lane]!, PRIME);
 }
 
+/** Adds number and length of runs of pages. */
+export function addRuns(digest: Digest, runs: readonly { page: number; count: number }[]): void {
+  for (const { page, count } of runs) {
+    addNumber(digest, page | 0);
+    addNumber(digest, count);
+  }
+}
+
 /** The digest in 32 bits. */
 export function foldDigest(digest: Digest): number {
   let x = digest[0]! ^ 0;
@@ -63,7 +71,7 @@ export function digestText(digest: Digest): string {
 /** Checksum of bytes of any length: a control frame's payload. */
 export function checksumBytes(bytes: Uint8Array): number {
   const digest = newDigest();
-  const whole = new Uint8Array(Math.ceil(bytes.length / 64) * 64);
+  const whole = new Uint8Array(Math.ceil(bytes.length / 128) * 128);
   whole.set(bytes);
   addWords(digest, new Int32Array(whole.buffer), 0, whole.length / 4);
   addNumber(digest, bytes.length);

@@ -8,9 +8,9 @@ import { DiskAccess } from "../drivers/disk_access.ts";
 import { VIRTIO_BLK_SECTOR_BYTES } from "../uapi/virtio_blk.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { Channel, FrameHead } from "./channel.ts";
-import { addNumber, foldDigest, newDigest } from "./digest.ts";
+import { addNumber, addRuns, type Digest, foldDigest, newDigest } from "./digest.ts";
 import { BLOCK_SECTORS, CHUNK_BLOCKS } from "./disk_source.ts";
-import { Stage } from "./pages.ts";
+import { addPages } from "./pack_room.ts";
 import {
   decodeRange,
   decodeRound,
@@ -18,6 +18,8 @@ import {
   FRAME,
   MAX_ZERO_RANGES,
   PAGE_BYTES,
+  type PageRange,
+  readRuns,
   type RoundMark,
   RUN_HEADER_BYTES,
   violation,
@@ -30,7 +32,6 @@ const MAX_READ_SECTORS = CHUNK_BLOCKS * BLOCK_SECTORS;
 export class DiskSink {
   readonly #channel: Channel;
   readonly #disk: DiskAccess;
-  readonly #stage = new Stage();
   readonly #blocks: number;
   #checksum = newDigest();
   #pages = 0;
@@ -114,26 +115,31 @@ export class DiskSink {
   }
 
   async #receiveBlocks({ length, checksum }: FrameHead): Promise<void> {
-    if (length < RUN_HEADER_BYTES + PAGE_BYTES) throw violation(`a run of blocks has ${length} bytes`);
-    const range = decodeRange(await this.#channel.peekBytes(RUN_HEADER_BYTES), 0);
-    const bytes = range.count * PAGE_BYTES;
-    if (range.count > CHUNK_BLOCKS || length !== RUN_HEADER_BYTES + bytes) {
-      throw violation(`a run of ${range.count} blocks has ${length} bytes`);
+    const runs = await readRuns(length, (bytes) => this.#channel.peekBytes(bytes));
+    for (const range of runs) this.#count(range);
+    const digest = newDigest();
+    for (const { page, count } of runs) {
+      for (let at = page; at < page + count; at += CHUNK_BLOCKS) {
+        await this.#receivePart({ page: at, count: Math.min(CHUNK_BLOCKS, page + count - at) }, digest);
+      }
     }
-    this.#count(range);
+    addRuns(digest, runs);
+    if (foldDigest(digest) !== checksum) throw violation(`the checksum of a frame with block ${runs[0]!.page} is wrong`);
+    addNumber(this.#checksum, checksum);
+  }
+
+  // Written before the frame's checksum is known: what is on this disk counts only when the guest runs here.
+  async #receivePart(range: PageRange, digest: Digest): Promise<void> {
+    const bytes = range.count * PAGE_BYTES;
     const buffer = await this.#disk.take();
     try {
       await this.#channel.readInto(this.#disk.address(buffer), bytes);
-      const digest = newDigest();
-      this.#stage.put(0, this.#disk.address(buffer), bytes);
-      this.#stage.add(digest, 0, bytes);
-      if (foldDigest(digest) !== checksum) throw violation(`the checksum of blocks ${range.page}+${range.count} is wrong`);
+      addPages(digest, this.#disk.address(buffer), bytes);
     } catch (error) {
       this.#disk.put(buffer);
       throw error;
     }
     this.#disk.writeBehind(...this.#sectors(range), buffer);
-    addNumber(this.#checksum, checksum);
   }
 
   async #receiveZeros(head: FrameHead): Promise<void> {

@@ -24,6 +24,7 @@ export const CHUNK_BLOCKS: number = BLOCK_BYTES / PAGE_BYTES;
 
 const BUFFERS = 16;
 const HOLD_TRIES = 50;
+const CLOSE_TRIES = 50;
 
 interface Chunk {
   range: PageRange;
@@ -47,7 +48,6 @@ export class SourceDisk {
   readonly #timeoutMs: number;
   readonly #offsets: readonly number[];
   readonly #written: DirtyBitmap;
-  readonly #words: Int32Array;
   readonly #bytes: Uint8Array;
 
   private constructor(guest: SourceGuest, timeoutMs: number, capacity: number, offsets: readonly number[], written: DirtyBitmap) {
@@ -59,7 +59,6 @@ export class SourceDisk {
     this.#written = written;
     const { driver } = guest;
     const ram = bufferAt(driver.address, driver.layout.options.ramSize);
-    this.#words = new Int32Array(ram);
     this.#bytes = new Uint8Array(ram);
   }
 
@@ -161,7 +160,7 @@ export class SourceDisk {
   async #put(chunk: Chunk, sender: PageSender, result: RoundResult): Promise<void> {
     this.#pad(chunk);
     const offset = this.#offsets[chunk.buffer + 1]!;
-    await sender.put(chunk.range, { words: this.#words, at: offset / 4, address: this.#guest.driver.address + offset }, result);
+    await sender.put(chunk.range, { address: this.#guest.driver.address + offset }, result);
   }
 
   /** Sends a round of blocks while the guest works; resolves when the destination has them. @throws SvqError DISK_IO, DISK_TIMEOUT */
@@ -247,7 +246,10 @@ export class SourceDisk {
 
   /** Ends it: the guest has its RAM for itself again. What a device that hangs still has is left to it. */
   async close(): Promise<void> {
-    await this.#guest.driver.closeDisk().catch(() => {});
+    for (let left = CLOSE_TRIES; left > 0; left--) {
+      if (await this.#guest.driver.closeDisk().then(() => true, () => false)) return;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
   }
 }
 

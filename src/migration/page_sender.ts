@@ -1,33 +1,33 @@
 /**
- * Pages of guest memory, and blocks of a disk, on their way out: runs are told into those that are zero and those that are not, put
- * into frames and written from where they lie.
+ * Pages of guest memory, and blocks of a disk, on their way out: those that are zero become numbers, the others are copied and added
+ * up in one pass, and written.
  *
  * @module
  */
 import type { DirtyBitmap } from "../dirty/bitmap.ts";
 import { IoVector, mapAnonymous } from "../ffi/mod.ts";
 import type { Channel } from "./channel.ts";
-import { addNumber, foldDigest, isZeroPage, newDigest } from "./digest.ts";
-import { breathe, type PageMap, Stage, STAGE_PAGES } from "./pages.ts";
+import { addNumber, addRuns, foldDigest, newDigest } from "./digest.ts";
+import { PackRoom, ROOM_PAGES, type SharedPiece } from "./pack_room.ts";
+import { breathe, type PageMap } from "./pages.ts";
 import {
   decodeRound,
   encodeRange,
   encodeRound,
   FRAME,
   FRAME_HEADER_BYTES,
-  MAX_RUN_PAGES,
+  MAX_FRAME_PAGES,
   MAX_ZERO_RANGES,
   PAGE_BYTES,
   type PageRange,
+  PAGES_HEADER_BYTES,
   type RoundMark,
   RUN_HEADER_BYTES,
   violation,
 } from "./protocol.ts";
 
-const PAGE_WORDS = PAGE_BYTES / 4;
-const HEAD_BYTES = FRAME_HEADER_BYTES + RUN_HEADER_BYTES;
-const BATCH_FRAMES = 256;
-const YIELD_MS = 10;
+const HEAD_BYTES = FRAME_HEADER_BYTES + PAGES_HEADER_BYTES;
+const YIELD_MS = 20;
 
 /** What a round moved. */
 export interface RoundResult {
@@ -45,12 +45,10 @@ export interface RoundResult {
 
 /** Where pages lie. */
 export interface PagePlace {
-  /** Memory in words. */
-  words: Int32Array;
-  /** Index of the first word. */
-  at: number;
-  /** Its address in this process, bytes. */
+  /** Their address in this process, bytes. */
   address: number;
+  /** The shared memory that they are a part of, where it is. */
+  piece?: SharedPiece;
 }
 
 /** How pages are sent. */
@@ -66,13 +64,15 @@ export class PageSender implements Disposable {
   readonly #channel: Channel;
   readonly #map: PageMap;
   readonly #options: SendOptions;
-  readonly #vector = new IoVector(2 * BATCH_FRAMES);
-  readonly #heads = mapAnonymous(BATCH_FRAMES * HEAD_BYTES, "frame heads");
-  readonly #headView = new DataView(this.#heads.buffer());
-  readonly #stage = new Stage();
+  readonly #vector = new IoVector(2);
+  readonly #head = mapAnonymous(HEAD_BYTES + MAX_FRAME_PAGES * RUN_HEADER_BYTES, "frame heads");
+  readonly #headView = new DataView(this.#head.buffer());
+  readonly #room = PackRoom.take();
+  // The frame that is being put together: its runs, and their pages in the room.
+  #runs: PageRange[] = [];
+  #packed = 0;
+  #digest = newDigest();
   #zeros: PageRange[] = [];
-  #frames = 0;
-  #staged = 0;
   #frozen = false;
   #disk = false;
   #checksum = newDigest();
@@ -105,9 +105,9 @@ export class PageSender implements Disposable {
     const result = await this.begin({ round, frozen, disk: false, pages: dirty.count() });
     for (let run = dirty.nextRun(0); run !== undefined; run = dirty.nextRun(run.page + run.count)) {
       for (let page = run.page; page < run.page + run.count;) {
-        const { words, at, address } = this.#map.find({ page, count: 1 });
-        const count = Math.min(run.page + run.count - page, (words.length - at) / PAGE_WORDS);
-        await this.put({ page, count }, { words, at, address }, result);
+        const { address, piece } = this.#map.find({ page, count: 1 });
+        const count = Math.min(run.page + run.count - page, (piece.address + piece.size - address) / PAGE_BYTES);
+        await this.put({ page, count }, { address, piece }, result);
         page += count;
       }
     }
@@ -146,63 +146,72 @@ export class PageSender implements Disposable {
     result.ms = performance.now() - this.#began;
   }
 
-  /**
-   * Sends consecutive pages that lie in one piece, told into runs that are zero and runs that are not. What is not zero is copied
-   * before this resolves.
-   */
-  async put(range: PageRange, place: PagePlace, result: RoundResult): Promise<void> {
-    const { words, at: first, address } = place;
+  /** Sends consecutive pages that lie in one piece. What is not zero is copied before this resolves. */
+  async put(range: PageRange, { address, piece }: PagePlace, result: RoundResult): Promise<void> {
     for (let done = 0; done < range.count;) {
-      const word = first + done * PAGE_WORDS;
-      const room = range.count - done;
-      const zero = isZeroPage(words, word);
-      const longest = Math.min(room, zero ? room : MAX_RUN_PAGES);
-      let length = 1;
-      while (length < longest && isZeroPage(words, word + length * PAGE_WORDS) === zero) length++;
-      const run = { page: range.page + done, count: length };
-      if (zero) {
-        this.#zeros.push(run);
-        result.zeroPages += length;
-        if (this.#zeros.length === MAX_ZERO_RANGES) await this.#flushZeros();
-      } else {
-        await this.#pages(run, address + done * PAGE_BYTES, result);
-      }
-      result.pages += length;
-      done += length;
+      const count = Math.min(range.count - done, ROOM_PAGES - this.#packed);
+      // The guest writes while we read: the checksum is of the copy that is sent.
+      const ahead = (range.count - done) * PAGE_BYTES;
+      const found = this.#room.pack(this.#digest, address + done * PAGE_BYTES, count, this.#packed, piece, ahead);
+      this.#record(range.page + done, count, found);
+      result.zeroPages += count - found;
+      result.pages += count;
+      done += count;
+      if (this.#packed === ROOM_PAGES) await this.flush(result);
+      if (this.#zeros.length >= MAX_ZERO_RANGES - ROOM_PAGES) await this.#flushZeros();
+      if (performance.now() - this.#breathed > YIELD_MS) await this.#pace(result);
     }
   }
 
-  async #pages(range: PageRange, address: number, result: RoundResult): Promise<void> {
-    const bytes = range.count * PAGE_BYTES;
-    if (this.#frames === BATCH_FRAMES || this.#staged + range.count > STAGE_PAGES) await this.flush(result);
-    // The guest writes while we read: the checksum is of the copy that is sent.
-    const stage = this.#staged * PAGE_BYTES;
-    this.#stage.put(stage, address, bytes);
-    const digest = newDigest();
-    this.#stage.add(digest, stage, bytes);
-    const checksum = foldDigest(digest);
-    addNumber(this.#checksum, checksum);
-    const head = this.#frames * HEAD_BYTES;
-    this.#channel.putHead(this.#headView, head, this.#disk ? FRAME.BLOCKS : FRAME.PAGES, RUN_HEADER_BYTES + bytes, checksum);
-    encodeRange(this.#headView, head + FRAME_HEADER_BYTES, range);
-    this.#vector.push(this.#heads.address + head, HEAD_BYTES);
-    this.#vector.push(this.#stage.address + stage, bytes);
-    this.#frames++;
-    this.#staged += range.count;
+  // Of `count` pages from `page` on `found` are packed, and the others are zero.
+  #record(page: number, count: number, found: number): void {
+    this.#packed += found;
+    if (found === count) return extend(this.#runs, page, count);
+    let next = 0;
+    const places = this.#room.found;
+    for (let i = 0; i < found;) {
+      const at = places[i]!;
+      let length = 1;
+      while (i + length < found && places[i + length] === at + length) length++;
+      if (at > next) extend(this.#zeros, page + next, at - next);
+      extend(this.#runs, page + at, length);
+      next = at + length;
+      i += length;
+    }
+    if (next < count) extend(this.#zeros, page + next, count - next);
   }
 
   /** Writes what was put together so far. */
   async flush(result: RoundResult): Promise<void> {
-    if (this.#frames > 0) await this.#channel.sendVector(this.#vector);
+    if (this.#packed > 0) await this.#frame();
+    await this.#pace(result);
+  }
+
+  async #frame(): Promise<void> {
+    const [runs, pages] = [this.#runs, this.#packed];
+    const view = this.#headView;
+    runs.forEach((range, i) => encodeRange(view, HEAD_BYTES + i * RUN_HEADER_BYTES, range));
+    addRuns(this.#digest, runs);
+    const checksum = foldDigest(this.#digest);
+    addNumber(this.#checksum, checksum);
+    const headBytes = HEAD_BYTES + runs.length * RUN_HEADER_BYTES;
+    const length = headBytes - FRAME_HEADER_BYTES + pages * PAGE_BYTES;
+    this.#channel.putHead(view, 0, this.#disk ? FRAME.BLOCKS : FRAME.PAGES, length, checksum);
+    view.setUint32(FRAME_HEADER_BYTES, runs.length, true);
+    view.setUint32(FRAME_HEADER_BYTES + 4, pages, true);
     this.#vector.clear();
-    this.#frames = this.#staged = 0;
+    this.#vector.push(this.#head.address, headBytes);
+    this.#vector.push(this.#room.address, pages * PAGE_BYTES);
+    this.#runs = [];
+    this.#packed = 0;
+    this.#digest = newDigest();
+    await this.#channel.sendVector(this.#vector);
+  }
+
+  async #pace(result: RoundResult): Promise<void> {
     // A refusal is read now, not at the end of the round.
     if (this.#channel.poll()) await this.#channel.receiveHead([]);
     this.#options.onProgress?.(result.pages);
-    await this.#pace();
-  }
-
-  async #pace(): Promise<void> {
     const now = performance.now();
     const due = this.#began + (this.#channel.bytesSent - this.#bytesBefore) / this.#options.maxBandwidth * 1000;
     // Not while the guest stands still.
@@ -214,11 +223,6 @@ export class PageSender implements Disposable {
 
   async #flushZeros(): Promise<void> {
     if (this.#zeros.length === 0) return;
-    // Frames are numbered when they are put together, so what was put together before goes first.
-    if (this.#frames > 0) {
-      await this.#channel.sendVector(this.#vector);
-      this.#frames = this.#staged = 0;
-    }
     const payload = new Uint8Array(this.#zeros.length * RUN_HEADER_BYTES);
     const view = new DataView(payload.buffer);
     this.#zeros.forEach((range, i) => encodeRange(view, i * RUN_HEADER_BYTES, range));
@@ -228,6 +232,14 @@ export class PageSender implements Disposable {
 
   /** Frees its buffers. */
   [Symbol.dispose](): void {
-    this.#heads.close();
+    this.#head.close();
+    this.#room[Symbol.dispose]();
   }
+}
+
+// Appends a range, or makes the last one longer.
+function extend(ranges: PageRange[], page: number, count: number): void {
+  const last = ranges.at(-1);
+  if (last !== undefined && last.page + last.count === page) last.count += count;
+  else ranges.push({ page, count });
 }

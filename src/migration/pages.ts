@@ -5,28 +5,26 @@
  */
 import { LOG_PAGE_BYTES } from "../dirty/bitmap.ts";
 import type { DirtyBitmap } from "../dirty/bitmap.ts";
-import { bufferAddress, bufferAt, copyMemory } from "../ffi/mod.ts";
+import { bufferAt } from "../ffi/mod.ts";
 import type { MappedRange } from "../memory/region.ts";
-import { PageScan } from "../wasm/page_scan.ts";
 import type { Channel, FrameHead } from "./channel.ts";
-import { addNumber, type Digest, foldDigest, isZeroPage, newDigest } from "./digest.ts";
+import { addNumber, addRuns, type Digest, foldDigest, isZeroPage, newDigest } from "./digest.ts";
+import { addPages, type SharedPiece } from "./pack_room.ts";
 import {
   decodeRange,
   decodeRound,
   encodeRound,
   FRAME,
-  MAX_RUN_PAGES,
   MAX_ZERO_RANGES,
   PAGE_BYTES,
   type PageRange,
+  readRuns,
   type RoundMark,
   RUN_HEADER_BYTES,
   violation,
 } from "./protocol.ts";
 
 const PAGE_WORDS = PAGE_BYTES / 4;
-/** Pages that fit into a {@linkcode Stage}. */
-export const STAGE_PAGES = 256;
 const DIGEST_YIELD_MS = 50;
 
 /** Gives timers, signals and messages their turn. */
@@ -40,7 +38,7 @@ export class PageMap {
   readonly pages: number;
   /** Where guest memory ends, bytes. */
   readonly endGpa: number;
-  readonly #regions: { first: number; end: number; address: number; words: Int32Array }[];
+  readonly #regions: { first: number; end: number; address: number; words: Int32Array; piece: SharedPiece }[];
 
   /** Views over the regions. @param ranges the regions; they stay mapped for as long as this is used */
   constructor(ranges: readonly MappedRange[]) {
@@ -49,6 +47,7 @@ export class PageMap {
       end: (gpa + size) / PAGE_BYTES,
       address,
       words: new Int32Array(bufferAt(address, size)),
+      piece: { address, size },
     })).sort((a, b) => a.first - b.first);
     this.pages = this.#regions.reduce((sum, region) => sum + region.end - region.first, 0);
     this.endGpa = Math.max(0, ...this.#regions.map((region) => region.end * PAGE_BYTES));
@@ -65,10 +64,10 @@ export class PageMap {
   }
 
   /** Where a run lies. @throws SvqError MIGRATION_PROTOCOL when it is not wholly in one region */
-  find({ page, count }: PageRange): { address: number; words: Int32Array; at: number } {
-    for (const { first, end, address, words } of this.#regions) {
+  find({ page, count }: PageRange): { address: number; words: Int32Array; at: number; piece: SharedPiece } {
+    for (const { first, end, address, words, piece } of this.#regions) {
       if (page >= first && page + count <= end) {
-        return { address: address + (page - first) * PAGE_BYTES, words, at: (page - first) * PAGE_WORDS };
+        return { address: address + (page - first) * PAGE_BYTES, words, at: (page - first) * PAGE_WORDS, piece };
       }
     }
     throw violation(`pages ${page}+${count} lie outside of guest memory`);
@@ -82,7 +81,6 @@ export class PageMap {
    */
   async digest(touched?: DirtyBitmap): Promise<Digest> {
     const digest = newDigest();
-    const stage = new Stage();
     let since = performance.now();
     for (const { first, end, address, words } of this.#regions) {
       for (let page = first; page < end; page++) {
@@ -90,8 +88,7 @@ export class PageMap {
         // Zero pages are told from others faster than they are added up.
         if (touched?.has(page) === false || isZeroPage(words, at)) continue;
         addNumber(digest, page);
-        stage.put(0, address + (page - first) * PAGE_BYTES, PAGE_BYTES);
-        stage.add(digest, 0, PAGE_BYTES);
+        addPages(digest, address + (page - first) * PAGE_BYTES, PAGE_BYTES);
         if ((page & 255) !== 0 || performance.now() - since < DIGEST_YIELD_MS) continue;
         await breathe();
         since = performance.now();
@@ -101,30 +98,11 @@ export class PageMap {
   }
 }
 
-/** Room for copies of pages, where they can be added up fast. */
-export class Stage {
-  readonly #scan = new PageScan(STAGE_PAGES * PAGE_BYTES);
-  /** Where it lies in this process, bytes. */
-  readonly address: number = bufferAddress(this.#scan.buffer) + this.#scan.pagesOffset;
-
-  /** Copies `bytes` at `address` to offset `at`. */
-  put(at: number, address: number, bytes: number): void {
-    if (!(at >= 0 && at + bytes <= STAGE_PAGES * PAGE_BYTES)) throw new RangeError(`No room for ${bytes} bytes at ${at}`);
-    copyMemory(this.address + at, address, bytes);
-  }
-
-  /** Adds `bytes` at offset `at` to a digest. */
-  add(digest: Digest, at: number, bytes: number): void {
-    this.#scan.add(digest, at, bytes);
-  }
-}
-
 /** Receives rounds of pages into fresh memory. */
 export class PageReceiver {
   readonly #channel: Channel;
   readonly #map: PageMap;
   readonly #touched: DirtyBitmap;
-  readonly #stage = new Stage();
   #checksum = newDigest();
   #pages = 0;
   #announced = 0;
@@ -176,20 +154,17 @@ export class PageReceiver {
   }
 
   async #receivePages({ length, checksum }: FrameHead): Promise<void> {
-    if (length < RUN_HEADER_BYTES + PAGE_BYTES) throw violation(`a run of pages has ${length} bytes`);
-    const range = decodeRange(await this.#channel.peekBytes(RUN_HEADER_BYTES), 0);
-    const bytes = range.count * PAGE_BYTES;
-    if (range.count > MAX_RUN_PAGES || length !== RUN_HEADER_BYTES + bytes) {
-      throw violation(`a run of ${range.count} pages has ${length} bytes`);
+    const runs = await readRuns(length, (bytes) => this.#channel.peekBytes(bytes));
+    const pieces = runs.map((range) => ({ address: this.#map.find(range).address, length: range.count * PAGE_BYTES }));
+    for (const { page, count } of runs) {
+      this.#count(count);
+      this.#touched.markRange(page * PAGE_BYTES, count * PAGE_BYTES);
     }
-    const { address } = this.#map.find(range);
-    this.#count(range.count);
-    this.#touched.markRange(range.page * PAGE_BYTES, bytes);
-    await this.#channel.readInto(address, bytes);
+    await this.#channel.readPieces(pieces);
     const digest = newDigest();
-    this.#stage.put(0, address, bytes);
-    this.#stage.add(digest, 0, bytes);
-    if (foldDigest(digest) !== checksum) throw violation(`the checksum of pages ${range.page}+${range.count} is wrong`);
+    for (const piece of pieces) addPages(digest, piece.address, piece.length);
+    addRuns(digest, runs);
+    if (foldDigest(digest) !== checksum) throw violation(`the checksum of a frame with page ${runs[0]!.page} is wrong`);
     addNumber(this.#checksum, checksum);
   }
 

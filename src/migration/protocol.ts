@@ -1,5 +1,5 @@
 /**
- * The migration stream: how a running guest moves from a source to a destination. Own protocol, version 1.
+ * The migration stream: how a running guest moves from a source to a destination. Own protocol, version 2.
  *
  *     source                                                  destination
  *       |  1  HELLO    versions                                     |
@@ -72,6 +72,8 @@
  * each direction; a number out of order (a frame lost, repeated or replayed) ends the migration. A recorded stream cannot be
  * replayed: OFFER, COMMIT and QUERY repeat the session that this destination made up.
  *
+ * The checksum of PAGES and BLOCKS is over the pages, then over the number and the length of each run.
+ *
  * Frame: u32 type, u32 number (from 0), u32 length of the payload, u32 checksum, then the payload. Little-endian.
  *
  * @module
@@ -79,17 +81,19 @@
 import { EXIT, SvqError } from "../errors.ts";
 
 /** Highest version spoken. */
-export const VERSION = 1;
+export const VERSION = 2;
 /** Lowest version spoken. */
-export const VERSION_MIN = 1;
+export const VERSION_MIN = 2;
 /** Bytes before a frame's payload. */
 export const FRAME_HEADER_BYTES = 16;
-/** Bytes before the pages in PAGES: u64 first page, u32 pages, u32 reserved. */
+/** Bytes of a run in PAGES, BLOCKS, ZERO and ZERO_BLOCKS: u64 first page, u32 pages, u32 reserved. */
 export const RUN_HEADER_BYTES = 16;
+/** Bytes before the runs in PAGES and BLOCKS: u32 runs, u32 pages. The runs follow, then the pages, in the same order. */
+export const PAGES_HEADER_BYTES = 8;
 /** Bytes of a page. */
 export const PAGE_BYTES = 4096;
-/** Most pages in one PAGES frame: 1 MiB. */
-export const MAX_RUN_PAGES = 256;
+/** Most pages in one PAGES or BLOCKS frame: 1 MiB. */
+export const MAX_FRAME_PAGES = 256;
 /** Most ranges in one ZERO frame. */
 export const MAX_ZERO_RANGES = 4096;
 /** Longest JSON payload, bytes. */
@@ -206,6 +210,28 @@ export function encodeRange(view: DataView, at: number, { page, count }: PageRan
   view.setUint32(at + 4, Math.floor(page / 2 ** 32), true);
   view.setUint32(at + 8, count, true);
   view.setUint32(at + 12, 0, true);
+}
+
+/**
+ * Reads the runs of a PAGES or BLOCKS frame.
+ *
+ * @param length of the frame's payload, bytes
+ * @param read the next bytes of it, as a view that is valid until the next call
+ * @throws SvqError MIGRATION_PROTOCOL when runs, pages and length do not belong together
+ */
+export async function readRuns(length: number, read: (bytes: number) => Promise<DataView>): Promise<PageRange[]> {
+  if (length < PAGES_HEADER_BYTES + RUN_HEADER_BYTES + PAGE_BYTES) throw violation(`a frame of pages has ${length} bytes`);
+  const head = await read(PAGES_HEADER_BYTES);
+  const [runs, pages] = [head.getUint32(0, true), head.getUint32(4, true)];
+  if (
+    runs === 0 || runs > pages || pages > MAX_FRAME_PAGES || length !== PAGES_HEADER_BYTES + runs * RUN_HEADER_BYTES + pages * PAGE_BYTES
+  ) {
+    throw violation(`a frame of ${runs} runs and ${pages} pages has ${length} bytes`);
+  }
+  const view = await read(runs * RUN_HEADER_BYTES);
+  const ranges = Array.from({ length: runs }, (_, i) => decodeRange(view, i * RUN_HEADER_BYTES));
+  if (ranges.reduce((sum, { count }) => sum + count, 0) !== pages) throw violation(`the runs of a frame are not its ${pages} pages`);
+  return ranges;
 }
 
 /** ROUND (`pages`: how many are coming at most), ROUND_END and ROUND_ACK (what came). 24 bytes. */

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { domainXml, emulator, Libvirt, libvirtMissing } from "../support/libvirt.ts";
+import { domainXml, emulator, Libvirt } from "../support/libvirt.ts";
 import { assertRelaysSound } from "../support/migrate_cli.ts";
 import { MigrationPair, type Side } from "../support/migration_pair.ts";
 import { labTest } from "../support/real_parts.ts";
@@ -8,44 +8,38 @@ import { startTestpmd, verifyImage } from "../support/vm.ts";
 
 const NAME =
   "virsh migrate --live moves a domain with a disk and an interface behind relays from one libvirt daemon to another, without svq";
-const missing = await libvirtMissing();
-
 /** libvirt 9.0 starts it although it is newer, where the domain asks for ACPI. */
 const QEMU = "10";
 
-if (missing !== undefined) {
-  Deno.test({ name: `${NAME} (left out, needs ${missing})`, ignore: true, fn: () => {} });
-} else {
-  await labTest(NAME, [`qemu-${QEMU}`, "guest", "dpdk", "root"], async ({ folder }) => {
-    await using pair = await MigrationPair.start(QEMU, folder.path);
-    await using stack = new AsyncDisposableStack();
-    const side = async (name: string, { relay }: Side): Promise<Libvirt> => {
-      const device = folder.join(`${name}.netdev`);
-      await Deno.mkdir(folder.join(`pmd-${name}`));
-      stack.use(await startTestpmd({ folder: folder.join(`pmd-${name}`), socket: device }));
-      const net = stack.use(await RelayProcess.start({ folder: folder.path, name: `net-${name}`, device: `unix:${device}` }));
-      return stack.use(await Libvirt.start(`svq-${name}`, folder.path, { disk: relay.front, net: net.front }));
-    };
-    const [a, b] = [await side("a", pair.a), await side("b", pair.b)];
-    const xml = folder.join("domain.xml");
-    await Deno.writeTextFile(xml, await domainXml("moved", await emulator(folder.path, QEMU), "report=200"));
-    await a.virsh(["create", xml]);
-    using before = await a.serial();
-    await before.log.wait(/SVQ READY .*errors=0/, { timeoutMs: 240_000 });
-    await before.log.wait(/^SVQ ops=/);
-    const migration = a.virsh(["migrate", "--live", "moved", b.uri, "--migrateuri", "tcp://127.0.0.1:49200"], 240_000);
-    const begun = performance.now();
-    await migration;
-    console.log(`  virsh migrate: ${Math.round(performance.now() - begun)} ms`);
-    assert.match(await b.virsh(["domstate", "moved"]), /running/);
-    assert.doesNotMatch(await a.virsh(["list", "--name"]), /moved/);
-    using after = await b.serial();
-    await after.log.wait(/^SVQ ops=/, { timeoutMs: 60_000 });
-    assert.deepEqual((await pair.b.relay.status()).queues.map(({ errors }) => errors), [0], "while the guest is at work on it");
-    await assertRelaysSound(pair.a, pair.b);
-    await after.send("stop\n");
-    const [line] = await after.log.wait(/^SVQ DONE .*$/, { timeoutMs: 120_000 });
-    assert.match(line, /^SVQ DONE ok /);
-    assert.equal((await verifyImage(pair.image)).digest, /digest=(\w+)/.exec(line)![1], "the image holds what the guest wrote");
-  });
-}
+await labTest(NAME, [`qemu-${QEMU}`, "guest", "dpdk", "libvirt", "root"], async ({ folder }) => {
+  await using pair = await MigrationPair.start(QEMU, folder.path);
+  await using stack = new AsyncDisposableStack();
+  const side = async (name: string, { relay }: Side): Promise<Libvirt> => {
+    const device = folder.join(`${name}.netdev`);
+    await Deno.mkdir(folder.join(`pmd-${name}`));
+    stack.use(await startTestpmd({ folder: folder.join(`pmd-${name}`), socket: device }));
+    const net = stack.use(await RelayProcess.start({ folder: folder.path, name: `net-${name}`, device: `unix:${device}` }));
+    return stack.use(await Libvirt.start(`svq-${name}`, folder.path, { disk: relay.front, net: net.front }));
+  };
+  const [a, b] = [await side("a", pair.a), await side("b", pair.b)];
+  const xml = folder.join("domain.xml");
+  await Deno.writeTextFile(xml, await domainXml("moved", await emulator(folder.path, QEMU), "report=200"));
+  await a.virsh(["create", xml]);
+  using before = await a.serial();
+  await before.log.wait(/SVQ READY .*errors=0/, { timeoutMs: 240_000 });
+  await before.log.wait(/^SVQ ops=/);
+  const migration = a.virsh(["migrate", "--live", "moved", b.uri, "--migrateuri", "tcp://127.0.0.1:49200"], 240_000);
+  const begun = performance.now();
+  await migration;
+  console.log(`  virsh migrate: ${Math.round(performance.now() - begun)} ms`);
+  assert.match(await b.virsh(["domstate", "moved"]), /running/);
+  assert.doesNotMatch(await a.virsh(["list", "--name"]), /moved/);
+  using after = await b.serial();
+  await after.log.wait(/^SVQ ops=/, { timeoutMs: 60_000 });
+  assert.deepEqual((await pair.b.relay.status()).queues.map(({ errors }) => errors), [0], "while the guest is at work on it");
+  await assertRelaysSound(pair.a, pair.b);
+  await after.send("stop\n");
+  const [line] = await after.log.wait(/^SVQ DONE .*$/, { timeoutMs: 120_000 });
+  assert.match(line, /^SVQ DONE ok /);
+  assert.equal((await verifyImage(pair.image)).digest, /digest=(\w+)/.exec(line)![1], "the image holds what the guest wrote");
+});

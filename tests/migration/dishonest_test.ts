@@ -89,9 +89,13 @@ function range(page: number, count: number): Uint8Array<ArrayBuffer> {
   return bytes;
 }
 
-function pages(page: number, count: number): Uint8Array<ArrayBuffer> {
-  const bytes = new Uint8Array(16 + count * PAGE_BYTES);
-  bytes.set(range(page, count));
+// A frame of one run; `said` pages it says that it has.
+function pages(page: number, count: number, said = count): Uint8Array<ArrayBuffer> {
+  const bytes = new Uint8Array(24 + count * PAGE_BYTES);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, 1, true);
+  view.setUint32(4, said, true);
+  bytes.set(range(page, count), 8);
   return bytes;
 }
 
@@ -140,15 +144,22 @@ Deno.test("Pages outside of memory, wrong lengths, wrong checksums and frames ou
     ["pages before memory", /outside of guest memory/, (channel) => channel.send(FRAME.PAGES, pages(0, 1))],
     ["pages across the end of a region", /outside of guest memory/, (channel) => channel.send(FRAME.PAGES, pages(FIRST_PAGE + 1023, 2))],
     ["pages far away", /outside of guest memory/, (channel) => channel.send(FRAME.PAGES, pages(2 ** 39, 1))],
-    ["a run of no pages", /(names pages|has \d+ bytes)/, (channel) => channel.send(FRAME.PAGES, pages(FIRST_PAGE, 0))],
+    ["a run of no pages", /has \d+ bytes/, (channel) => channel.send(FRAME.PAGES, pages(FIRST_PAGE, 0))],
+    ["a run that is not the frame's pages", /runs of a frame are not its 2 pages/, (channel) => {
+      const frame = pages(FIRST_PAGE, 2);
+      frame.set(range(FIRST_PAGE, 1), 8);
+      return channel.send(FRAME.PAGES, frame);
+    }],
+    ["a frame that says more pages than it has", /1 runs and 3 pages has/, (channel) => channel.send(FRAME.PAGES, pages(FIRST_PAGE, 2, 3))],
+    ["blocks of a disk in a round of memory", /BLOCKS came where/, (channel) => channel.send(FRAME.BLOCKS, pages(0, 1))],
     [
       "a run that is shorter than it says",
-      /2 pages has 4112 bytes/,
-      (channel) => channel.send(FRAME.PAGES, pages(FIRST_PAGE, 2).subarray(0, 16 + PAGE_BYTES)),
+      /2 pages has 4120 bytes/,
+      (channel) => channel.send(FRAME.PAGES, pages(FIRST_PAGE, 2).subarray(0, 24 + PAGE_BYTES)),
     ],
     ["a run that is too long", /has 2097152 bytes/, (channel) => sendHead(channel, FRAME.PAGES, 2 << 20)],
     ["more pages than announced", /more pages than the 2/, (channel) => channel.send(FRAME.ZERO, range(FIRST_PAGE, 3))],
-    ["a wrong checksum", /checksum of pages/, (channel) => channel.send(FRAME.PAGES, pages(FIRST_PAGE, 1))],
+    ["a wrong checksum", /checksum of a frame/, (channel) => channel.send(FRAME.PAGES, pages(FIRST_PAGE, 1))],
     ["zero pages outside of memory", /outside of guest memory/, (channel) => channel.send(FRAME.ZERO, range(1, 1))],
     ["half a zero range", /zero pages has 8 bytes/, (channel) => channel.send(FRAME.ZERO, new Uint8Array(8))],
     ["a list of zero pages without end", /at most 65536/, (channel) => sendHead(channel, FRAME.ZERO, 0x7fff_ffff)],
@@ -174,6 +185,8 @@ Deno.test("Rounds that do not follow each other, a state too early or too long, 
   };
   assert.equal(await liar.tellLater(async (channel) => void await channel.send(FRAME.ROUND, round(2, 1))), "MIGRATION_PROTOCOL");
   assert.equal(await liar.tellLater(async (channel) => void await channel.send(FRAME.ROUND, round(1, 2 ** 30))), "MIGRATION_PROTOCOL");
+  const disk = encodeRound({ round: 1, frozen: false, disk: true, pages: 1, checksum: 0 });
+  assert.equal(await liar.tellLater(async (channel) => void await channel.send(FRAME.ROUND, disk)), "MIGRATION_PROTOCOL", "not agreed on");
   assert.equal(await liar.tellLater(async (channel) => void await channel.send(FRAME.STATE)), "MIGRATION_PROTOCOL");
   assert.equal(await liar.tellLater(async (channel) => void await channel.send(FRAME.COMMIT, new Uint8Array(16))), "MIGRATION_PROTOCOL");
   const after = (lie: (channel: Channel) => Promise<unknown>) =>

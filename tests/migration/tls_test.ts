@@ -1,9 +1,7 @@
 import assert from "node:assert/strict";
-import { isClean } from "../../src/migration/document.ts";
-import { reportOf } from "../../src/migration/handshake.ts";
 import { FRAME } from "../../src/migration/protocol.ts";
 import { connectTls, secretOf, TlsListener } from "../../src/migration/tls.ts";
-import { type Fault, FrameProxy, Hosts, migrationTo, progress } from "../support/migration.ts";
+import { assertMoves, type Fault, FrameProxy, Hosts, migrationTo } from "../support/migration.ts";
 import { svq } from "../support/cli.ts";
 import { TempDir } from "../support/temp.ts";
 
@@ -39,22 +37,10 @@ function tlsTest(name: string, body: (dir: TempDir) => Promise<void>): void {
 tlsTest("A guest moves over TLS", async (dir) => {
   const { cert, key } = await certificate(dir);
   await using hosts = new Hosts();
-  const guest = await hosts.guest();
   const listener = new TlsListener("127.0.0.1", 0, { cert, key, secret: SECRET }, () => {});
   const destination = hosts.destinationOn(listener);
-  const { source, migration } = migrationTo("", guest, {
-    connect: () => connectTls("127.0.0.1", listener.port, { caCerts: [cert], secret: SECRET }, 5000),
-    endIsProof: false,
-  });
-  const result = await migration.run();
-  assert.equal(result.outcome, "completed", result.error?.message);
-  assert.equal(result.memoryIdentical, true);
-  source[Symbol.dispose]();
-  migration.close();
-  await guest.close();
-  const there = hosts.own(await destination.arrived());
-  await progress(there);
-  assert.ok(isClean(reportOf(await there.driver.stop(10_000))));
+  const connect = () => connectTls("127.0.0.1", listener.port, { caCerts: [cert], secret: SECRET }, 5000);
+  await assertMoves(hosts, { destination, path: "" }, { connect, endIsProof: false });
 });
 
 tlsTest("Another certificate, another name, another secret: no migration, and each says why", async (dir) => {

@@ -4,12 +4,15 @@
  *
  * @module
  */
-import { guest, qemuProgram, type QemuVersion } from "../../scripts/lab/host.ts";
+import { programInRoot } from "../../scripts/lab/apt.ts";
+import { ensurePart, guest, qemuProgram, type QemuVersion, root } from "../../scripts/lab/host.ts";
 import { LineLog, Process } from "./process.ts";
 import { waitUntil } from "./wait.ts";
 
 /** What each daemon sees in place of the machine's own directories. */
 const BINDS = { run: "/run/libvirt", etc: "/etc/libvirt", lib: "/var/lib/libvirt", log: "/var/log/libvirt", cache: "/var/cache/libvirt" };
+
+const DATA = "/usr/share/libvirt";
 
 const QEMU_CONF = `security_driver = "none"
 user = "root"
@@ -30,11 +33,14 @@ async function run(command: string, args: string[], timeoutMs = 120_000): Promis
 /** Why libvirt cannot be had; undefined where it can. */
 export async function libvirtMissing(): Promise<string | undefined> {
   if (Deno.uid() !== 0) return "root";
-  for (const program of ["libvirtd", "virsh", "unshare"]) {
-    const found = await new Deno.Command("sh", { args: ["-c", `command -v ${program}`], stdout: "null" }).output();
-    if (!found.success) return `${program} (apt-get install libvirt-daemon-system libvirt-clients libvirt-daemon-driver-qemu)`;
-  }
-  return undefined;
+  const state = await ensurePart("libvirt");
+  return state.ok ? undefined : `libvirt: ${state.reason}`;
+}
+
+/** A program of the lab's libvirt, with the words before its own; nothing of it is installed on this machine. */
+async function program(path: string): Promise<string[]> {
+  const { command, args } = programInRoot(await root("libvirt"), path);
+  return [command, ...args];
 }
 
 /** A daemon. Inside, its folder `run` is /run/libvirt: domains find what they need there under the same name on both sides. */
@@ -53,7 +59,14 @@ export class Libvirt implements AsyncDisposable {
     const conf = `auth_unix_rw = "none"\nhost_uuid = "${crypto.randomUUID()}"\n`;
     await Deno.writeTextFile(`${folder}/etc/libvirtd.conf`, conf);
     const mounts = Object.entries(BINDS).map(([ours, theirs]) => `mount --bind ${folder}/${ours} ${theirs}`).join(" && ");
-    const script = `hostname ${name} && ${mounts} && exec libvirtd -p ${folder}/pid -f /etc/libvirt/libvirtd.conf`;
+    const part = await root("libvirt");
+    // Maps of processors and schemas, which it looks for where it was built for.
+    await Deno.mkdir(DATA, { recursive: true });
+    const data = `mount --bind ${part}${DATA} ${DATA}`;
+    const drivers = `LIBVIRT_DRIVER_DIR=${part}/usr/lib/x86_64-linux-gnu/libvirt/connection-driver`;
+    const libvirtd = (await program("sbin/libvirtd")).join(" ");
+    const script =
+      `hostname ${name} && ${mounts} && ${data} && exec env ${drivers} ${libvirtd} -p ${folder}/pid -f /etc/libvirt/libvirtd.conf`;
     const process = new Process("unshare", {
       name: `libvirtd ${name}`,
       args: ["-m", "-u", "--propagation", "private", "sh", "-c", script],
@@ -77,8 +90,9 @@ export class Libvirt implements AsyncDisposable {
   }
 
   /** Runs virsh. @throws Error with what it said */
-  virsh(words: string[], timeoutMs?: number): Promise<string> {
-    return run("virsh", ["-c", this.uri, ...words], timeoutMs);
+  async virsh(words: string[], timeoutMs?: number): Promise<string> {
+    const [command, ...before] = await program("bin/virsh");
+    return await run(command!, [...before, "-c", this.uri, ...words], timeoutMs);
   }
 
   /** A domain's serial line: what it says from now on, and a way to answer. */

@@ -3,13 +3,16 @@
  *
  * @module
  */
+import assert from "node:assert/strict";
 import { SimDevice } from "../../src/devices/sim_device.ts";
 import type { SimOptions } from "../../src/devices/options.ts";
 import { connectUnix, listenUnix, readable, type UnixListener, unixPair, type UnixStream } from "../../src/ffi/mod.ts";
 import { Destination, type DestinationOptions } from "../../src/migration/destination.ts";
+import { isClean } from "../../src/migration/document.ts";
 import { Guest } from "../../src/migration/guest.ts";
+import { reportOf } from "../../src/migration/handshake.ts";
 import { FRAME_HEADER_BYTES } from "../../src/migration/protocol.ts";
-import { DEFAULT_SOURCE_OPTIONS, Migration, type SourceOptions } from "../../src/migration/source.ts";
+import { DEFAULT_SOURCE_OPTIONS, Migration, type MigrationResult, type SourceOptions } from "../../src/migration/source.ts";
 import { SourceGuest } from "../../src/migration/source_guest.ts";
 import type { StreamListener } from "../../src/migration/uri.ts";
 import type { VhostBackend } from "../../src/vhost/backend.ts";
@@ -162,6 +165,27 @@ export function migrationTo(
     ...options,
   });
   return { source, migration };
+}
+
+/** Migrates a guest under load; the migration completes, and at the destination it works on to its end without a fault. */
+export async function assertMoves(
+  hosts: Hosts,
+  { destination, path }: { destination: Destination; path: string },
+  options: Partial<SourceOptions> = {},
+): Promise<MigrationResult> {
+  const guest = await hosts.guest();
+  const { source, migration } = migrationTo(path, guest, options);
+  using _source = source;
+  using _migration = migration;
+  const result = await migration.run();
+  assert.equal(result.outcome, "completed", result.error?.message);
+  assert.equal(result.memoryIdentical, true);
+  await guest.close();
+  const there = hosts.own(await destination.arrived());
+  await progress(there);
+  const report = reportOf(await there.driver.stop(10_000));
+  assert.ok(isClean(report), JSON.stringify(report));
+  return result;
 }
 
 /** What a proxy does when a frame comes that its rule names. `reset-next`: resets the link when the next frame has come, unread. */

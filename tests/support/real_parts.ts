@@ -26,25 +26,17 @@ async function missing(needs: readonly Need[]): Promise<string | undefined> {
   return undefined;
 }
 
-/** Set by `deno task soak`: tests that are not yet reliable run, too. */
+/** Set by `deno task soak`: full counts. */
 export const SOAKING = Deno.env.get("SVQ_SOAK") === "1";
 
 /**
  * Registers a test with real parts; await it at the top level of the test file, so that a skip is known by name.
- *
- * @param unreliable why it fails now and then for a reason that has not been found yet: the test run names and skips it, the
- * soak runs it
  */
 export async function labTest(
   name: string,
   needs: readonly Need[],
   fn: (context: LabContext) => Promise<void>,
-  unreliable?: string,
 ): Promise<void> {
-  if (unreliable !== undefined && !SOAKING) {
-    Deno.test({ name: `${name} (left out, run by the soak only: ${unreliable})`, ignore: true, fn: () => {} });
-    return;
-  }
   const reason = await missing(needs);
   if (reason !== undefined) {
     Deno.test({ name: `${name} (left out, needs ${reason})`, ignore: true, fn: () => {} });

@@ -102,7 +102,7 @@ export type { GuestRing, QueueContext, RunningMode } from "./src/relay/queue_ste
 export type { FrameCounts, NetStatus, QueueStatus, RelayStatus } from "./src/relay/status.ts";
 export type { Capture } from "./src/relay/capture_control.ts";
 export type { CaptureStart } from "./src/relay/capture.ts";
-export type { CapturedFrame } from "./src/net/pcapng.ts";
+export type { CapturedFrame, FrameDirection } from "./src/net/pcapng.ts";
 export type { ControlSource, NetControl } from "./src/relay/net_control.ts";
 export type { PollChoice } from "./src/relay/polling.ts";
 export type { WorkerLoad } from "./src/relay/worker_load.ts";

@@ -103,6 +103,7 @@ export interface ControlStart {
 
 /** Sent unasked: the device has answered, or something was refused on its behalf. */
 export interface ControlEvent {
+  /** Index of the control queue. */
   controlled: number;
   /** Class, command and data. */
   bytes: Uint8Array<ArrayBuffer>;

@@ -27,6 +27,9 @@ export interface DeviceKeeperOptions {
   log: (level: "warning" | "info", message: string) => void;
 }
 
+/** The search was ended by {@linkcode DeviceKeeper.interrupt}. */
+class SearchEnded extends Error {}
+
 /** The device of a relay service, over all its connections. */
 export class DeviceKeeper {
   /** Connections so far. */
@@ -84,7 +87,7 @@ export class DeviceKeeper {
       this.#opening = undefined;
       throw error;
     }
-    if (device === undefined) throw new Error("Nobody waits for the device any more");
+    if (device === undefined) throw new SearchEnded();
     this.#opening = undefined;
     this.connections++;
     this.#openedMs = performance.now();
@@ -99,7 +102,8 @@ export class DeviceKeeper {
         this.error = undefined;
         return device;
       } catch (error) {
-        if (this.#aborted) break;
+        // interrupt() may be over by now, and a new search allowed.
+        if (this.#aborted || error instanceof SearchEnded) break;
         await this.#failed(error);
       }
     }
@@ -146,6 +150,7 @@ export class DeviceKeeper {
         throw new Error("it was lost again at once");
       } catch (error) {
         await device?.close();
+        if (error instanceof SearchEnded) break;
         if (!this.#aborted) await this.#failed(error);
       }
     }

@@ -215,8 +215,10 @@ function describe(report: VmMigrationReport): string {
     ["sent", `${formatSize(report.bytes)} in ${report.rounds.length} rounds`],
     [
       "positions",
-      open === 0
-        ? `the same on both sides: ${agreed.map(place).join(", ") || "no queue ran"}`
+      report.positions.length === 0
+        ? "nothing to compare: no queue of the guest ran when it left"
+        : open === 0
+        ? `the same on both sides: ${agreed.map(place).join(", ")}`
         : `${open} not compared: the destination is paused and has not started its queues`,
     ],
   ]);

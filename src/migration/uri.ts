@@ -71,6 +71,16 @@ function needed<Tls>(tls: Tls | undefined, flags: string): Tls {
   });
 }
 
+/**
+ * Refuses a link to a destination that would be refused anyway, before anything is started for it.
+ *
+ * @throws SvqError INSECURE_TRANSPORT, USAGE
+ */
+export async function checkLink(uri: MigrationUri, { insecure, tls }: LinkSecurity<TlsClientOptions>): Promise<void> {
+  if (uri.kind === "tls") needed(tls, "--tls-secret");
+  if (uri.kind === "tcp") checkSecure(await resolveTcp(uri.host || "localhost", uri.port), uri, insecure);
+}
+
 /** Connects to a destination. @throws SvqError INSECURE_TRANSPORT, TLS_FAILED, SysError */
 export async function connectMigration(
   uri: MigrationUri,

@@ -10,7 +10,14 @@ import { type MigrationReport, reportOf } from "../../migration/handshake.ts";
 import { DEFAULT_SOURCE_OPTIONS, Migration, type MigrationEvent, type MigrationResult } from "../../migration/source.ts";
 import { SourceGuest } from "../../migration/source_guest.ts";
 import type { TlsClientOptions } from "../../migration/tls.ts";
-import { connectMigration, formatMigrationUri, type LinkSecurity, type MigrationUri, parseMigrationUri } from "../../migration/uri.ts";
+import {
+  checkLink,
+  connectMigration,
+  formatMigrationUri,
+  type LinkSecurity,
+  type MigrationUri,
+  parseMigrationUri,
+} from "../../migration/uri.ts";
 import { type PageInput, reportPage } from "../../migration/report_html.ts";
 import { Timeline } from "../../migration/timeline.ts";
 import { PAGE_BYTES } from "../../migration/protocol.ts";
@@ -127,6 +134,7 @@ export const run = buildCommand({
     const log = (level: "error" | "warning" | "info" | "debug", message: string) => this.output.log(level, message);
     const options = { depth, queues, num, packed, ramSize: mem, seed, ...(region === undefined ? {} : { regionSize: region }) };
     const security = await runSecurity(flags);
+    await checkLink(flags.to, security);
     // A file that cannot be written is noticed before anything is started.
     using page = flags.report === undefined ? undefined : Deno.openSync(flags.report, { write: true, create: true });
     const guest = await Guest.open(

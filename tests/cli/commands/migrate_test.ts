@@ -152,6 +152,10 @@ Deno.test("Plain TCP beyond this host needs --insecure; a URI that is none is a 
   const refused = await svq(["migrate", "listen", "tcp:0.0.0.0:0", "--device", "sim:blk"], lab.env);
   assert.equal(refused.code, 2);
   assert.match(refused.stderr, /unencrypted/);
+  // At the source before a guest is started.
+  const source = await svq(["migrate", "run", "--to", "tcp:192.0.2.7:99", "--device", "sim:blk"], lab.env);
+  assert.deepEqual([source.code, source.stdout], [2, ""]);
+  assert.match(source.stderr, /unencrypted/);
   const bad = await svq(["migrate", "run", "--to", "/run/x", "--device", "sim:blk"], lab.env);
   assert.equal(bad.code, 2);
   assert.match(bad.stderr, /tcp:HOST:PORT/);

@@ -7,6 +7,7 @@
 import { collected } from "./leak_net.ts";
 import { calls, failed } from "./fault_hook.ts";
 import { runCli } from "../../src/cli/app.ts";
+import { waitUntil } from "./wait.ts";
 import { processSink } from "../../src/cli/output.ts";
 
 /** What one run has left. */
@@ -33,6 +34,17 @@ function descriptors(): Map<string, string> {
   return found;
 }
 
+function threads(): string[] {
+  return [...Deno.readDirSync("/proc/self/task")].map(({ name }) => {
+    try {
+      return Deno.readTextFileSync(`/proc/self/task/${name}/comm`).trim();
+    } catch {
+      // It has ended meanwhile.
+      return "";
+    }
+  });
+}
+
 if (import.meta.main) {
   const before = descriptors();
   const code = await runCli(Deno.args, {
@@ -40,6 +52,8 @@ if (import.meta.main) {
     stderr: processSink(Deno.stderr),
     env: (name) => Deno.env.get(name),
   });
+  // A Worker's thread ends some time after it was told to, and its event loop's descriptors with it.
+  await waitUntil("the Workers' ends", () => !threads().some((name) => name.startsWith("worker-"))).catch(() => {});
   const report: FaultReport = {
     calls,
     failed,

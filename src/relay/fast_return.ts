@@ -17,14 +17,20 @@ export function returnLoop(q: FastQueue, dirty: DirtyBitmap | undefined, counter
   const num = q.deviceNum;
   const mask = num - 1;
   const guestMask = q.num - 1;
+  let position = q.deviceUsedNext;
+  let seen = q.deviceUsedSeen;
+  let next = q.guestUsedNext;
   let moved = 0;
   let bytes = 0;
   let pages = 0;
   // What was done before a rule was broken counts.
   try {
     for (;;) {
-      const position = q.deviceUsedNext;
-      if (position === q.deviceUsedSeen && !q.lookUsed()) break;
+      if (position === seen) {
+        q.deviceUsedNext = position;
+        if (!q.lookUsed()) break;
+        seen = q.deviceUsedSeen;
+      }
       const element = 1 + ((position & mask) << 1);
       const id = ring[element]!;
       const length = ring[element + 1]!;
@@ -35,27 +41,38 @@ export function returnLoop(q: FastQueue, dirty: DirtyBitmap | undefined, counter
       const first = records[record + RECORD_FIRST]!;
       let index = first;
       let count = 1;
+      // In 32 bits; below 0 for a chain of 2^31 bytes or more.
+      let all = 0;
       let writable = 0;
+      let large = 0;
       let at = index << 2;
       for (;;) {
         const link = segments[at + 3]!;
         const size = segments[at + 2]!;
-        bytes += size >>> 0;
+        all = (all + size) | 0;
+        large |= all | size;
         if (link < 0) {
-          writable += size >>> 0;
+          writable = (writable + size) | 0;
           if (dirty !== undefined) {
             // From the private copy, all of it: the device may have written more than it says, and the ring may have changed since.
             const low = segments[at]!;
             const high = segments[at + 1]!;
             const page = high << 20 | low >>> 12;
-            const last = page + (((low & 4095) + size - 1) >>> 12);
-            pages += size > 0 && high >>> 11 === 0 && dirty.markWithinWord(page, last) ? last - page + 1 : markSegment(q, index, dirty);
+            const last = (page + (((low & 4095) + size - 1) >>> 12)) | 0;
+            if (large >= 0 && high >>> 11 === 0 && dirty.markWithinWord(page, last)) pages += last - page + 1;
+            else pages += markSegment(q, index, dirty);
           }
         }
         if ((link & LINK_MORE) === 0) break;
         index = link & LINK_INDEX;
         at = index << 2;
         count++;
+      }
+      bytes += all;
+      let written = length >= 0 && length < writable ? length : writable;
+      if (large < 0) {
+        bytes += sizeOf(q, first, false) - all;
+        written = Math.min(length >>> 0, sizeOf(q, first, true)) | 0;
       }
       // `index` and `at` are those of the last segment.
       if (first < poolBase) {
@@ -69,20 +86,33 @@ export function returnLoop(q: FastQueue, dirty: DirtyBitmap | undefined, counter
         if (!heads) freeDescriptors(q, id, records[record + RECORD_SLOTS]!);
       }
       records[record] = -1;
-      q.deviceUsedNext = (position + 1) & 0xffff;
+      position = (position + 1) & 0xffff;
       if (inflight !== undefined) inflight.give(head);
       taken[head] = 0;
-      const to = 1 + ((q.guestUsedNext & guestMask) << 1);
+      const to = 1 + ((next & guestMask) << 1);
       out[to] = head;
-      out[to + 1] = length >>> 0 < writable ? length : writable;
-      q.guestUsedNext = (q.guestUsedNext + 1) & 0xffff;
+      out[to + 1] = written;
+      next = (next + 1) & 0xffff;
       moved++;
     }
   } finally {
+    q.deviceUsedNext = position;
+    q.guestUsedNext = next;
     counters[COUNTER.bytes]! += bytes;
     counters[COUNTER.dirtyPages]! += pages;
   }
   return moved;
+}
+
+// Bytes of a chain, of all its segments or of the writable ones.
+function sizeOf(q: FastQueue, first: number, writable: boolean): number {
+  let sum = 0;
+  for (let index = first;;) {
+    const link = q.segments[(index << 2) + 3]!;
+    if (!writable || link < 0) sum += q.lengthOf(index);
+    if ((link & LINK_MORE) === 0) return sum;
+    index = link & LINK_INDEX;
+  }
 }
 
 /** Marks what the device may write of the chain whose first segment this is. @returns pages. @throws SvqError LOG_TOO_SMALL */

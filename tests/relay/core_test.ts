@@ -340,7 +340,11 @@ const rare: fc.Arbitrary<Step>[] = [
   fc.record({ op: fc.constant("log" as const), on: fc.boolean() }),
   fc.constant({ op: "renew" as const }),
 ];
-const hostile = fc.record({ op: fc.constant("break" as const), word: fc.nat({ max: 2000 }), value: fc.nat({ max: 0xffff }) });
+// Anything, or what could be flags of a descriptor.
+const hostile = fc.oneof(
+  fc.record({ op: fc.constant("break" as const), word: fc.nat({ max: 2000 }), value: fc.nat({ max: 0xffff }) }),
+  fc.record({ op: fc.constant("break" as const), word: fc.nat({ max: 60 }).map((n) => n * 8 + 6), value: fc.nat({ max: 7 }) }),
+);
 
 function schedule(...extra: { weight: number; arbitrary: fc.Arbitrary<Step> }[]): fc.Arbitrary<Step[]> {
   const steps = [...honest.map((arbitrary) => ({ weight: 4, arbitrary })), ...rare.map((arbitrary) => ({ weight: 1, arbitrary }))];

@@ -77,6 +77,26 @@ function setBits(word: u32, bits: u32): void {
   if ((atomic.load<u32>(word) & bits) != bits) atomic.or<u32>(word, bits);
 }
 
+/** Marks a page that the log has. */
+// @ts-ignore: decorator
+@inline
+export function setPage(log: u32, page: u64): void {
+  setBits(log + (<u32>(page >> 5) << 2), 1 << (<u32>page & 31));
+}
+
+/** Marks pages that the log has, those from `first` on and before `end`. */
+// @ts-ignore: decorator
+@inline
+export function setPages(log: u32, first: u64, end: u64): void {
+  let page = first;
+  while (page < end) {
+    const next = (page | 31) + 1;
+    const bits = <u32>-1 << (<u32>page & 31);
+    setBits(log + (<u32>(page >> 5) << 2), next <= end ? bits : bits & ~(<u32>-1 << (<u32>end & 31)));
+    page = next;
+  }
+}
+
 /** Marks the pages of a range of at least one byte. @returns false when it leaves the log; the pages inside are marked */
 // @ts-ignore: decorator
 @inline

@@ -126,7 +126,7 @@ export class WasmHost {
       this.#wide[word + 2] = BigInt(offset);
     });
     this.#words[ENV.regionCount] = this.#regions.length;
-    this.#wide[ENV.lastFirst / 2] = this.#wide[ENV.lastEnd / 2] = 0n;
+    for (const field of [ENV.lastFirst, ENV.lastEnd, ENV.otherFirst, ENV.otherEnd]) this.#wide[field / 2] = 0n;
     this.#words[ENV.identity] = moved === undefined ? 1 : 0;
     this.#words[ENV.spanCount] = this.#writeSpans(moved ?? []);
   }

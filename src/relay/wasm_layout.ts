@@ -18,9 +18,11 @@ export const ENV = {
   lastFirst: 10,
   lastEnd: 12,
   logPages: 14,
+  otherFirst: 16,
+  otherEnd: 18,
 } as const;
 /** Bytes of an environment. */
-export const ENV_BYTES = 64;
+export const ENV_BYTES = 80;
 
 /** Fields of a queue, in the order of their declaration. */
 const FIELDS = [

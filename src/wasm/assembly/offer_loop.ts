@@ -14,7 +14,7 @@ function least(a: u32, b: u32): u32 {
 
 /*
  * What is touched often is in locals, and there are few of them: what does not fit into registers costs as much as memory. So the rings are
- * walked in runs that end where one of them wraps, by an address and a distance. It stops in front of a chain that it does not take
+ * walked in runs that end where one of them wraps, by an address and a distance, and there is no call and no loop inside. It stops in front of a chain that it does not take
  * (indirect, no room, or a broken rule): that goes the long way.
  */
 // @ts-ignore: decorator
@@ -32,8 +32,6 @@ function offer(q: Queue, e: Env, heads: bool, recorded: bool): u32 {
   let to = heads ? q.poolHead : q.freeHead;
   let room = <i32>(heads ? q.poolFree : q.numFree);
   let order = q.order;
-  const regions = e.regions;
-  const pastRegions = regions + e.regionCount * 24;
   let first = e.lastFirst;
   let size = e.lastEnd - first;
   let moved: u32 = 0;
@@ -66,18 +64,18 @@ function offer(q: Queue, e: Env, heads: bool, recorded: bool): u32 {
         const spare = size - length;
         // Negative where it begins before the region, ends behind it, or is empty.
         if (<i64>(offset | spare | (spare - offset) | (length - 1)) < 0) {
-          let region = regions;
-          for (; region < pastRegions; region += 24) {
-            first = load<u64>(region);
-            size = load<u64>(region, 8) - first;
-            if (address - first < size) break;
-          }
-          // Behind the last one there is none; what lies in several goes the long way.
-          const into = address - first;
-          if (length == 0 || into >= size || length > size - into) {
+          const other = e.otherFirst;
+          const otherSize = e.otherEnd - other;
+          const into = address - other;
+          // In neither of the two that were met last, or in several.
+          if (length == 0 || into >= otherSize || length > otherSize - into) {
             room = -1;
             break;
           }
+          e.otherFirst = first;
+          e.otherEnd = first + size;
+          first = other;
+          size = otherSize;
         }
         const flags = <u32>(rest >> 32);
         // No tables, and nothing readable behind something writable.

@@ -2,7 +2,7 @@
 import * as S from "./state";
 import { Env, fail, Queue } from "./state";
 import { givePacked, giveSplit } from "./inflight";
-import { mark, setPage, setPages } from "./memory";
+import { mark, setPage, setSome } from "./memory";
 import { lookUsed } from "./notify";
 
 const WRITE: u64 = <u64>S.LINK_WRITE << 32;
@@ -34,6 +34,9 @@ function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
   let pages: u32 = 0;
   let moved: u32 = 0;
   let error: i32 = 0;
+  // A chain whose pages are marked outside of the loop: then it is met again.
+  let slow: u32 = 0;
+  let marked: u32 = 0;
   for (;;) {
     const ahead = lookUsed(q);
     if (ahead < 0) error = ahead;
@@ -60,39 +63,38 @@ function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
         break;
       }
       const first = <u32>(ids >> 32);
-      const before = freed;
       let segment = slots + (first << S.SLOT_SHIFT);
       let writable: u64 = 0;
+      let chainBytes: u64 = 0;
+      let chainPages: u32 = 0;
+      let count: u32 = 0;
       for (;;) {
         const word = load<u64>(segment, 8);
         const length = word & 0xffffffff;
-        bytes += length;
-        freed++;
+        chainBytes += length;
+        count++;
         if ((word & WRITE) != 0) {
           writable += length;
           if (logging) {
             const address = load<u64>(segment);
             const page = address >> 12;
             const last = (address + length - 1) >> 12;
-            pages += <u32>(last - page) + 1;
+            chainPages += <u32>(last - page) + 1;
             if (page == last && page < logPages) {
               // A byte: it needs no check of its alignment.
               if (((<u32>atomic.load<u8>(log + <u32>(page >> 3)) >> (<u32>page & 7)) & 1) == 0) setPage(log, page);
-            } else {
-              setPages(log, page, last < logPages ? last + 1 : logPages);
-              if (last >= logPages) error = -S.LOG_TOO_SMALL;
+            } else if (last < logPages && page >> 5 == last >> 5) {
+              setSome(log, page, last);
+            } else if (record != marked) {
+              slow = record;
+              break;
             }
           }
         }
         if ((word & MORE) == 0) break;
         segment = slots + (<u32>(word >> 34) << S.SLOT_SHIFT);
       }
-      if (logging) {
-        if (error < 0) {
-          q.errorIndex = first;
-          break;
-        }
-      }
+      if (logging) if (slow != 0) break;
       if (heads) {
         store<u32>(segment, freeHead << S.LINK_SHIFT, 12);
         freeHead = first;
@@ -103,11 +105,14 @@ function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
         // A table: its segments are the pool's.
         store<u32>(segment, q.poolHead << S.LINK_SHIFT, 12);
         q.poolHead = first;
-        q.poolFree += freed - before;
-        freed = before + 1;
+        q.poolFree += count;
+        count = 1;
         store<u32>(record, freeHead << S.LINK_SHIFT, 12);
         freeHead = id;
       }
+      freed += count;
+      bytes += chainBytes;
+      if (logging) pages += chainPages;
       store<i32>(record, -1, S.GUEST_ID);
       const guestId = <u32>ids;
       if (recorded) giveSplit(q, guestId);
@@ -120,6 +125,13 @@ function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
     q.deviceUsedNext = (q.deviceUsedNext + done) & 0xffff;
     q.guestUsedNext = (q.guestUsedNext + done) & 0xffff;
     moved += done;
+    if (logging) {
+      if (slow != 0) {
+        error = markChain(q, e, load<u32>(slow, S.FIRST));
+        marked = slow;
+        slow = 0;
+      }
+    }
     if (error < 0) break;
   }
   if (heads) {
@@ -133,6 +145,20 @@ function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
   q.dirtyPages += pages;
   q.inflight -= moved;
   return error < 0 ? error : <i32>moved;
+}
+
+/** Marks what the device may have written of a chain. @returns 0 or an error */
+function markChain(q: Queue, e: Env, first: u32): i32 {
+  let index = first;
+  let error: i32 = 0;
+  for (;;) {
+    const segment = q.slots + (index << S.SLOT_SHIFT);
+    const link = load<u32>(segment, 12);
+    if ((link & S.LINK_WRITE) != 0 && !mark(e, load<u64>(segment), load<u32>(segment, 8))) error = fail(q, S.LOG_TOO_SMALL, index);
+    if ((link & S.LINK_MORE) == 0) break;
+    index = link >> S.LINK_SHIFT;
+  }
+  return error;
 }
 
 function takeShadow(q: Queue, e: Env): i32 {

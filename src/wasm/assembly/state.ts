@@ -28,6 +28,9 @@ export class Env {
   lastFirst: u64;
   lastEnd: u64;
   logPages: u64;
+  /** The one that was met before it. */
+  otherFirst: u64;
+  otherEnd: u64;
 }
 
 /** One queue. Up to `errorIndex` the host reads and writes. */

@@ -71,7 +71,7 @@ export const ring = buildCommand({
     if (flags.report !== undefined) writeReport(flags.report, ringPage(results, machine, VERSION));
     if (flags.csv !== undefined) writeReport(flags.csv, ringCsv(results));
     const document = { schema: "svq.bench.ring/1", machine, results: results.map(ringRecord) };
-    this.output.document(document, () => printTable(this, results));
+    this.output.document(document, () => printTable(this, results, machine));
   },
 });
 
@@ -97,7 +97,7 @@ function resolve(path: string): string {
   return path.includes("/") ? path : `./${path}`;
 }
 
-function printTable(context: CliContext, results: readonly RingResult[]): void {
+function printTable(context: CliContext, results: readonly RingResult[], machine: ReturnType<typeof machineFacts>): void {
   const rows = ringRows(results);
   const present = CONTENDERS.filter((core) => rows.some((row) => row.results[core] !== undefined));
   const compared = present.includes("c") ? present.filter((core) => core === "wasm" || core === "js") : [];
@@ -105,7 +105,9 @@ function printTable(context: CliContext, results: readonly RingResult[]): void {
     const result = row.results[core];
     return result === undefined ? "-" : `${result.median.toFixed(1)} (${result.min.toFixed(0)}-${result.max.toFixed(0)})`;
   };
-  context.output.line("ns per chain: median (spread)");
+  context.output.line(
+    `ns per chain: median (spread); WebAssembly ${machine.wasm_bounds_checks === "on" ? "with" : "without"} bounds checks`,
+  );
   context.output.table(
     ["mode and rings", "chain", "batch", ...present, ...compared.map((core) => `${core}/c`)],
     rows.map((row) => [

@@ -65,6 +65,7 @@ const relay = {
   front: text("Where the VMM connects"),
   device: text("Device address"),
   uptime_ms: count(),
+  wasm_bounds_checks: optional(flag("V8 checks each address of WebAssembly, which makes that relay core slower")),
   offered_features: optional(text("Features that a guest could negotiate, 0x…")),
   queue_num: optional(count("Queues of the device")),
   config: optional(nullable(text("Configuration space in hexadecimal, as the VMM last read it"))),

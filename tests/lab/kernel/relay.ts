@@ -138,8 +138,8 @@ async function atRest(name: string): Promise<void> {
   assert.equal(relay.queues[0]!.mode, "used", "from the start");
   for (let part = 0; part < 2; part++) {
     const run = driver.run();
-  // What ended the test is to be seen, not that this ended with it.
-  run.catch(() => {});
+    // What ended the test is to be seen, not that this ended with it.
+    run.catch(() => {});
     await progress(driver, relay.queues[0]!.mode!);
     await deviceWritesNothingOfTheGuests(relay, gate);
     await finish(driver, run, errors);

@@ -13,7 +13,7 @@ import { KERNEL_PAIRS } from "./_interop_kernel.ts";
 import { libvirtTasks } from "./_interop_libvirt.ts";
 import { MISSING_PAIRS } from "./_interop_missing.ts";
 import { writeDocument } from "./_interop_document.ts";
-import { echoOn, startPasst, startVirtiofsd, startVsock } from "../tests/support/daemons.ts";
+import { echoOn, startPasst, startVirtiofsd, startVsock, vsockRests } from "../tests/support/daemons.ts";
 import { MAIN } from "../tests/support/cli.ts";
 import { BRIDGE_ADDRESS, NetSpace } from "../tests/support/net_space.ts";
 import { Process } from "../tests/support/process.ts";
@@ -385,7 +385,7 @@ async function virtioUser(
 async function withVsock(folder: TempDir, body: (relay: RelayProcess, talk: () => Promise<void>) => Promise<string>): Promise<string> {
   const [socket, uds] = [folder.join("vsock.device"), folder.join("vsock")];
   using _echo = echoOn(`${uds}_7777`);
-  await using _daemon = await startVsock(socket, uds, 7);
+  await using daemon = await startVsock(socket, uds, 7);
   await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}` });
   await using vm = await startVm({
     ...{ qemu: "10", folder: folder.path, run: "shell", modules: ["vsock"] },
@@ -397,6 +397,7 @@ async function withVsock(folder: TempDir, body: (relay: RelayProcess, talk: () =
     await vm.send("echo >&3\n");
     const [line] = await vm.waitSerial(/^VSOCK .*$/, { since });
     if (!line.startsWith("VSOCK ok")) throw new Error(line);
+    await vsockRests(daemon);
   });
 }
 

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import type { RelayStatus } from "../../src/relay/status.ts";
-import { echoOn, startPasst, startVirtiofsd, startVsock } from "../support/daemons.ts";
+import { echoOn, startPasst, startVirtiofsd, startVsock, vsockRests } from "../support/daemons.ts";
 import { labTest } from "../support/real_parts.ts";
 import { RelayProcess } from "../support/relay_process.ts";
 import { migrate, startTestpmd, startVm, type Vm } from "../support/vm.ts";
@@ -156,7 +156,7 @@ await labTest(
   async ({ folder }) => {
     const [socket, uds] = [folder.join("vsock.device"), folder.join("vsock")];
     using _echo = echoOn(`${uds}_7777`);
-    await using _daemon = await startVsock(socket, uds, 7);
+    await using daemon = await startVsock(socket, uds, 7);
     await using relay = await RelayProcess.start({ folder: folder.path, device: `unix:${socket}` });
     await using vm = await startVm({
       ...{ qemu: "10", folder: folder.path, run: "shell", modules: ["vsock"] },
@@ -171,6 +171,7 @@ await labTest(
       await vm.send("echo >&3\n");
       const [line] = await vm.waitSerial(/^VSOCK .*$/, { since });
       assert.equal(line, `VSOCK ok bytes=${(i + 1) * 16 * 16384}`, mode);
+      await vsockRests(daemon);
     }
     assert.deepEqual((await relay.status()).queues.map((queue) => queue.errors), [0, 0]);
   },

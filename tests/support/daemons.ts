@@ -95,6 +95,29 @@ export async function startVsock(socket: string, uds: string, cid: number): Prom
   }
 }
 
+/** So many looks in a row, 10 ms apart, at which a thread has not run. */
+const RESTING_LOOKS = 5;
+
+/**
+ * Waits until the thread of the rings of vhost-device-vsock sleeps: what the last data brought about (credit, the end of a flush) is
+ * done. An event that meets a stopped ring ends that thread for good, with QEMU alone just the same.
+ *
+ * @throws Error when it has ended
+ */
+export async function vsockRests(daemon: Process): Promise<void> {
+  const tasks = `/proc/${daemon.pid}/task`;
+  let [last, looks] = ["", 0];
+  await waitUntil("vhost-device-vsock to come to rest", () => {
+    const status = Array.from(Deno.readDirSync(tasks), ({ name }) => Deno.readTextFileSync(`${tasks}/${name}/status`))
+      .find((text) => text.startsWith("Name:\tvring_worker\n"));
+    if (status === undefined) throw new Error("vhost-device-vsock has lost the thread of its rings");
+    const switches = /^voluntary_ctxt_switches:.*$/m.exec(status)![0];
+    looks = switches === last && /^State:\tS/m.test(status) ? looks + 1 : 0;
+    last = switches;
+    return looks >= RESTING_LOOKS;
+  });
+}
+
 /** A listener that sends back what it gets, until it is closed. */
 export function echoOn(path: string): Deno.Listener {
   const listener = Deno.listen({ transport: "unix", path });

@@ -332,7 +332,7 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   "svq.bench.ring/1": document("svq.bench.ring/1", "Cost per chain of the relay cores", {
     machine: map(true, "CPU, kernel, runtime"),
     results: list(object({
-      core: choice(["wasm", "js", "c", "bound"]),
+      core: choice(["wasm", "js", "c", "bound", "syscalls"]),
       mode: text(),
       guest_ring: choice(layouts),
       device_ring: choice(layouts),

@@ -337,7 +337,11 @@ export class QueueSteps {
     return (await this.#worker.progress({ type: "stop", index: this.#index, abandon: force })).guestBase;
   }
 
-  /** Takes the ring away from the device. @returns where a successor goes on */
+  /**
+   * Takes the ring away from the device. Should that be lost meanwhile, its successor has nothing to do with this.
+   *
+   * @returns where a successor goes on
+   */
   async leave(mode: RunningMode, ring: GuestRing): Promise<number> {
     const begun = performance.now();
     // Whoever waits for this (a VMM that stops the guest) waits as long: say why.
@@ -462,8 +466,7 @@ export class QueueSteps {
 
   // Order as VMMs use it: NUM, BASE, ADDR, CALL, ERR, KICK, ENABLE. Some devices read the used index at ADDR, and all
   // start at KICK.
-  async #giveToDevice(own: DeviceRing, ring: GuestRing): Promise<void> {
-    const device = this.#context.device();
+  async #giveToDevice(own: DeviceRing, ring: GuestRing, device = this.#context.device()): Promise<void> {
     const index = this.#index;
     if (device.startVrings !== undefined) {
       await device.startVrings([{ index, ...own, err: ring.err }]);
@@ -480,8 +483,7 @@ export class QueueSteps {
 
   // A stopped device may still be finishing requests, and has closed the call eventfd that it wants to signal then:
   // qemu-storage-daemon drops the connection over that. Another one follows right behind the stop, before the answer.
-  async #stopDevice(recorded: boolean): Promise<number> {
-    const device = this.#context.device();
+  async #stopDevice(recorded: boolean, device = this.#context.device()): Promise<number> {
     const index = this.#index;
     if (device.stopVrings !== undefined) return (await device.stopVrings([{ index, recorded }]))[0]!;
     if (device.info.kind !== "vhost-user") return await device.getVringBase(index);
@@ -501,7 +503,7 @@ export class QueueSteps {
         await device.setVringKick(this.#index, this.#silentKick.fd);
         await this.#settle(used, ring.num, avail === undefined ? undefined : Atomics.load(avail, 1));
       }
-      const base = await this.#stopDevice(false);
+      const base = await this.#stopDevice(false, device);
       const drained = used === undefined
         ? () => Promise.resolve(completePackedBase(base, ring.num) >>> 16 === (base & 0xffff))
         : () => Promise.resolve(Atomics.load(used, 1) === (base & 0xffff));
@@ -513,7 +515,7 @@ export class QueueSteps {
       // It left with requests in hand. Give it the ring back, so that it can return them, and try again.
       now = { ...now, base };
       const own = this.#guestRing(mode, now);
-      await this.#giveToDevice(own, now);
+      await this.#giveToDevice(own, now, device);
       if (own.kick !== null) signalEventfd(own.kick);
       if (ring.call !== null) signalEventfd(ring.call);
       await pause(QUIET_MS);
@@ -522,6 +524,7 @@ export class QueueSteps {
 
   async #leaveOwn(mode: RunningMode, ring: GuestRing): Promise<number> {
     const { arena, devicePacked } = this.#context;
+    const device = this.#context.device();
     await this.#worker.send({ type: "pause", index: this.#index, paused: true });
     const packed = devicePacked();
     const num = this.#ownNum(mode, ring);
@@ -529,17 +532,23 @@ export class QueueSteps {
     for (;;) {
       const { inflight } = await this.#poll();
       if (inflight > 0) await this.#settle(used, num);
-      const base = await this.#stopDevice(true);
+      const base = await this.#stopDevice(true, device);
       const done = packed ? completePackedBase(base, num) : base;
-      if (await this.#until(async () => (await this.#poll()).deviceBase === done)) break;
+      if (await this.#until(async () => (await this.#poll()).deviceBase === done)) {
+        try {
+          return await this.endWorker();
+        } catch (error) {
+          // A successor that has not begun with what was in the middle of the guest's ring: it does that first.
+          if (!(error instanceof SvqError && error.code === "RING_GAP")) throw error;
+        }
+      }
       const iova = arena().peek(this.#index, num);
       const addresses = mode === "used" ? { ...iova, desc: ring.addresses.desc } : iova;
       const own = { num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd, enabled: true };
-      await this.#giveToDevice(own, ring);
+      await this.#giveToDevice(own, ring, device);
       signalEventfd(this.#deviceKick.fd);
       await pause(QUIET_MS);
     }
-    return await this.endWorker();
   }
 
   #poll(): Promise<QueueProgress> {

@@ -224,6 +224,9 @@ export class Relay implements VhostBackend {
       wantedMode: (index) => this.wantedMode(index),
       applyMode: () => this.applyMode(),
       deviceFailed: () => this.#deviceError !== undefined,
+      // Only a connection can be closed under a device: the others' rings are this process's or this kernel's to stop.
+      stopTimeoutMs: () => this.#device.info.kind === "vhost-user" ? this.#config.stopTimeoutMs : Infinity,
+      fence: (error) => this.#fence(error),
       events: this.#events,
       report: (error) => this.#report(error),
     });
@@ -566,7 +569,7 @@ export class Relay implements VhostBackend {
   /** See {@linkcode VhostBackend.getVringBase}. Resolves when the device holds nothing and the last dirty bit is set. */
   async getVringBase(index: number): Promise<number> {
     const queue = this.#queue(index);
-    const base = await this.#rings.left(queue, async () => {
+    const base = await this.#rings.stopped(queue, async () => {
       // The VMM reads the log when it has the answer: of a queue that could not be switched, nothing else is known.
       this.#log.markAllIfBehind();
       queue.unkick();
@@ -607,6 +610,14 @@ export class Relay implements VhostBackend {
       else await this.#rings.start(queue);
     });
     await this.net.enabled(index);
+  }
+
+  // From here on it is as for any lost device.
+  #fence(error: SvqError): void {
+    const device = this.#device;
+    this.#events.error(toErrorRecord(error));
+    device.close().catch((problem) => this.#report(problem));
+    this.#deviceGone(device, error);
   }
 
   // Its owner may find a successor; meanwhile the VMM is held and the guest's requests wait.

@@ -37,6 +37,11 @@ export interface RelayConfig {
   forceShadow: boolean;
   /** How long turning the dirty log on may keep the VMM waiting, ms. */
   switchTimeoutMs: number;
+  /**
+   * How long the device may hold requests of a ring that the front-end stops, ms; after that its connection is closed, and the device
+   * counts as lost. Infinity: as long as it likes. vhost-user devices only: no other can be taken its rings from outside.
+   */
+  stopTimeoutMs: number;
   /** Worker threads. */
   workers: number;
   /** How long a Worker looks for more before it sleeps, us; `auto`: as long as it has shown to be worth it. */
@@ -69,6 +74,7 @@ export const DEFAULT_RELAY_CONFIG: RelayConfig = {
   mode: "auto",
   forceShadow: false,
   switchTimeoutMs: 500,
+  stopTimeoutMs: 300_000,
   workers: 1,
   pollUs: "auto",
   core: "auto",

@@ -43,11 +43,18 @@ export interface RingContext {
   applyMode: () => Promise<void>;
   /** Did the device fail for good? */
   deviceFailed: () => boolean;
+  /** How long a device may hold a ring that the front-end stops, ms. */
+  stopTimeoutMs: () => number;
+  /** Takes a device that cannot be stopped away from its rings: it counts as lost. */
+  fence: (error: SvqError) => void;
   /** Whom to tell. */
   events: RelayEvents;
   /** An error that nobody waits for. */
   report: (error: unknown) => void;
 }
+
+/** Beyond this a timer would fire at once. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /** The rings of one relay. Whatever changes one runs in the lane of its queue. */
 export class RingLife {
@@ -122,7 +129,7 @@ export class RingLife {
    */
   async left<T>(queue: RelayQueue, next: () => Promise<T>): Promise<T> {
     const { slot } = this.#context;
-    for (;;) {
+    for (let retried = false;;) {
       try {
         return await queue.lane.run(async () => {
           await this.leave(queue);
@@ -132,8 +139,31 @@ export class RingLife {
         const lost = slot.lost !== undefined && error instanceof SvqError && error.code === "RING_GAP";
         if (!(lost || deviceIsGone(error)) || !this.#successors) throw error;
         await pause(0);
-        await slot.present();
+        // Lost in the middle of this: the record may say that nobody is needed to finish what was in flight.
+        const again: boolean = !lost && !retried && slot.lost !== undefined;
+        if (!again) await slot.present();
+        retried = again;
       }
+    }
+  }
+
+  /** {@linkcode left}, for a front-end that waits for it: a device that does not let go in time is fenced. */
+  async stopped<T>(queue: RelayQueue, next: () => Promise<T>): Promise<T> {
+    const { slot, stopTimeoutMs, fence } = this.#context;
+    const timeoutMs = stopTimeoutMs();
+    if (timeoutMs > MAX_TIMER_MS) return await this.left(queue, next);
+    // Again and again: its successor may be no better.
+    const timer = setInterval(() => {
+      if (slot.lost !== undefined) return;
+      const message = `Queue ${queue.index}: the device still holds requests ${timeoutMs / 1000} s after it was to give up its ring`;
+      fence(
+        new SvqError("DRAIN_TIMEOUT", message, { hint: "Its connection is closed; look at the device's storage, or give --stop-timeout" }),
+      );
+    }, timeoutMs);
+    try {
+      return await this.left(queue, next);
+    } finally {
+      clearInterval(timer);
     }
   }
 
@@ -177,7 +207,7 @@ export class RingLife {
     for (const queue of this.#context.queues()) {
       const unkick = () => Promise.resolve(queue.unkick());
       if (this.#context.deviceFailed()) await queue.lane.run(unkick);
-      else await this.left(queue, unkick);
+      else await this.stopped(queue, unkick);
     }
   }
 

@@ -130,8 +130,12 @@ export class LyingDevice implements VhostBackend {
     return new Uint8Array(0);
   }
   async setConfig(): Promise<void> {}
-  async addMemRegion(): Promise<void> {}
-  async removeMemRegion(): Promise<void> {}
+  async addMemRegion(region: MemoryRegion): Promise<void> {
+    this.#memory.add(region);
+  }
+  async removeMemRegion(region: Omit<MemoryRegion, "fd" | "fdOffset">): Promise<void> {
+    this.#memory.remove(region);
+  }
   async setLogBase(): Promise<void> {}
   async setVringNum(): Promise<void> {}
   async setVringBase(): Promise<void> {}

@@ -46,6 +46,7 @@ interface RunFlags extends WorkerFlags {
   readonly requireSealed: boolean;
   readonly drainTimeout?: number;
   readonly switchTimeout: number;
+  readonly stopTimeout: number;
   readonly core: CoreChoice;
   readonly guestRing: RingChoice;
   readonly deviceRing: RingChoice;
@@ -99,6 +100,9 @@ const runFlags = {
     optional: true,
   }),
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),
+  stopTimeout: durationFlag("How long a vhost-user device may hold requests of a queue that the VMM stops, before it counts as lost", {
+    default: "5min",
+  }),
   ...WORKER_FLAGS,
   core: {
     kind: "enum",
@@ -215,6 +219,7 @@ const run = buildCommand({
         mode: flags.mode,
         forceShadow: flags.forceShadow || flags.resilient,
         switchTimeoutMs: flags.switchTimeout / 1e6,
+        stopTimeoutMs: flags.stopTimeout / 1e6,
         ...workerConfig(flags),
         core: flags.core,
         guestRing: flags.guestRing,
@@ -255,7 +260,15 @@ const start = buildCommand({
     const words = [
       ...["relay", "run", "--name", name, "--device", device, "--mode", flags.mode],
       ...["--front", `${front.kind === "connect" ? "connect" : "unix"}:${front.path}`],
-      ...["--switch-timeout", `${flags.switchTimeout}ns`, ...workerWords(flags), "--core", flags.core],
+      ...[
+        "--switch-timeout",
+        `${flags.switchTimeout}ns`,
+        "--stop-timeout",
+        `${flags.stopTimeout}ns`,
+        ...workerWords(flags),
+        "--core",
+        flags.core,
+      ],
       ...["--guest-ring", flags.guestRing, "--device-ring", flags.deviceRing],
       ...["--indirect", flags.indirect, "--in-order", flags.inOrder],
       ...(flags.deviceRingSize === undefined ? [] : ["--device-ring-size", String(flags.deviceRingSize)]),

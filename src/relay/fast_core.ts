@@ -91,7 +91,7 @@ export class FastCore implements RelayCore {
     this.kickWanted = false;
     this.full = false;
     let moved = 0;
-    while (q.guestNext !== q.guestSeen || q.lookAvail()) {
+    while (q.guestNext !== q.guestSeen || (q.availMoved && q.lookAvail())) {
       if (q.heads) moved += headsLoop(q);
       else if (translation === undefined) moved += shadowLoop(q, single);
       if (q.guestNext === q.guestSeen) continue;

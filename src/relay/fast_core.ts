@@ -45,7 +45,7 @@ export class FastCore implements RelayCore {
   #placer: Placer;
   #logged: readonly number[] = [];
 
-  /** @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used */
+  /** Takes up both rings. @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used */
   constructor(start: QueueStart, path: DataPath, counters: Float64Array) {
     const maxChain = maxChainOf(start);
     const { num, indirect, desc } = start.guest;

@@ -18,7 +18,14 @@ const ROOT = new URL("..", import.meta.url).pathname;
 const USAGE = "usage: deno task soak [--times N] [--anew] [NAME]...";
 
 /** Tests outside of tests/lab whose full counts are the soak's. */
-const ELSEWHERE = ["tests/fuzz/fuzz_test.ts", "tests/faults/fault_injection_test.ts", "tests/relay/steady_test.ts"];
+const ELSEWHERE = [
+  "tests/fuzz/fuzz_test.ts",
+  "tests/faults/fault_injection_test.ts",
+  "tests/relay/js_litmus_test.ts",
+  "tests/relay/litmus_test.ts",
+  "tests/relay/ordering_test.ts",
+  "tests/relay/steady_test.ts",
+];
 
 interface Counts {
   passed: number;

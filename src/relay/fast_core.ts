@@ -45,7 +45,7 @@ export class FastCore implements RelayCore {
   #placer: Placer;
   #logged: readonly number[] = [];
 
-  /** @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used */
+  /** Takes up both rings. @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used */
   constructor(start: QueueStart, path: DataPath, counters: Float64Array) {
     const maxChain = maxChainOf(start);
     const { num, indirect, desc } = start.guest;
@@ -91,7 +91,7 @@ export class FastCore implements RelayCore {
     this.kickWanted = false;
     this.full = false;
     let moved = 0;
-    while (q.guestNext !== q.guestSeen || q.lookAvail()) {
+    while (q.guestNext !== q.guestSeen || (q.availMoved && q.lookAvail())) {
       if (q.heads) moved += headsLoop(q);
       else if (translation === undefined) moved += shadowLoop(q, single);
       if (q.guestNext === q.guestSeen) continue;

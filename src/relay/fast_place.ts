@@ -27,7 +27,7 @@ export class Placer {
   readonly #passTables: boolean;
   readonly #moved: Chain;
 
-  /** @param device the ring that `q` has open @param maxChain longest chain, in segments */
+  /** For one device ring. @param device the ring that `q` has open @param maxChain longest chain, in segments */
   constructor(q: FastQueue, device: RingPlace, maxChain: number) {
     const { num, indirect, passTables, tables } = device;
     this.#q = q;

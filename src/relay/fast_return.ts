@@ -13,7 +13,7 @@ import { type FastQueue, LINK_INDEX, LINK_MORE, RECORD_FIRST, RECORD_SLOTS } fro
 
 /** Gives back what the device has used; the guest does not see it before the flush. @returns chains. @throws VringError, SvqError LOG_TOO_SMALL */
 export function returnLoop(q: FastQueue, dirty: DirtyBitmap | undefined, counters: Float64Array): number {
-  const { records, segments, taken, deviceUsed: ring, guestUsed: out, inflight, poolBase, heads } = q;
+  const { records, segments, taken, deviceUsed: ring, deviceUsedIdx: usedIdx, guestUsed: out, inflight, poolBase, heads } = q;
   const num = q.deviceNum;
   const mask = num - 1;
   const guestMask = q.num - 1;
@@ -27,6 +27,8 @@ export function returnLoop(q: FastQueue, dirty: DirtyBitmap | undefined, counter
   try {
     for (;;) {
       if (position === seen) {
+        // A plain look first, as in `availMoved`.
+        if (usedIdx[1] === position) break;
         q.deviceUsedNext = position;
         if (!q.lookUsed()) break;
         seen = q.deviceUsedSeen;

@@ -22,10 +22,18 @@ import { availIndexJump } from "../vring/split_walk.ts";
 import type { DataPath } from "./core.ts";
 import type { QueueStart, RingPlace } from "./messages.ts";
 
-/** Bits of a segment's last word: index of the next one, and the descriptor flags NEXT and WRITE above it. */
-export const LINK_INDEX = 0x3fff_ffff, LINK_MORE = 1 << 30, LINK_FLAGS = 30;
-/** Words of a record. */
-export const RECORD_FIRST = 1, RECORD_ORDER = 2, RECORD_SLOTS = 3;
+/** Bits of a segment's last word: index of the next one. Above it lie the descriptor flags NEXT and WRITE. */
+export const LINK_INDEX = 0x3fff_ffff;
+/** The flag NEXT there. */
+export const LINK_MORE = 1 << 30;
+/** How far up the flags lie. */
+export const LINK_FLAGS = 30;
+/** Word of a record: first segment. */
+export const RECORD_FIRST = 1;
+/** Word of a record: when it was taken. */
+export const RECORD_ORDER = 2;
+/** Word of a record: descriptors in the device's ring. */
+export const RECORD_SLOTS = 3;
 
 const PAGE = 4096;
 // Page numbers that fit 31 bits: memory below 2^43. What lies above goes the long way.
@@ -48,53 +56,78 @@ export class FastQueue {
   readonly heads: boolean;
   /** Descriptors of the guest's ring. */
   readonly num: number;
+  /** The guest's descriptor table, in words. */
   readonly guestDesc: Int32Array;
+  /** The guest's avail ring. */
   readonly guestAvail: Uint16Array;
+  /** The guest's used ring, for its index and event words. */
   readonly guestUsedIdx: Uint16Array;
+  /** The guest's used ring, for its elements. */
   readonly guestUsed: Int32Array;
+  /** EVENT_IDX with the guest. */
   readonly guestEventIdx: boolean;
-  /** Next avail index to take, and the index as last read. */
+  /** Next avail index to take. */
   guestNext: number;
+  /** The avail index as last read. */
   guestSeen: number;
-  /** Next used index to write, and the one that the driver sees. */
+  /** Next used index to write. */
   guestUsedNext: number;
+  /** The used index that the guest sees. */
   guestFlushed: number;
-  /** Chains taken and not flushed back; how many were taken ever, modulo 2^32; by head: 1 for a chain that was taken. */
+  /** Chains taken and not flushed back. */
   open = 0;
+  /** Chains taken ever, modulo 2^32. */
   order = 0;
+  /** By head: 1 for a chain that was taken. */
   readonly taken: Uint8Array;
   /** The record outside this process, if any. */
   readonly inflight: SplitInflight | undefined;
 
+  /** Descriptors of the device's ring. */
   deviceNum = 0;
+  /** The device's descriptor table; none in mode `used`. */
   deviceDesc: Int32Array = new Int32Array(0);
+  /** The device's avail ring. */
   deviceAvail: Uint16Array = new Uint16Array(0);
+  /** The device's used ring, for its index and event words. */
   deviceUsedIdx: Uint16Array = new Uint16Array(0);
+  /** The device's used ring, for its elements. */
   deviceUsed: Int32Array = new Int32Array(0);
+  /** EVENT_IDX with the device. */
   deviceEventIdx = false;
-  /** Next avail index to write, and the one that the device sees. */
+  /** Next avail index to write. */
   deviceNext = 0;
+  /** The avail index that the device sees. */
   devicePublished = 0;
-  /** Next used index to take, and the index as last read. */
+  /** Next used index to take. */
   deviceUsedNext = 0;
+  /** The device's used index as last read. */
   deviceUsedSeen = 0;
   /** Chains that came back since the device's ring started. */
   returned = 0;
 
+  /** Segments, as above. */
   segments: Int32Array = new Int32Array(0);
+  /** Records, as above. */
   records: Int32Array = new Int32Array(0);
+  /** First segment of the pool. */
   poolBase = 0;
+  /** First free descriptor. */
   freeHead = 0;
+  /** Free descriptors. */
   numFree = 0;
+  /** First free segment of the pool. */
   poolHead = 0;
+  /** Free segments of the pool. */
   poolFree = 0;
 
-  /** The range of guest memory that was hit last, in whole pages: first one, and end. */
+  /** First whole page of the range of guest memory that was hit last. */
   firstPage = 0;
+  /** The end of its whole pages. */
   endPage = 0;
   #memory: RangeTable;
 
-  /** @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used */
+  /** Takes up both rings. @throws VringError, SvqError OUTSIDE_MEMORY when the guest's ring cannot be used */
   constructor(start: QueueStart, path: DataPath, inflight: SplitInflight | undefined) {
     const { num, eventIdx, desc, avail, used } = start.guest;
     const layout = splitLayout(num);
@@ -189,6 +222,14 @@ export class FastQueue {
   /** Chains in the device's ring, or on their way there. */
   get inflightCount(): number {
     return (this.deviceNext - this.deviceUsedNext) & 0xffff;
+  }
+
+  /**
+   * Does something seem to be there? A plain look, a tenth of an atomic one's time. What it misses is not lost: before anybody sleeps,
+   * {@linkcode FastQueue.enableKicks} looks again behind a sequentially consistent store. What it finds is read behind an atomic load.
+   */
+  get availMoved(): boolean {
+    return this.guestAvail[1] !== this.guestNext;
   }
 
   /** Reads the guest's avail index: what was stored before the driver stored it is seen from here on. @throws VringError AVAIL_INDEX_JUMP */

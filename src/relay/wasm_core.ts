@@ -152,7 +152,7 @@ export class WasmCore implements RelayCore {
     const own = this.#get(part);
     this.#set(part, at);
     this.#setPosition(packed ? PACKED_BASE_START : 0, 0);
-    const moved = this.#take((queue) => exports.take(queue));
+    const moved = this.#take(exports.take);
     this.#set(part, own);
     this.#setPosition(resume.base, resume.used);
     const slots = resume.entries.reduce((sum, chain) => sum + chain.length, 0);
@@ -260,8 +260,8 @@ export class WasmCore implements RelayCore {
 
   /** See {@linkcode RelayCore.forward}. */
   forward(): number {
-    const { exports } = this.#host;
-    return this.#take((queue) => exports.forward(queue));
+    // The export itself: a closure would be made at each call.
+    return this.#take(this.#host.exports.forward);
   }
 
   #take(step: (queue: number) => number): number {

@@ -18,6 +18,7 @@ import type { QueueStart, WorkerCommand, WorkerInit, WorkerReply } from "./messa
 import { NotifyRunner } from "./notify_runner.ts";
 import { Polling } from "./polling.ts";
 import { QueueRunner, type Runner } from "./queue_runner.ts";
+import { RunnerList } from "./runner_list.ts";
 
 interface Command {
   id: number;
@@ -71,12 +72,12 @@ class RelayLoop {
     iotlb: new Iotlb(),
   };
   /** Queues with work to do that they were not told of by an event. */
-  readonly #busy = new Set<Runner>();
+  readonly #busy = new RunnerList<Runner>();
   readonly #maker: CoreMaker;
   /** Queues whose driver never kicks: the front-end has set a kick without a descriptor. */
   readonly #polled = new Set<Runner>();
   /** Queues that are polled: nobody notifies of what comes. Each of them is armed before the thread sleeps. */
-  #hot: QueueRunner[] = [];
+  readonly #hot = new RunnerList<QueueRunner>();
   readonly #polling: Polling;
   readonly #load: Float64Array;
   /** When there was work the last time, us. */
@@ -119,10 +120,15 @@ class RelayLoop {
         if (runner instanceof NotifyRunner) runner.kicked();
         this.#busy.add(runner);
       }
-      for (const runner of this.#busy) this.#service(runner, this.#polling.budgetUs > 0);
+      for (let i = 0; i < this.#busy.size;) {
+        const runner = this.#busy.at(i)!;
+        this.#service(runner, this.#polling.budgetUs > 0);
+        // One that is done has made room for the next.
+        if (this.#busy.at(i) === runner) i++;
+      }
       // Commands come last, so that a stop sees everything that was signalled before it.
       if (commanded) await this.#commands();
-      if (this.#hot.length > 0) this.#poll();
+      if (this.#hot.size > 0) this.#poll();
     }
     this.#epoll.close();
     scope.close();
@@ -131,7 +137,7 @@ class RelayLoop {
   #wait(): number {
     const load = this.#load;
     load[WORKER_COUNTER.waits]!++;
-    if (this.#busy.size > 0 || this.#hot.length > 0) return this.#epoll.wait(0);
+    if (this.#busy.size > 0 || this.#hot.size > 0) return this.#epoll.wait(0);
     load[WORKER_COUNTER.sleeps]!++;
     const begun = nowUs();
     const count = this.#epoll.wait(this.#polled.size > 0 ? POLL_MS : -1);
@@ -167,18 +173,18 @@ class RelayLoop {
   #heat(runner: QueueRunner): void {
     if (runner.hot) return;
     runner.hot = true;
-    if (this.#hot.length === 0) {
+    if (this.#hot.size === 0) {
       this.#workedAt = nowUs();
       this.#found = false;
       this.#load[WORKER_COUNTER.polls]!++;
     }
-    this.#hot.push(runner);
+    this.#hot.add(runner);
   }
 
   #cool(runner: QueueRunner): void {
     if (!runner.hot) return;
     runner.hot = false;
-    this.#hot.splice(this.#hot.indexOf(runner), 1);
+    this.#hot.delete(runner);
   }
 
   // Looks at the polled queues until nothing has come for as long as polling is worth; then they are armed, and the thread may
@@ -188,14 +194,14 @@ class RelayLoop {
     const begun = nowUs();
     for (let before = begun;;) {
       let hits = 0;
-      for (let looks = 0; looks < SPINS; looks += this.#hot.length || SPINS) hits += this.#look();
+      for (let looks = 0; looks < SPINS; looks += this.#hot.size || SPINS) hits += this.#look();
       const now = nowUs();
       if (hits > 0) {
         this.#workedAt = now;
         this.#found = true;
         load[WORKER_COUNTER.pollHits]! += hits;
       }
-      if (this.#busy.size > 0 || this.#hot.length === 0) return;
+      if (this.#busy.size > 0 || this.#hot.size === 0) return;
       if (hits === 0) {
         load[WORKER_COUNTER.pollIdleUs]! += now - before;
         const preempted = this.#polling.lap(now - before, now);
@@ -214,8 +220,8 @@ class RelayLoop {
   // One look at each polled queue. @returns how many had work
   #look(): number {
     let hits = 0;
-    for (let i = 0; i < this.#hot.length; i++) {
-      const runner = this.#hot[i]!;
+    for (let i = 0; i < this.#hot.size; i++) {
+      const runner = this.#hot.at(i)!;
       try {
         const moved = runner.work();
         if (moved !== 0) hits++;
@@ -231,10 +237,8 @@ class RelayLoop {
 
   // Every polled queue asks for notifications again and looks once more: what came before that was announced by nobody.
   #arm(): void {
-    const armed = this.#hot;
-    this.#hot = [];
-    for (const runner of armed) {
-      runner.hot = false;
+    for (let runner = this.#hot.at(0); runner !== undefined; runner = this.#hot.at(0)) {
+      this.#cool(runner);
       try {
         if (runner.arm()) this.#busy.add(runner);
       } catch (error) {

@@ -33,7 +33,7 @@ export class SplitWalker {
   readonly #tables: IndirectReader;
   readonly #maxChain: number;
 
-  /** @throws VringError RING_ALIGNMENT */
+  /** Over the table of `options`; reads nothing yet. @throws VringError RING_ALIGNMENT */
   constructor(options: SplitWalkerOptions) {
     this.#num = options.num;
     this.#desc = words32("descriptor table", options.desc, DESC_BYTES * options.num, 4);

@@ -18,6 +18,8 @@ const plain = {
 
 /** Descriptors of the ring. */
 const NUM = 16;
+/** Words of the log that both threads mark in a round. */
+export const MARKED = 64;
 /** Bytes for a ring or for the words by which the threads meet. */
 export const PART = 4096;
 /** In the meeting's page, words in cache lines of their own. */
@@ -172,7 +174,7 @@ function handshake(litmus: JsLitmus, first: boolean, meet: Meet, burst: (count: 
   };
 }
 
-// Each thread marks every second page of a word in every round; the first one counts the words that lack a bit.
+// Each thread marks every second page of all words in every round, in the same order; the first one counts the words that lack a bit.
 function marks({ memory }: JsLitmus, first: boolean, meet: Meet) {
   const buffer = bufferAt(memory, PART);
   const words = new Int32Array(buffer);
@@ -180,11 +182,13 @@ function marks({ memory }: JsLitmus, first: boolean, meet: Meet) {
   return (from: number, to: number): number => {
     let lost = 0;
     for (let round = from; round < to; round++) {
-      if (first) store(words, 0, 0);
+      if (first) { for (let word = 0; word < MARKED; word++) store(words, word, 0); }
       if (!meet(round * 2 - 1)) break;
-      for (let page = first ? 0 : 1; page < 32; page += 2) if (!dirty.markWithinWord(page, page)) dirty.markRange(page * 4096, 1);
+      for (let page = first ? 0 : 1; page < 32 * MARKED; page += 2) {
+        if (!dirty.markWithinWord(page, page)) dirty.markRange(page * 4096, 1);
+      }
       if (!meet(round * 2)) break;
-      if (first && load(words, 0) !== -1) lost++;
+      if (first) { for (let word = 0; word < MARKED; word++) if (load(words, word) !== -1) lost++; }
     }
     return lost;
   };

@@ -71,8 +71,9 @@ Deno.test("no mark that the WebAssembly core sets is lost to a reader that takes
   });
 });
 
-// litmus_test.ts does the same with the WebAssembly core, in tighter loops.
-for (const core of SOAK ? ["wasm", "js"] as const : ["js"] as const) {
+// A whole core against a guest's driver. litmus_test.ts and js_litmus_test.ts race the same steps in tighter loops, and fail on
+// cores that are broken on purpose: so this is for the soak.
+for (const core of SOAK ? ["wasm", "js"] as const : []) {
   for (const eventIdx of [false, true]) {
     const how = eventIdx ? "EVENT_IDX" : "flags";
     Deno.test(`a guest that publishes while the ${core} core goes to sleep is seen, or kicks: with ${how}`, async () => {

@@ -331,11 +331,15 @@ Deno.test("A relay without work sleeps, however it polls", async () => {
 
 for (const pollUs of [0, 50]) {
   Deno.test(`64 queues on 2 workers all get on, polled for ${pollUs} us`, async () => {
-    const { report, errors, chains, loads } = await drive({ mode: "shadow", workers: 2, pollUs }, 6400, 64);
+    const requests = Deno.env.has("SVQ_SOAK") ? 128_000 : 6400;
+    const { report, errors, chains, loads } = await drive({ mode: "shadow", workers: 2, pollUs }, requests, 64);
     assert.deepEqual(errors, []);
-    assert.equal(report.completed, 6400);
+    assert.equal(report.completed, requests);
     assert.equal(chains.length, 64);
     const fairness = Math.min(...chains) / Math.max(...chains);
+    if (Deno.env.has("SVQ_SOAK")) {
+      console.log(`64 queues on 2 workers: the slowest one has done ${fairness.toFixed(2)} of the fastest one's chains`);
+    }
     assert.ok(fairness > 0.2, `least over most: ${fairness.toFixed(2)} (${chains})`);
     assert.ok(loads.every(({ sleeps }) => sleeps > 0));
   });

@@ -114,7 +114,11 @@ function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
       }
       freed += count;
       bytes += chainBytes;
-      if (logging) pages += chainPages;
+      if (logging) {
+        pages += chainPages;
+        // It held for the chain that is met next, and for no later one.
+        marked = 0;
+      }
       store<i32>(record, -1, S.GUEST_ID);
       const guestId = <u32>ids;
       if (recorded) giveSplit(q, guestId);

@@ -234,6 +234,8 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
         sent: count("Frames sent"),
         received: count("Frames received, each once"),
         missing: count("Frames that did not come"),
+        reordered: optional(count("Frames that came after a later one")),
+        duplicated: optional(count("Frames that came more than once")),
         longest_gap_ms: number("Longest time between two frames of one stream"),
       }),
     ),

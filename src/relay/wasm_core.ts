@@ -48,6 +48,10 @@ export class WasmCore implements RelayCore {
   readonly #stack = new DisposableStack();
   readonly #guest: RingPlace;
   readonly #queue: WasmQueue;
+  // Looking them up costs as much as calling them.
+  readonly #forward: (queue: number) => number;
+  readonly #returnUsed: (queue: number) => number;
+  readonly #at: number;
   #releaseDevice: () => void = () => {};
   #inflight: InflightLog | undefined;
   /** A driver whose chains were taken by a relay before this one is called at the first chance. */
@@ -70,6 +74,9 @@ export class WasmCore implements RelayCore {
     else checkSplitNum(guest.num);
     using cleanup = new DisposableStack();
     this.#queue = cleanup.use(new WasmQueue(host.windows, host.env, guest.num, device.num));
+    this.#at = this.#queue.at;
+    this.#forward = host.exports.forward;
+    this.#returnUsed = host.exports.returnUsed;
     cleanup.defer(() => this.#releaseDevice());
     this.#openGuest(start, cleanup);
     this.#openDevice(start);
@@ -252,24 +259,31 @@ export class WasmCore implements RelayCore {
   }
 
   #countDirty(): void {
-    const pages = this.#get("dirtyPages");
-    if (pages === 0) return;
-    this.#counters[COUNTER.dirtyPages]! += pages;
-    this.#set("dirtyPages", 0);
+    const pages = this.#queue.takeDirtyPages();
+    if (pages > 0) this.#counters[COUNTER.dirtyPages]! += pages;
   }
 
   /** See {@linkcode RelayCore.forward}. */
   forward(): number {
-    // The export itself: a closure would be made at each call.
-    return this.#take(this.#host.exports.forward);
+    this.kickWanted = false;
+    this.full = false;
+    const result = this.#forward(this.#at);
+    if (result >= 0 && (result & (RESULT.full | RESULT.grow)) === 0) {
+      this.kickWanted = (result & RESULT.notify) !== 0;
+      return result & RESULT.count;
+    }
+    return this.#finishTaking(this.#forward, result);
   }
 
   #take(step: (queue: number) => number): number {
     this.kickWanted = false;
     this.full = false;
+    return this.#finishTaking(step, step(this.#at));
+  }
+
+  #finishTaking(step: (queue: number) => number, first: number): number {
     let moved = 0;
-    for (;;) {
-      const result = step(this.#queue.at);
+    for (let result = first;; result = step(this.#at)) {
       if (result < 0) this.#fail(result);
       moved += result & RESULT.count;
       if ((result & RESULT.notify) !== 0) this.kickWanted = true;
@@ -285,7 +299,7 @@ export class WasmCore implements RelayCore {
   /** See {@linkcode RelayCore.returnUsed}. */
   returnUsed(): number {
     this.callWanted = false;
-    const result = this.#host.exports.returnUsed(this.#queue.at);
+    const result = this.#returnUsed(this.#at);
     if (result < 0) this.#fail(result);
     if (result === 0) return 0;
     const moved = result & RESULT.count;

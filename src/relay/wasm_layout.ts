@@ -61,8 +61,8 @@ export const ENTRY_BYTES = 24;
 export const SLOT_BYTES = 32;
 /** Its fields, in 32-bit words. Of a record: the guest's id (-1: not at the device), first segment, order, ring descriptors or next free id. */
 export const SLOT = { address: 0, length: 2, link: 3, guestId: 4, first: 5, order: 6, slots: 7, words: 8 } as const;
-/** Bits of a segment's link; the index of the next one is above them. */
-export const LINK = { more: 1, write: 2, shift: 2 } as const;
+/** Bits of a segment's link; the index of the next one is above them, as that of a record's first segment is. */
+export const LINK = { more: 1, write: 2, shift: 5 } as const;
 /** Flags of a result, and instead of an id: the pool of segments must grow. */
 export const RESULT = { notify: 1 << 30, full: 1 << 29, grow: 1 << 28, count: 0xffff } as const;
 /** Instead of an id: the device's ring is full, or the pool must grow. */

@@ -76,6 +76,13 @@ export class WasmQueue implements Disposable {
     return bytes;
   }
 
+  /** Takes away how many pages were marked. */
+  takeDirtyPages(): number {
+    const pages = this.#words[QUEUE.dirtyPages]! >>> 0;
+    if (pages > 0) this.#words[QUEUE.dirtyPages] = 0;
+    return pages;
+  }
+
   /** What the in-flight record counts its next chain by. */
   set inflightCounter(value: number) {
     this.#floats[QUEUE_FLOATS.inflightCounter] = value;
@@ -157,7 +164,7 @@ export class WasmQueue implements Disposable {
       const guestId = words[record + SLOT.guestId]!;
       if (guestId < 0) continue;
       const segments: HeldChain["segments"] = [];
-      for (let index = words[record + SLOT.first]!;;) {
+      for (let index = words[record + SLOT.first]! >>> LINK.shift;;) {
         const at = index * SLOT.words;
         const link = words[at + SLOT.link]!;
         const address = Number(wide[(at + SLOT.address) / 2]!);

@@ -5,6 +5,8 @@ import { takeSplit } from "./inflight";
 
 const LENGTH: u64 = 0xffffffff;
 const LENGTH_AND_FLAGS: u64 = 0x3ffffffff;
+const PLACE: u32 = <u32>-1 << S.LINK_SHIFT;
+const BROKEN: u64 = 0x100000000;
 
 // @ts-ignore: decorator
 @inline
@@ -26,10 +28,11 @@ function offer(q: Queue, e: Env, heads: bool, recorded: bool): u32 {
   const out = heads ? 0 : q.deviceDesc;
   const slots = q.slots;
   const taken = q.taken;
-  const single = heads ? false : q.tables != 0;
+  // Chains of several descriptors may have to become tables.
+  const links: u32 = !heads && q.tables != 0 ? 0 : num;
   let left = (q.guestSeen - q.guestNext) & 0xffff;
   if (heads) left = least(left, q.deviceNum - q.inflight);
-  let to = heads ? q.poolHead : q.freeHead;
+  let to = (heads ? q.poolHead : q.freeHead) << S.LINK_SHIFT;
   let room = <i32>(heads ? q.poolFree : q.numFree);
   let order = q.order;
   let first = e.lastFirst;
@@ -69,7 +72,7 @@ function offer(q: Queue, e: Env, heads: bool, recorded: bool): u32 {
           const into = address - other;
           // In neither of the two that were met last, or in several.
           if (length == 0 || into >= otherSize || length > otherSize - into) {
-            room = -1;
+            bytes = BROKEN;
             break;
           }
           e.otherFirst = first;
@@ -80,46 +83,54 @@ function offer(q: Queue, e: Env, heads: bool, recorded: bool): u32 {
         const flags = <u32>(rest >> 32);
         // No tables, and nothing readable behind something writable.
         if (((flags & S.F_INDIRECT) | (writing & ~flags)) != 0) {
-          room = -1;
+          bytes = BROKEN;
           break;
         }
-        room--;
-        if (heads) if (--steps < 0) room = -1;
-        if (room < 0) break;
+        if (--room < 0) {
+          bytes = BROKEN;
+          break;
+        }
+        if (heads) {
+          if (--steps < 0) {
+            bytes = BROKEN;
+            break;
+          }
+        }
         writing = flags & S.F_WRITE;
         bytes += length;
-        const slot = slots + (to << S.SLOT_SHIFT);
-        const following = load<u32>(slot, 12) >> S.LINK_SHIFT;
+        const slot = slots + to;
+        const following = load<u32>(slot, 12) & PLACE;
         const word = rest & LENGTH_AND_FLAGS;
         store<u64>(slot, address);
-        store<u64>(slot, word | <u64>following << 34, 8);
+        store<u64>(slot, word | <u64>following << 32, 8);
         if (!heads) {
-          const copy = out + (to << 4);
+          const copy = out + (to >> 1);
           store<u64>(copy, address);
           // Where no other descriptor follows, nobody looks at the link.
-          store<u64>(copy, word | <u64>following << 48, 8);
+          store<u64>(copy, word | <u64>following << (48 - S.LINK_SHIFT), 8);
         }
         to = following;
         if ((flags & S.F_NEXT) == 0) break;
         const index = <u32>(rest >> 48);
-        if (index >= num || single) {
-          room = -1;
+        if (index >= links) {
+          bytes = BROKEN;
           break;
         }
         from = desc + (index << 4);
       }
-      if (room < 0 || bytes >> 32 != 0) {
+      // Broken, or too long.
+      if (bytes >> 32 != 0) {
         room = before;
         to = begin;
         break;
       }
-      const record = slots + ((heads ? head : begin) << S.SLOT_SHIFT);
+      const record = slots + (heads ? head << S.SLOT_SHIFT : begin);
       store<u64>(record, <u64>head | <u64>begin << 32, S.GUEST_ID);
       store<u32>(record, order, S.ORDER);
       order++;
       if (recorded) takeSplit(q, head);
       store<u16>(mine, 1);
-      store<u16>(at + distance, <u16>(heads ? head : begin));
+      store<u16>(at + distance, <u16>(heads ? head : begin >> S.LINK_SHIFT));
       at += 2;
     } while (at != end);
     moved += (at - start) >> 1;
@@ -131,10 +142,10 @@ function offer(q: Queue, e: Env, heads: bool, recorded: bool): u32 {
   e.lastFirst = first;
   e.lastEnd = first + size;
   if (heads) {
-    q.poolHead = to;
+    q.poolHead = to >> S.LINK_SHIFT;
     q.poolFree = room;
   } else {
-    q.freeHead = to;
+    q.freeHead = to >> S.LINK_SHIFT;
     q.numFree = room;
   }
   q.inflight += moved;

@@ -8,7 +8,7 @@ import * as walk from "./walk";
 function record(q: Queue, id: u32, guestId: u32, first: u32, slots: u32): void {
   const at = q.slots + (id << S.SLOT_SHIFT);
   store<u32>(at, guestId, S.GUEST_ID);
-  store<u32>(at, first, S.FIRST);
+  store<u32>(at, first << S.LINK_SHIFT, S.FIRST);
   store<u32>(at, q.order, S.ORDER);
   store<u32>(at, slots, S.SLOTS);
   q.order++;

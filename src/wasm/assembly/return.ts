@@ -6,6 +6,7 @@ import { mark, setPage, setSome } from "./memory";
 import { lookUsed } from "./notify";
 
 const WRITE: u64 = <u64>S.LINK_WRITE << 32;
+const PLACE: u32 = <u32>-1 << S.LINK_SHIFT;
 const MORE: u64 = <u64>S.LINK_MORE << 32;
 
 // @ts-ignore: decorator
@@ -24,11 +25,12 @@ function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
   const num = q.deviceNum;
   const guestNum = q.guestNum;
   const slots = q.slots;
+  const own = num << S.LINK_SHIFT;
   const taken = q.taken;
   const recorded = q.inflightAt != 0;
   const log = logging ? e.log : 0;
   const logPages = logging ? e.logPages : 0;
-  let freeHead = heads ? q.poolHead : q.freeHead;
+  let free = (heads ? q.poolHead : q.freeHead) << S.LINK_SHIFT;
   let freed: u32 = 0;
   let bytes: u64 = 0;
   let pages: u32 = 0;
@@ -63,7 +65,7 @@ function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
         break;
       }
       const first = <u32>(ids >> 32);
-      let segment = slots + (first << S.SLOT_SHIFT);
+      let segment = slots + first;
       let writable: u64 = 0;
       let chainBytes: u64 = 0;
       let chainPages: u32 = 0;
@@ -92,27 +94,31 @@ function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
           }
         }
         if ((word & MORE) == 0) break;
-        segment = slots + (<u32>(word >> 34) << S.SLOT_SHIFT);
+        segment = slots + (<u32>(word >> 32) & PLACE);
       }
       if (logging) if (slow != 0) break;
       if (heads) {
-        store<u32>(segment, freeHead << S.LINK_SHIFT, 12);
-        freeHead = first;
-      } else if (first < num) {
-        store<u32>(segment, freeHead << S.LINK_SHIFT, 12);
-        freeHead = id;
+        store<u32>(segment, free, 12);
+        free = first;
+      } else if (first < own) {
+        store<u32>(segment, free, 12);
+        free = first;
       } else {
         // A table: its segments are the pool's.
         store<u32>(segment, q.poolHead << S.LINK_SHIFT, 12);
-        q.poolHead = first;
+        q.poolHead = first >> S.LINK_SHIFT;
         q.poolFree += count;
         count = 1;
-        store<u32>(record, freeHead << S.LINK_SHIFT, 12);
-        freeHead = id;
+        store<u32>(record, free, 12);
+        free = record - slots;
       }
       freed += count;
       bytes += chainBytes;
-      if (logging) pages += chainPages;
+      if (logging) {
+        pages += chainPages;
+        // It held for the chain that is met next, and for no later one.
+        marked = 0;
+      }
       store<i32>(record, -1, S.GUEST_ID);
       const guestId = <u32>ids;
       if (recorded) giveSplit(q, guestId);
@@ -127,7 +133,7 @@ function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
     moved += done;
     if (logging) {
       if (slow != 0) {
-        error = markChain(q, e, load<u32>(slow, S.FIRST));
+        error = markChain(q, e, load<u32>(slow, S.FIRST) >> S.LINK_SHIFT);
         marked = slow;
         slow = 0;
       }
@@ -135,10 +141,10 @@ function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
     if (error < 0) break;
   }
   if (heads) {
-    q.poolHead = freeHead;
+    q.poolHead = free >> S.LINK_SHIFT;
     q.poolFree += freed;
   } else {
-    q.freeHead = freeHead;
+    q.freeHead = free >> S.LINK_SHIFT;
     q.numFree += freed;
   }
   q.bytes += <f64>bytes;
@@ -332,7 +338,7 @@ export function returnAny(q: Queue, e: Env): i32 {
     }
     const at = q.slots + (id << S.SLOT_SHIFT);
     const guestId = load<i32>(at, S.GUEST_ID);
-    const first = load<u32>(at, S.FIRST);
+    const first = load<u32>(at, S.FIRST) >> S.LINK_SHIFT;
     const error = settle(q, e, first);
     if (error < 0) return error;
     const slots = load<u32>(at, S.SLOTS);
@@ -373,7 +379,7 @@ export function markHeld(q: Queue): i32 {
   for (let id: u32 = 0; id < q.deviceNum; id++) {
     const at = q.slots + (id << S.SLOT_SHIFT);
     if (load<i32>(at, S.GUEST_ID) < 0) continue;
-    let index = load<u32>(at, S.FIRST);
+    let index = load<u32>(at, S.FIRST) >> S.LINK_SHIFT;
     for (;;) {
       const segment = q.slots + (index << S.SLOT_SHIFT);
       const link = load<u32>(segment, 12);

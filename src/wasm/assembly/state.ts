@@ -199,17 +199,17 @@ export const LIMIT: u64 = 0x10000000000000;
 
 /*
  * A slot, 32 bytes: of a segment its guest address u64, length u32, link u32; of a chain at the device the guest's id i32 (-1: not
- * at the device), first segment u32, order u32, ring descriptors u32 (of a free id of a packed ring: the next free one).
+ * at the device), the distance of its first segment u32, order u32, ring descriptors u32 (of a free id of a packed ring: the next free one).
  */
 export const SLOT_SHIFT: u32 = 5;
 export const GUEST_ID: usize = 16;
 export const FIRST: usize = 20;
 export const ORDER: usize = 24;
 export const SLOTS: usize = 28;
-/** Bits of a segment's link, as in a descriptor's flags; above them is the index of the next one, or of the next free one. */
+/** Bits of a segment's link, as in a descriptor's flags; the rest is the distance of the next slot, or of the next free one, from `slots`. */
 export const LINK_MORE: u32 = F_NEXT;
 export const LINK_WRITE: u32 = F_WRITE;
-export const LINK_SHIFT: u32 = 2;
+export const LINK_SHIFT: u32 = SLOT_SHIFT;
 
 /** Notes what an error is about. @returns the error as a result */
 export function fail(q: Queue, rule: i32, index: u32): i32 {

@@ -142,34 +142,22 @@ export class FastCore implements RelayCore {
 
   /** See {@linkcode RelayCore.disableCalls}. */
   disableCalls(): void {
-    const q = this.#q;
-    if (q.deviceEventIdx) Atomics.store(q.deviceAvail, 2 + q.deviceNum, (q.deviceUsedNext - 1) & 0xffff);
-    else Atomics.store(q.deviceAvail, 0, 1);
+    this.#q.disableCalls();
   }
 
   /** See {@linkcode RelayCore.enableCalls}. @throws VringError USED_INDEX_JUMP */
   enableCalls(): boolean {
-    const q = this.#q;
-    // Sequentially consistent store, then load: a device that uses a chain after this load sees the request.
-    if (q.deviceEventIdx) Atomics.store(q.deviceAvail, 2 + q.deviceNum, q.deviceUsedNext);
-    else Atomics.store(q.deviceAvail, 0, 0);
-    return q.lookUsed();
+    return this.#q.enableCalls();
   }
 
   /** See {@linkcode RelayCore.disableKicks}. */
   disableKicks(): void {
-    const q = this.#q;
-    if (q.guestEventIdx) Atomics.store(q.guestUsedIdx, 2 + 4 * q.num, (q.guestNext - 1) & 0xffff);
-    else Atomics.store(q.guestUsedIdx, 0, 1);
+    this.#q.disableKicks();
   }
 
   /** See {@linkcode RelayCore.enableKicks}. @throws VringError AVAIL_INDEX_JUMP */
   enableKicks(): boolean {
-    const q = this.#q;
-    // Likewise: a driver that adds a chain after this load sees the request.
-    if (q.guestEventIdx) Atomics.store(q.guestUsedIdx, 2 + 4 * q.num, q.guestNext);
-    else Atomics.store(q.guestUsedIdx, 0, 0);
-    return q.lookAvail();
+    return this.#q.enableKicks();
   }
 
   /** See {@linkcode RelayCore.setLogUsed}. */

@@ -7,7 +7,16 @@
 import { bufferAt } from "../ffi/mod.ts";
 import type { RangeTable } from "../memory/range_table.ts";
 import type { SplitInflight } from "../vring/inflight.ts";
-import { checkSplitNum, DESC_BYTES, eventPassed, splitLayout, words16, words32 } from "../vring/layout.ts";
+import {
+  checkSplitNum,
+  DESC_BYTES,
+  eventPassed,
+  splitLayout,
+  VRING_AVAIL_F_NO_INTERRUPT,
+  VRING_USED_F_NO_NOTIFY,
+  words16,
+  words32,
+} from "../vring/layout.ts";
 import { VringError } from "../vring/rules.ts";
 import { availIndexJump } from "../vring/split_walk.ts";
 import type { DataPath } from "./core.ts";
@@ -217,7 +226,7 @@ export class FastQueue {
     this.devicePublished = now;
     return this.deviceEventIdx
       ? eventPassed(Atomics.load(this.deviceUsedIdx, 2 + 4 * this.deviceNum), now, old)
-      : (Atomics.load(this.deviceUsedIdx, 0) & 1) === 0;
+      : (Atomics.load(this.deviceUsedIdx, 0) & VRING_USED_F_NO_NOTIFY) === 0;
   }
 
   /** Makes used chains visible to the guest, likewise. @returns whether it wants a call */
@@ -229,6 +238,37 @@ export class FastQueue {
     this.open -= (now - old) & 0xffff;
     return this.guestEventIdx
       ? eventPassed(Atomics.load(this.guestAvail, 2 + this.num), now, old)
-      : (Atomics.load(this.guestAvail, 0) & 1) === 0;
+      : (Atomics.load(this.guestAvail, 0) & VRING_AVAIL_F_NO_INTERRUPT) === 0;
+  }
+
+  /** Tells the device that calls are not needed (a hint). */
+  disableCalls(): void {
+    if (this.deviceEventIdx) Atomics.store(this.deviceAvail, 2 + this.deviceNum, (this.deviceUsedNext - 1) & 0xffff);
+    else Atomics.store(this.deviceAvail, 0, VRING_AVAIL_F_NO_INTERRUPT);
+  }
+
+  /**
+   * Asks for calls. Sequentially consistent store, then load: a device that uses a chain after this load sees the request.
+   *
+   * @returns whether used chains arrived meanwhile
+   * @throws VringError USED_INDEX_JUMP
+   */
+  enableCalls(): boolean {
+    if (this.deviceEventIdx) Atomics.store(this.deviceAvail, 2 + this.deviceNum, this.deviceUsedNext);
+    else Atomics.store(this.deviceAvail, 0, 0);
+    return this.lookUsed();
+  }
+
+  /** Tells the guest that kicks are not needed (a hint). */
+  disableKicks(): void {
+    if (this.guestEventIdx) Atomics.store(this.guestUsedIdx, 2 + 4 * this.num, (this.guestNext - 1) & 0xffff);
+    else Atomics.store(this.guestUsedIdx, 0, VRING_USED_F_NO_NOTIFY);
+  }
+
+  /** Asks for kicks, likewise. @returns whether chains arrived meanwhile. @throws VringError AVAIL_INDEX_JUMP */
+  enableKicks(): boolean {
+    if (this.guestEventIdx) Atomics.store(this.guestUsedIdx, 2 + 4 * this.num, this.guestNext);
+    else Atomics.store(this.guestUsedIdx, 0, 0);
+    return this.lookAvail();
   }
 }

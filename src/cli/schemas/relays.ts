@@ -234,6 +234,8 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
         sent: count("Frames sent"),
         received: count("Frames received, each once"),
         missing: count("Frames that did not come"),
+        reordered: optional(count("Frames that came after a later one")),
+        duplicated: optional(count("Frames that came more than once")),
         longest_gap_ms: number("Longest time between two frames of one stream"),
       }),
     ),
@@ -330,7 +332,7 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   "svq.bench.ring/1": document("svq.bench.ring/1", "Cost per chain of the relay cores", {
     machine: map(true, "CPU, kernel, runtime"),
     results: list(object({
-      core: choice(["wasm", "js", "c", "bound"]),
+      core: choice(["wasm", "js", "c", "bound", "syscalls"]),
       mode: text(),
       guest_ring: choice(layouts),
       device_ring: choice(layouts),

@@ -96,6 +96,8 @@ export class NetModel implements DeviceModel {
   #heldFor = 0;
   #heldSince = 0;
   #frames = 0;
+  // Queues whose driver left a frame without buffers for all of that time, and took none since.
+  readonly #starved: boolean[];
   #spreader: RssSpreader | undefined;
   readonly #running: boolean[];
 
@@ -107,6 +109,7 @@ export class NetModel implements DeviceModel {
     this.#bytes = new Uint8Array(bufferAt(this.#scratch.address, SCRATCH));
     this.#view = new DataView(this.#bytes.buffer);
     this.#running = Array.from({ length: backing.pairs * 2 + 1 }, () => false);
+    this.#starved = this.#running.slice();
     this.#counters = this.#running.map(() => ({ frames: 0, bytes: 0, drops: 0 }));
   }
 
@@ -270,6 +273,7 @@ export class NetModel implements DeviceModel {
   next(now: number): number {
     if (this.#held > 0) {
       if (now - this.#heldSince < HOLD_MS) return this.#heldFor;
+      this.#starved[this.#heldFor] = true;
       this.#dropHeld();
     }
     this.#more = false;
@@ -313,6 +317,18 @@ export class NetModel implements DeviceModel {
   /** The guest's buffer is too small for the next frame, or nobody wants it any more. */
   dropHeld(): void {
     this.#dropHeld();
+  }
+
+  /**
+   * The ring has too few buffers for the next frame. One frame waits for them in vain; those behind it do not, or a driver
+   * that only sends would be held up by a cable that brings its frames back.
+   *
+   * @returns whether the frame was dropped
+   */
+  lacksBuffers(): boolean {
+    if (!this.#starved[this.#heldFor]) return false;
+    this.#dropHeld();
+    return true;
   }
 
   #dropHeld(): void {
@@ -401,6 +417,7 @@ export class NetModel implements DeviceModel {
     }
     counters.frames++;
     counters.bytes += total - VIRTIO_NET_HDR_BYTES;
+    this.#starved[this.#heldFor] = false;
     this.#held = 0;
   }
 

@@ -230,9 +230,8 @@ export class SimQueue {
         if (!this.#gather(ring, net)) {
           // Buffers may have come between the last look and now; the driver kicks for those that come later.
           if (ring.enableKicks()) continue;
-          return;
-        }
-        this.#deliver(ring, net);
+          if (!net.lacksBuffers()) return;
+        } else this.#deliver(ring, net);
         if (++count === RECEIVE_BATCH) {
           this.kicked = true;
           break;

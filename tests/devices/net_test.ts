@@ -11,6 +11,7 @@ import { VIRTIO_FEATURE_BITS } from "../../src/uapi/virtio.ts";
 import { decodeNetConfig, decodeNetHeader, encodeNetHeader, VIRTIO_NET_FEATURE_BITS as F } from "../../src/uapi/virtio_net.ts";
 import type { Segment } from "../../src/vring/queue.ts";
 import { pattern, TestGuest } from "../support/test_guest.ts";
+import { waitUntil } from "../support/wait.ts";
 
 const RING = bitsOf([VIRTIO_FEATURE_BITS.VERSION_1, VIRTIO_FEATURE_BITS.EVENT_IDX, VIRTIO_FEATURE_BITS.INDIRECT_DESC]);
 const OWN = "52:54:00:00:00:0a";
@@ -95,6 +96,27 @@ Deno.test("Frames cross a cable in order, also when the receiver offers buffers 
   }
   const counts = await (b.device as SimDevice).netCounters();
   assert.deepEqual(counts[0], { frames: 20, bytes: 20 * 100 + 190, drops: 0 });
+});
+
+Deno.test("A driver that only sends goes on where its frames come back, and receives again once it offers buffers", async () => {
+  await using guest = await open({ cable: "loop" });
+  // Far more than the cable holds: without room there, sending stops.
+  const rounds = 40;
+  for (let round = 0; round < rounds; round++) {
+    for (let i = 0; i < 32; i++) send(guest, frame(1400, i, OWN));
+    await guest.queues[1]!.take(32);
+  }
+  const device = guest.device as SimDevice;
+  const drops = () => device.netCounters().then(([received]) => received!.drops);
+  await waitUntil("the cable to be empty", async () => await drops() === rounds * 32);
+  const buffers = offer(guest, 1, 2048);
+  send(guest, frame(300, 7, OWN));
+  assert.deepEqual((await received(guest, buffers)).bytes, frame(300, 7, OWN));
+  // It is forgiven: the next frame waits for its buffer again.
+  send(guest, frame(310, 8, OWN));
+  await guest.queues[1]!.take(1);
+  assert.deepEqual((await received(guest, offer(guest, 1, 2048))).bytes, frame(310, 8, OWN));
+  assert.equal(await drops(), rounds * 32);
 });
 
 Deno.test("A frame longer than a buffer takes several, and says how many", async () => {

@@ -3,7 +3,8 @@
  *
  *     deno run -A scripts/test.ts [--unit] [--jobs N] [FILE or FOLDER or part of a file name]...
  *
- * `--unit` leaves out what needs real parts (tests/lab), the executable (tests/ship), and whole migrations and device losses.
+ * `--unit` leaves out what needs real parts (tests/lab), the executable (tests/ship), whole migrations, device losses and
+ * upgrades, fuzzing, fault injection, the examples of the docs, and what starts every command.
  * `--jobs` says how many `deno test` processes run at a time: by default 2, and 1 where there is one processor. What one of them
  * prints is shown when it ends. Exit code: 0 when tests ran and none failed, else 1.
  *
@@ -14,8 +15,15 @@ import { ensureHostLab } from "./lab/host.ts";
 import { batches } from "./_batches.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
-const NOT_UNIT =
-  /^tests\/(lab|ship)\/|^tests\/migration\/(dishonest|faults|migration|source_guest)_|^tests\/relay\/(device_loss|life)_|^tests\/cli\/commands\/(demo|migrate)_/;
+const NOT_UNIT = new RegExp(
+  [
+    "^tests/(faults|fuzz|lab|ship)/",
+    "^tests/(docs_test|cli/contract_test|vring/wakeup_test)",
+    "^tests/migration/(dishonest|disk|faults|migration|pairs|source_guest|tls|two_hosts)_",
+    "^tests/relay/(crash|device_loss|life|upgrade)_",
+    "^tests/cli/commands/(demo|migrate)_",
+  ].join("|"),
+);
 const TEST_FILE = /[._]test\.ts$/;
 const USAGE = "usage: scripts/test.ts [--unit] [--jobs N] [FILE...]";
 

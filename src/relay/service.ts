@@ -5,7 +5,7 @@
  * @module
  */
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
-import { connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
+import { boundsChecked, connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
@@ -429,6 +429,7 @@ export class RelayService implements AsyncDisposable {
       uptime_ms: Math.round(performance.now() - this.#begun),
       logging: relay?.logging ?? false,
       marking_all: relay?.markingAll ?? false,
+      wasm_bounds_checks: boundsChecked(),
       features: `0x${(relay?.features ?? 0n).toString(16)}`,
       offered_features: `0x${(relay?.offered ?? 0n).toString(16)}`,
       queue_num: device?.info.queueNum ?? 0,

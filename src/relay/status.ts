@@ -204,6 +204,8 @@ export interface RelayStatus {
   logging: boolean;
   /** All guest memory counts as dirty because a switch takes long. */
   marking_all: boolean;
+  /** V8 checks each address of WebAssembly, which makes that relay core slower: off as svq starts itself. */
+  wasm_bounds_checks: boolean;
   /** Negotiated features, `0x…`. */
   features: string;
   /** Features that a guest could negotiate, `0x…`. */

@@ -289,11 +289,17 @@ async function drive(config: Partial<RelayConfig>, requests: number, queues = 1)
 for (const mode of ["used", "shadow"] as const) {
   for (const core of ["wasm", "js"] as const) {
     Deno.test(`A ${mode} queue that is polled on the ${core} core loses nothing, and no call`, async () => {
-      const { report, errors, loads } = await drive({ mode, core, pollUs: 300 }, 500);
-      const { completed, lost, duplicated, corrupted, missedCalls, faults } = report;
-      const seen = { completed, lost, duplicated, corrupted, missedCalls, faults, errors };
-      assert.deepEqual(seen, { completed: 500, lost: 0, duplicated: 0, corrupted: 0, missedCalls: 0, faults: [], errors: [] });
-      assert.ok(loads[0]!.polls > 0 && loads[0]!.poll_hits > 0 && loads[0]!.poll_us === 300, JSON.stringify(loads));
+      let hits = 0;
+      await waitUntil("polling to find something", async () => {
+        const { report, errors, loads } = await drive({ mode, core, pollUs: 300 }, 500);
+        const { completed, lost, duplicated, corrupted, missedCalls, faults } = report;
+        const seen = { completed, lost, duplicated, corrupted, missedCalls, faults, errors };
+        assert.deepEqual(seen, { completed: 500, lost: 0, duplicated: 0, corrupted: 0, missedCalls: 0, faults: [], errors: [] });
+        assert.ok(loads[0]!.polls > 0 && loads[0]!.poll_us === 300, JSON.stringify(loads));
+        // On a busy machine the device may run in none of these 300 us.
+        hits += loads[0]!.poll_hits;
+        return hits > 0;
+      });
     });
   }
 }

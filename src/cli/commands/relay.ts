@@ -409,6 +409,11 @@ function printStatus(context: CliContext, status: RelayStatus): void {
     output.line(
       `  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`,
     );
+    if (status.queues.some(({ core }) => core === "wasm")) {
+      output.line(
+        `  core    WebAssembly ${status.wasm_bounds_checks ? "with bounds checks (slower)" : "without bounds checks, its memory guarded"}`,
+      );
+    }
     output.line(`  memory  ${mapsText(status.maps)}`);
     for (const load of status.workers ?? []) output.line(`  worker  ${workerText(load)}`);
     for (const { feature, reason } of status.masked) output.line(`  masked  ${feature}: ${reason}`);

@@ -66,6 +66,7 @@ const relay = {
   front: text("Where the VMM connects"),
   device: text("Device address"),
   uptime_ms: count(),
+  wasm_bounds_checks: optional(flag("V8 checks each address of WebAssembly, which makes that relay core slower")),
   offered_features: optional(text("Features that a guest could negotiate, 0x…")),
   queue_num: optional(count("Queues of the device")),
   config: optional(nullable(text("Configuration space in hexadecimal, as the VMM last read it"))),
@@ -331,7 +332,7 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   "svq.bench.ring/1": document("svq.bench.ring/1", "Cost per chain of the relay cores", {
     machine: map(true, "CPU, kernel, runtime"),
     results: list(object({
-      core: choice(["wasm", "js", "c", "bound"]),
+      core: choice(["wasm", "js", "c", "bound", "syscalls"]),
       mode: text(),
       guest_ring: choice(layouts),
       device_ring: choice(layouts),

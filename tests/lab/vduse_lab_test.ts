@@ -1,5 +1,5 @@
 /**
- * svq device run --vduse: the embedded disk and network card as vDPA devices of the kernel, in the lab VM.
+ * svq device run blk --vduse: the embedded disk as a vDPA device of the kernel, in the lab VM.
  */
 import assert from "node:assert/strict";
 import { runCli } from "../../src/cli/app.ts";
@@ -11,10 +11,6 @@ import { EmbeddedDriver } from "../../src/drivers/embedded_driver.ts";
 import type { SvqError } from "../../src/errors.ts";
 import { ioctl, O, openFd } from "../../src/ffi/mod.ts";
 import { encodeVduseConfig, VDUSE } from "../../src/uapi/vduse.ts";
-import type { VhostBackend } from "../../src/vhost/backend.ts";
-import { formatMac } from "../../src/net/command.ts";
-import { COUNTER } from "../../src/relay/counters.ts";
-import { DEFAULT_RELAY_CONFIG, Relay } from "../../src/relay/relay.ts";
 import { VhostVdpa } from "../../src/vhost/vdpa.ts";
 import { SVQ_IN_VM, vmTest, type VmTestOptions } from "../support/lab_vm.ts";
 import { Process } from "../support/process.ts";
@@ -33,12 +29,8 @@ function svq(...args: string[]): Process {
 }
 
 /** A running `svq device run blk --vduse NAME --add`; stopped as a user would when disposed. */
-function serve(name: string, ...args: string[]): Promise<{ process: Process } & AsyncDisposable> {
-  return serveKind("blk", name, ...args);
-}
-
-async function serveKind(kind: string, name: string, ...args: string[]): Promise<{ process: Process } & AsyncDisposable> {
-  const process = svq("device", "run", kind, "--vduse", name, "--add", ...args);
+async function serve(name: string, ...args: string[]): Promise<{ process: Process } & AsyncDisposable> {
+  const process = svq("device", "run", "blk", "--vduse", name, "--add", ...args);
   const stop = async () => {
     process.kill("SIGTERM");
     await process.status;
@@ -176,29 +168,6 @@ vmTest("what a process left behind that died is replaced, and closing leaves not
     assert.equal(device.listing, undefined);
   }
   assert.ok(!exists("/dev/vduse/left"));
-});
-
-vmTest("a network card served over VDUSE carries a driver's frames, directly and through the relay in shadow mode", onVhost, async () => {
-  const mac = "02:00:00:00:00:07";
-  await using _wire = await serveKind("net", "wire", "--cable", "loop", "--mac", mac, "--num", "256");
-  const options = { depth: 8, num: 128, rate: 50, ramSize: 8 * MIB };
-  const works = async (backend: VhostBackend) => {
-    await using driver = await EmbeddedDriver.open(backend, options);
-    const report = await driver.run({ requests: 50, drainMs: 20_000 });
-    assert.deepEqual([report.lost, report.duplicated, report.corrupted, report.faults], [0, 0, 0, []]);
-    assert.deepEqual([report.net!.sent, report.net!.received, report.net!.reordered], [50, 50, 0]);
-  };
-  {
-    await using device = await openVdpa("wire");
-    // The kernel takes no VDUSE network card with a control queue.
-    assert.deepEqual([device.info.deviceId, device.info.queueNum, device.info.ringStop], [1, 2, "at-rest"]);
-    assert.equal(formatMac(await device.getConfig(0, 6)), mac);
-    await works(device);
-  }
-  await using device = await openVdpa("wire");
-  await using relay = new Relay(device, { ...DEFAULT_RELAY_CONFIG }, { log: () => {}, error: ({ message }) => assert.fail(message) });
-  await works(relay);
-  assert.ok(relay.counters.of(1)[COUNTER.chains]! >= 50, "the frames went through the relay's rings");
 });
 
 vmTest("SIGTERM takes the device off the bus and destroys it, once its user has let go of it", onVhost, async () => {

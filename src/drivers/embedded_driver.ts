@@ -298,6 +298,11 @@ export class EmbeddedDriver implements AsyncDisposable {
     this.#bases = undefined;
   }
 
+  /** The device died: what it has answered and not announced is no lost call, until {@linkcode EmbeddedDriver.reattach}. */
+  async bereave(): Promise<void> {
+    await this.#link.call("alone");
+  }
+
   /**
    * The device died and has a successor: hands it features, memory, the in-flight region and the rings, as a VMM does. The
    * guest's processor runs on meanwhile.

@@ -55,8 +55,8 @@ export interface QueueContext {
   control: (index: number, guestless: boolean) => ControlStart | undefined;
   /** Into what the frames of a queue are captured, while they are. */
   capture: (index: number) => CaptureStart | undefined;
-  /** Does the device put what comes into this queue, so that it always keeps buffers (network receive)? */
-  receives: (index: number) => boolean;
+  /** Which way frames go in a data queue of a network device; undefined for other queues. Received ones find buffers that it keeps. */
+  frames: (index: number) => "in" | "out" | undefined;
   /** Is the device given the guest's own indirect tables in mode `shadow`? */
   passTables: boolean;
   /** Doorbells that the VMM may map: see src/relay/doorbells.ts. */
@@ -560,26 +560,30 @@ export class QueueSteps {
    * it has read (avail_event); otherwise, and where it does not keep that word, a time without progress has to do. Only the
    * base that the device gives afterwards proves it; this keeps devices out of their rarely used paths.
    *
-   * Where frames keep coming there is no such time: a receive queue has nothing half done, and is not waited for beyond one.
+   * Where frames keep coming there is no such time: a receive queue has nothing half done, and is not waited for beyond one. A device
+   * that goes on behind what was there when its kicks fell silent polls, and never rests: a frame that is sent has nothing half done
+   * either, and of others it must have been a ringful, since one that was just woken reads on for a while.
    *
-   * @param end where the guest's avail ring ended when the device's kicks fell silent: one that goes on behind it polls, and never rests
+   * @param end where the guest's avail ring ended when the device's kicks fell silent
    */
   async #settle(used: Uint16Array | undefined, num: number, end?: number): Promise<void> {
     if (used === undefined) return await pause(QUIET_MS);
     const eventIdx = hasBit(this.#context.features(), VIRTIO_FEATURE_BITS.EVENT_IDX);
     let last = Atomics.load(used, 1);
     let since = performance.now();
-    const receives = this.#context.receives(this.#index);
+    const way = this.#context.frames(this.#index);
     for (let wait = 0;; wait = Math.min(wait + 0.2, 2)) {
       const now = Atomics.load(used, 1);
-      if (end !== undefined && ((now - end) & 0xffff) < 0x8000) return;
-      if (now !== last && !receives) {
+      if (now !== last && way !== "in") {
         last = now;
         since = performance.now();
       }
       const held = eventIdx ? (Atomics.load(used, 2 + 4 * num) - now) & 0xffff : -1;
       if (held === 0) return;
-      const limit = held > 0 && held <= num && !receives ? HELD_MS : QUIET_MS;
+      const says = held > 0 && held <= num && way !== "in";
+      const beyond = end === undefined ? -1 : (now - end) & 0xffff;
+      if (!says && beyond >= (way === undefined ? num : 0) && beyond < 0x8000) return;
+      const limit = says ? HELD_MS : QUIET_MS;
       if (performance.now() - since > limit) return;
       await pause(wait);
     }

@@ -391,7 +391,7 @@ export class Relay implements VhostBackend {
       deviceNum: (num) => this.#negotiation.deviceNum(num),
       control: (index, guestless) => this.net.start(index, guestless),
       capture: (index) => this.capture.start(index, index % this.#workers.length),
-      receives: (index) => index % 2 === 0 && index !== this.net.index && this.net.isNet(this.features),
+      frames: (index) => index === this.net.index || !this.net.isNet(this.features) ? undefined : index % 2 === 0 ? "in" : "out",
       passTables: this.#config.indirect === "pass",
       doorbells: this.#doorbells,
       log: (message) => this.#events.log(message),

@@ -80,6 +80,16 @@ function encode(document: unknown): Uint8Array<ArrayBuffer> {
   return new TextEncoder().encode(JSON.stringify(document) + "\n");
 }
 
+// Of whom nothing is known is nobody.
+function isTrusted(stream: UnixStream): boolean {
+  try {
+    const { uid } = stream.peerCredentials();
+    return uid === 0 || uid === effectiveUid();
+  } catch {
+    return false;
+  }
+}
+
 /** Serves control methods until closed. Only the same user and root may connect. */
 export class ControlServer implements Disposable {
   readonly #listener: UnixListener;
@@ -105,8 +115,7 @@ export class ControlServer implements Disposable {
         await new Promise((resolve) => setTimeout(resolve, 100));
         continue;
       }
-      const { uid } = stream.peerCredentials();
-      if ((uid !== 0 && uid !== effectiveUid()) || this.#clients.size >= MAX_CLIENTS) {
+      if (!isTrusted(stream) || this.#clients.size >= MAX_CLIENTS) {
         stream.close();
         continue;
       }

@@ -29,6 +29,8 @@ import { type ControlEvent, type ControlStart, type OwnCommand, type QueueProgre
 const ANSWER_BYTES = 4096;
 /** Commands that are looked at in one go. */
 const BATCH = 64;
+/** Commands without success that the main thread is told of in one second: a guest can make more of them than anybody can log. */
+const FAILURES_TOLD = 16;
 /** Chains of a guest's control queue have few segments; this is what their record holds. */
 const MAX_CHAIN = 1024;
 
@@ -77,6 +79,8 @@ export class ControlCore implements RelayCore {
   /** The guest wants a call for what came back, or was refused, since the last one. */
   #callDue = false;
   #logged: readonly number[] = [];
+  /** Commands without success since `since` (ms), and those of them, or before them, that nobody was told of. */
+  #failures = { since: -Infinity, count: 0, untold: 0 };
 
   /**
    * @param report is told of each command that was answered or refused
@@ -233,18 +237,19 @@ export class ControlCore implements RelayCore {
       this.#returned++;
       moved++;
       const { bytes, limit } = this.#page;
-      this.#answer(request, request.room === 0 ? VIRTIO_NET_CTRL_ACK.OK : bytes[limit]!);
+      // Copied once: the guest and the record must not be told different things by a device that changes its mind.
+      const answer = bytes.slice(limit, limit + request.room);
+      this.#answer(request, request.room === 0 ? VIRTIO_NET_CTRL_ACK.OK : answer[0]!, undefined, answer);
     }
     this.callWanted = this.#callDue;
     this.#callDue = false;
     return moved;
   }
 
-  #answer(request: Request, ack: number, refused?: string): void {
+  // Without `answer` the guest is told `ack` alone.
+  #answer(request: Request, ack: number, refused: string | undefined, answer = Uint8Array.of(ack).subarray(0, request.room)): void {
     const { guest } = request;
     if (guest !== undefined) {
-      const { bytes, limit } = this.#page;
-      const answer = refused === undefined ? bytes.slice(limit, limit + request.room) : Uint8Array.of(ack).subarray(0, request.room);
       this.#markWritable(guest);
       this.#copyBack(guest, answer);
       this.#guest!.push(guest.id, answer.length);
@@ -256,8 +261,23 @@ export class ControlCore implements RelayCore {
     this.#tell(request, ack, refused);
   }
 
-  #tell(request: Request, ack: number, refused?: string): void {
+  #tell(request: Request, ack: number, reason?: string): void {
     const { id, bytes } = request;
+    let refused = reason;
+    if (id === undefined && ack !== VIRTIO_NET_CTRL_ACK.OK) {
+      const failures = this.#failures;
+      const now = performance.now();
+      if (now - failures.since >= 1000) {
+        failures.since = now;
+        failures.count = 0;
+      }
+      if (failures.count++ >= FAILURES_TOLD) {
+        failures.untold++;
+        return;
+      }
+      if (failures.untold > 0) refused = `${reason ?? `the device answered ${ack}`} (before it ${failures.untold} more had no success)`;
+      failures.untold = 0;
+    }
     this.#report({
       controlled: this.#index,
       bytes,

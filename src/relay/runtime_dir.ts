@@ -13,7 +13,9 @@ import { effectiveUid } from "../ffi/mod.ts";
 export function runtimeDirPath(): string {
   const uid = effectiveUid();
   const xdg = Deno.env.get("XDG_RUNTIME_DIR");
-  return Deno.env.get("SVQ_RUNTIME_DIR") || (xdg ? `${xdg}/svq` : uid === 0 ? "/run/svq" : `/tmp/svq-${uid}`);
+  const path = Deno.env.get("SVQ_RUNTIME_DIR") || (xdg ? `${xdg}/svq` : uid === 0 ? "/run/svq" : `/tmp/svq-${uid}`);
+  // With a slash behind it a link would be looked through.
+  return path.replace(/(?<=.)\/+$/, "");
 }
 
 /**

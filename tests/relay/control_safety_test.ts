@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { connectUnix } from "../../src/ffi/mod.ts";
 import { ControlServer } from "../../src/relay/control.ts";
+import { runtimeDir } from "../../src/relay/runtime_dir.ts";
 import { RelayProcess } from "../support/relay_process.ts";
 import { TempDir } from "../support/temp.ts";
 import { waitUntil } from "../support/wait.ts";
@@ -62,6 +63,24 @@ Deno.test("a runtime directory that is a link, or somebody else's, is refused", 
   assert.equal(code, 4);
   assert.match(new TextDecoder().decode(stderr), /is not a directory of this user/);
   assert.deepEqual([...Deno.readDirSync(folder.join("real"))], []);
+});
+
+Deno.test("a slash behind the runtime directory's name does not lead through a link", async () => {
+  using folder = new TempDir();
+  await Deno.mkdir(folder.join("real"));
+  await Deno.symlink(folder.join("real"), folder.join("link"));
+  const before = Deno.env.get("SVQ_RUNTIME_DIR");
+  try {
+    for (const slashes of ["/", "//"]) {
+      Deno.env.set("SVQ_RUNTIME_DIR", folder.join("link") + slashes);
+      assert.throws(runtimeDir, { code: "RUNTIME_DIR_UNSAFE" });
+    }
+    Deno.env.set("SVQ_RUNTIME_DIR", folder.join("real") + "/");
+    assert.equal(runtimeDir(), folder.join("real"));
+  } finally {
+    if (before === undefined) Deno.env.delete("SVQ_RUNTIME_DIR");
+    else Deno.env.set("SVQ_RUNTIME_DIR", before);
+  }
 });
 
 Deno.test("a control client whose id is a list thousands deep, gets an answer and harms nobody (found by fuzzing)", async () => {

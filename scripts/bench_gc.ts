@@ -9,6 +9,7 @@
  *
  * @module
  */
+import { V8_FLAGS } from "../src/packaging.ts";
 
 const ROOT = new URL("..", import.meta.url).pathname;
 const MAIN = `${ROOT}src/cli/main.ts`;
@@ -84,7 +85,7 @@ async function main(): Promise<number> {
     await waitFor("the device listens", () => exists(`${folder}/dev`));
     const words = ["relay", "run", "-q", "--name", "r", "--front", `unix:${folder}/front`, "--device", `unix:${folder}/dev`];
     words.push("--mode", option("mode", "shadow"), "--core", option("core", "auto"), "--poll-us", option("poll-us", "auto"));
-    const relay = start(["--v8-flags=--trace-gc,--trace-gc-nvp"], words, "piped");
+    const relay = start([`--v8-flags=--trace-gc,--trace-gc-nvp,${V8_FLAGS}`], words, "piped");
     children.push(relay);
     const trace = new Response(relay.stdout).text();
     await waitFor("the relay listens", () => exists(`${folder}/front`));

@@ -5,6 +5,8 @@
  *
  * @module
  */
+import { selfCommand } from "../src/cli/self_command.ts";
+
 const ROOT = new URL("..", import.meta.url).pathname;
 
 /** Builds tests/bench/reference.c. @returns the library, or undefined where there is no compiler */
@@ -31,8 +33,8 @@ if (import.meta.main) {
     const library = await buildReference(folder);
     if (library === undefined) console.error("No C compiler: without the reference");
     const words = ["bench", "ring", ...(library === undefined ? [] : ["--reference", library]), ...Deno.args];
-    const command = new Deno.Command(Deno.execPath(), { args: ["run", "-A", `${ROOT}src/cli/main.ts`, ...words] });
-    code = (await command.spawn().status).code;
+    const [program, ...args] = [...selfCommand(), ...words];
+    code = (await new Deno.Command(program!, { args }).spawn().status).code;
   } finally {
     await Deno.remove(folder, { recursive: true });
   }

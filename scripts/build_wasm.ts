@@ -15,12 +15,20 @@ const LINE = 120;
 
 /** Compiles. @param replaced sources to be taken instead, by path from the root @throws Error with what the compiler says */
 export async function buildRelayCore(replaced: Readonly<Record<string, string>> = {}): Promise<Uint8Array<ArrayBuffer>> {
+  return (await compileRelayCore(replaced)).binary;
+}
+
+/** The same, with the module as text. @throws Error with what the compiler says */
+export async function compileRelayCore(
+  replaced: Readonly<Record<string, string>> = {},
+): Promise<{ binary: Uint8Array<ArrayBuffer>; text: string }> {
+  let text = "";
   let binary: Uint8Array<ArrayBuffer> | undefined;
   const stderr = asc.createMemoryStream();
   const { error } = await asc.main(
     [
       ENTRY,
-      ...["--outFile", "relay_core.wasm", "--runtime", "stub", "-O3", "--converge", "--noAssert"],
+      ...["--outFile", "relay_core.wasm", "--textFile", "relay_core.wat", "--runtime", "stub", "-O3", "--converge", "--noAssert"],
       ...["--importMemory", "--sharedMemory", "--initialMemory", "1", "--maximumMemory", "65536"],
       ...["--enable", "threads", "--enable", "bulk-memory", "--use", "abort="],
     ],
@@ -36,12 +44,13 @@ export async function buildRelayCore(replaced: Readonly<Record<string, string>> 
       },
       writeFile: (name, contents) => {
         if (name.endsWith(".wasm")) binary = contents as Uint8Array<ArrayBuffer>;
+        else text = contents as string;
       },
       listFiles: () => [],
     },
   );
   if (error !== null || binary === undefined) throw new Error(`AssemblyScript: ${error?.message}\n${stderr.toString()}`);
-  return binary;
+  return { binary, text };
 }
 
 /** The TypeScript file that carries the module. */

@@ -11,6 +11,7 @@
  *
  * @module
  */
+import { V8_FLAGS } from "../src/packaging.ts";
 import { type Bundle, bundleProgram } from "./ship/bundle.ts";
 import { fetchRuntime } from "./ship/runtime.ts";
 import { packProgram, PERMISSION } from "./ship/pack.ts";
@@ -106,6 +107,7 @@ async function denoCompile(bundle: Bundle, output: string, deno: string): Promis
         // Its place is a file in /tmp with a name that anybody can guess.
         "--no-code-cache",
         PERMISSION,
+        `--v8-flags=${V8_FLAGS}`,
         ...bundle.workers.flatMap((name) => ["--include", name]),
         ...["--output", output, "main.js"],
       ],

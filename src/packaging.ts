@@ -16,3 +16,9 @@ export function packaging(): Packaging {
   // Set by the code that starts a packed program (scripts/ship/boot.js).
   return (globalThis as Record<symbol, unknown>)[Symbol.for("svq.packaging")] === "packed" ? "packed" : "source";
 }
+
+/**
+ * How V8 is started: WebAssembly memory is guarded by pages that cannot be accessed instead of by a comparison at each access
+ * (docs/security.md). Where DENO_V8_FLAGS is set, that decides.
+ */
+export const V8_FLAGS = "--no-wasm-bounds-checks";

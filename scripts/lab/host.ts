@@ -29,6 +29,8 @@ const ROOTS = {
   },
   // What users type svq into and read its manual with.
   shells: { suite: "bookworm", packages: ["fish", "zsh", "mandoc"] },
+  // Who else reads captures.
+  wireshark: { suite: "bookworm", packages: ["tshark", "wireshark-common"] },
   virtiofsd: { suite: "trixie", packages: ["virtiofsd"] },
   // Two daemons, each in a mount namespace of its own.
   libvirt: { suite: "bookworm", packages: ["libvirt-daemon-system", "libvirt-clients", "libvirt-daemon-driver-qemu"] },
@@ -134,6 +136,11 @@ export async function testpmdProgram(runtimeFolder: string): Promise<Program> {
 /** passt. @throws LabUnavailable */
 export async function passtProgram(): Promise<Program> {
   return { ...programInRoot(await root("passt"), "bin/passt"), env: {} };
+}
+
+/** `tshark` or `capinfos`. @throws LabUnavailable */
+export async function wiresharkProgram(program: "tshark" | "capinfos"): Promise<Program> {
+  return { ...programInRoot(await root("wireshark"), `bin/${program}`), env: {} };
 }
 
 /** virtiofsd. @throws LabUnavailable */

@@ -6,6 +6,7 @@
  *
  * @module
  */
+import { V8_FLAGS } from "../../src/packaging.ts";
 import type { Bundle } from "./bundle.ts";
 import { ElfImage } from "./elf.ts";
 import { assembleLauncher } from "./launcher.ts";
@@ -22,6 +23,7 @@ const ENVIRONMENT: Readonly<Record<string, string>> = {
   DENO_DIR: "/dev/null",
   DENO_NO_PACKAGE_JSON: "1",
   DENO_NO_UPDATE_CHECK: "1",
+  DENO_V8_FLAGS: V8_FLAGS,
 };
 
 const IMPORT = /\s*(?:\/\/[^\n]*\n\s*)*import\s*(?:\{([^}]*)\}\s*from\s*)?"\.\/([\w.-]+)";/y;

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { boundsChecked } from "../ffi/mod.ts";
 
 function read(path: string): string {
   try {
@@ -24,5 +25,6 @@ export function machineFacts(): Record<string, string | number> {
     deno: Deno.version.deno,
     v8: Deno.version.v8,
     load_average: load,
+    wasm_bounds_checks: boundsChecked() ? "on" : "off",
   };
 }

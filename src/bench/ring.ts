@@ -30,6 +30,8 @@ export interface RingBenchOptions {
   repetitions: number;
   /** Length of each, ms. */
   ms: number;
+  /** With the eventfds and waits of a relay that does not poll; then the cores stand beside the bare system calls. */
+  eventfds?: boolean;
   /** Shared library of the C reference. */
   reference?: string;
   /** Ends the run early. */
@@ -85,17 +87,17 @@ class Station implements Disposable {
 
 /** The arrangements that `options` ask for and that exist. */
 export function ringCases(options: RingBenchOptions): RingCase[][] {
-  const { num, log, reference } = options;
+  const { num, log, reference, eventfds = false } = options;
   const groups: RingCase[][] = [];
   for (const mode of options.modes) {
     for (const [guestRing, deviceRing] of options.rings) {
       // In mode used the device reads the guest's own descriptor table.
       if (mode === "used" && (guestRing !== "split" || deviceRing !== "split")) continue;
-      const inC = mode === "shadow" && guestRing === "split" && deviceRing === "split" && reference !== undefined;
+      const inC = !eventfds && mode === "shadow" && guestRing === "split" && deviceRing === "split" && reference !== undefined;
       const cores = options.cores.filter((core) => inC || (core !== "c" && core !== "bound"));
-      groups.push(
-        cores.map((core) => ({ core, mode, guestRing, deviceRing, num, log, ...(reference === undefined ? {} : { reference }) })),
-      );
+      if (eventfds && cores.length > 0) cores.push("syscalls");
+      const more = { eventfds, ...(reference === undefined ? {} : { reference }) };
+      groups.push(cores.map((core) => ({ core, mode, guestRing, deviceRing, num, log, ...more })));
     }
   }
   return groups.filter((group) => group.length > 0);

@@ -8,7 +8,7 @@ import type { RingResult } from "./ring.ts";
 import type { Contender } from "./ring_rig.ts";
 
 /** The contenders from fast to slow, as pages and tables list them. */
-export const CONTENDERS: readonly Contender[] = ["wasm", "js", "c", "bound"];
+export const CONTENDERS: readonly Contender[] = ["wasm", "js", "c", "bound", "syscalls"];
 
 /** Results of one arrangement, workload and batch, by contender. */
 export interface RingRow {
@@ -41,6 +41,12 @@ export function overC(row: RingRow, core: Contender): number | undefined {
   return one === undefined || c === undefined || c.median === 0 ? undefined : one.median / c.median;
 }
 
+/** What a contender takes beyond the bare system calls of a batch, ns per chain; undefined unless both took part. */
+export function overSyscalls(row: RingRow, core: Contender): number | undefined {
+  const [one, bare] = [row.results[core], row.results.syscalls];
+  return one === undefined || bare === undefined ? undefined : one.median - bare.median;
+}
+
 /** A result as the document `svq.bench.ring/1` has it. */
 export function ringRecord(result: RingResult): Record<string, unknown> {
   const { core, mode, guestRing, deviceRing, workload, batch, median, min, max } = result;
@@ -59,7 +65,13 @@ export function ringCsv(results: readonly RingResult[]): string {
   return csv(results.map(ringRecord), keys);
 }
 
-const COLOURS: Readonly<Record<Contender, string>> = { wasm: "#2b6cb0", js: "#b7791f", c: "#4a5568", bound: "#a0aec0" };
+const COLOURS: Readonly<Record<Contender, string>> = {
+  wasm: "#2b6cb0",
+  js: "#b7791f",
+  c: "#4a5568",
+  bound: "#a0aec0",
+  syscalls: "#718096",
+};
 
 function chart(rows: readonly RingRow[]): string {
   return bars(

@@ -17,9 +17,10 @@ import { packedLayout, type RingLayout, type RingPart, splitLayout } from "../vr
 import { PACKED_BASE_START, PackedDevice, PackedDriver } from "../vring/packed.ts";
 import { Chain, type DeviceQueue, type DriverQueue, type RingFormat } from "../vring/queue.ts";
 import { SplitDevice, SplitDriver } from "../vring/split.ts";
+import { Doorbells, WokenQueue } from "./ring_eventfds.ts";
 
 /** What stands between the rings. */
-export type Contender = "wasm" | "js" | "c" | "bound";
+export type Contender = "wasm" | "js" | "c" | "bound" | "syscalls";
 /** A chain's shape: tx1, one buffer of 1500 B out; 2desc, 16 B out and 1536 B in; rx1, one buffer of 1536 B in. */
 export type Workload = "tx1" | "2desc" | "rx1";
 
@@ -37,6 +38,8 @@ export interface RingCase {
   num: number;
   /** Mark written pages in a dirty log. */
   log: boolean;
+  /** With the eventfds and the waits of a relay that does not poll. */
+  eventfds?: boolean;
   /** Shared library of the C reference, for `c` and `bound`. */
   reference?: string;
 }
@@ -52,8 +55,12 @@ const SHAPES: Readonly<Record<Workload, { readable: number; writable: number }>>
 };
 
 interface Mover {
-  forward(): number;
-  returnUsed(): number;
+  /** @returns how many, where it is known */
+  forward(): number | undefined;
+  returnUsed(): number | undefined;
+  /** Before it is called, and not timed. */
+  kick?(): void;
+  call?(): void;
   [Symbol.dispose](): void;
 }
 
@@ -87,8 +94,10 @@ export class RingRig implements Disposable {
     const local = arena.local(0, num);
     const guestLayout = layoutOf(guestRing, num);
     const guest = { desc: guestLayout.desc.offset, avail: guestLayout.avail.offset, used: guestLayout.used.offset };
+    const doorbells = ring.eventfds === true ? cleanup.use(new Doorbells()) : undefined;
     const start: QueueStart = {
-      ...{ index: 0, mode: ring.mode, kickFd: -1, callFd: -1, deviceKickFd: -1, deviceCallFd: -1, logUsedGpa: -1, paused: false },
+      ...{ index: 0, mode: ring.mode, logUsedGpa: -1, paused: false },
+      ...doorbells?.fds ?? { kickFd: -1, callFd: -1, deviceKickFd: -1, deviceCallFd: -1 },
       guest: { num, packed: guestRing === "packed", eventIdx: false, indirect: false, inOrder: false, ...guest },
       device: { num, packed: deviceRing === "packed", eventIdx: false, indirect: false, inOrder: false, ...local },
       guestBase: guestRing === "packed" ? PACKED_BASE_START : 0,
@@ -100,15 +109,26 @@ export class RingRig implements Disposable {
       const rings = [address + guest.desc, address + guest.avail, address + guest.used, local.desc, local.avail, local.used];
       const bounds = [0, RAM, ring.log ? log.address : 0, ring.log ? log.length : 0];
       this.#relay = cleanup.use(new Reference(ring.reference, ring.core, [num, ...rings, ...bounds]));
+    } else if (ring.core === "syscalls") {
+      throw new SvqError("NO_CORE", "Bare system calls move no chains");
     } else {
       const ranges = [{ gpa: 0, size: RAM, uaddr: 0, address }];
       const path: DataPath = { memory: new RangeTable(ranges), translation: undefined, dirty: this.#dirty };
       const maker = new CoreMaker(ring.core, path);
       maker.setMemory(ranges);
       maker.setLog(ring.log ? log.address : 0, ring.log ? log.length : 0);
-      const core = maker.make(start, new Counters(1).of(0));
+      const counters = new Counters(1).of(0);
+      const core = maker.make(start, counters);
       if (core.kind !== ring.core) throw new SvqError("NO_CORE", `The ${ring.core} core does not run here: ${maker.reason}`);
-      this.#relay = { forward: () => core.forward(), returnUsed: () => core.returnUsed(), [Symbol.dispose]: () => core.close() };
+      if (doorbells === undefined) {
+        this.#relay = { forward: () => core.forward(), returnUsed: () => core.returnUsed(), [Symbol.dispose]: () => core.close() };
+      } else {
+        const queue = new WokenQueue(start, core, counters, doorbells);
+        this.#relay = {
+          ...{ forward: () => void queue.step(), returnUsed: () => void queue.step() },
+          ...{ kick: () => queue.kick(), call: () => queue.call(), [Symbol.dispose]: () => queue[Symbol.dispose]() },
+        };
+      }
       cleanup.use(this.#relay);
     }
     const part = (offset: number, size: number): RingPart => ({ buffer: this.#ram.buffer(offset, size) });
@@ -140,14 +160,18 @@ export class RingRig implements Disposable {
   round(workload: Workload, batch: number): number {
     const { readable, writable } = SHAPES[workload];
     this.#offer(readable, writable, batch);
+    this.#relay.kick?.();
     const t0 = performance.now();
     const forwarded = this.#relay.forward();
     const t1 = performance.now();
     this.#serve(readable, writable, batch);
+    this.#relay.call?.();
     const t2 = performance.now();
     const returned = this.#relay.returnUsed();
     const t3 = performance.now();
-    if (forwarded !== batch || returned !== batch) this.#wrong(`of ${batch} chains ${forwarded} were forwarded and ${returned} returned`);
+    if ((forwarded ?? batch) !== batch || (returned ?? batch) !== batch) {
+      this.#wrong(`of ${batch} chains ${forwarded} were forwarded and ${returned} returned`);
+    }
     this.#collect(writable, batch);
     return t1 - t0 + (t3 - t2);
   }

@@ -9,7 +9,7 @@ import { controlPath, relayNames } from "../relay/runtime_dir.ts";
 import type { RelayStatus } from "../relay/status.ts";
 
 /** Relays asked at the same time: each takes a descriptor, of which a process may have no more than 1024. */
-const AT_ONCE = 64;
+const AT_ONCE = 400;
 /** How long one may take to answer, ms. */
 const ANSWER_MS = 2000;
 

@@ -21,6 +21,8 @@ export interface DoctorHost {
   stat(path: string): { uid: number; gid: number; mode: number } | undefined;
   /** Soft RLIMIT_MEMLOCK in bytes, or why FFI does not work. */
   memlock(): number | Error;
+  /** Does V8 check each address of WebAssembly? */
+  boundsChecked(): boolean | Error;
   /** Makes and seals a memfd. */
   tryMemfd(): Error | undefined;
   /** State of a Deno permission. */
@@ -112,7 +114,15 @@ function runtimeChecks(host: DoctorHost): Check[] {
       memlock instanceof Error ? "use a Linux with glibc (libc.so.6)" : undefined,
       memlock instanceof Error ? memlock.message : "callable",
     ),
+    wasmCheck(host.boundsChecked()),
   ];
+}
+
+function wasmCheck(checked: boolean | Error): Check {
+  if (checked instanceof Error) return { name: "wasm", status: "unknown", required: false, found: checked.message };
+  const remedy = "start svq as one executable or by deno task svq, or deno with --v8-flags=--no-wasm-bounds-checks: relaying is faster";
+  const found = checked ? "V8 checks each address of WebAssembly" : "guarded by pages, no bounds checks";
+  return { name: "wasm", status: "ok", required: false, found, ...(checked ? { remedy } : {}) };
 }
 
 function kernelChecks(host: DoctorHost, purposes: readonly Purpose[]): Check[] {

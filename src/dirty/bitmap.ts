@@ -98,6 +98,24 @@ export class DirtyBitmap {
     return inside;
   }
 
+  /**
+   * Marks the pages `first` to `last` by number, where both are below 2^31 and lie in one word of the log; does nothing
+   * otherwise. It is what a data path calls for each buffer.
+   *
+   * The test is a plain load. What the device wrote is ordered before it, since the device's index was read by an atomic load
+   * before; and a bit that is seen set has not been taken by the reader yet, so the reader copies the page after that. An atomic load
+   * would be ordered no more against a reader that comes later, and is a call in V8.
+   *
+   * @returns false when nothing was marked: then it is for {@linkcode markRange}
+   */
+  markWithinWord(first: number, last: number): boolean {
+    const word = first >>> 5;
+    if (last >= this.pages || word !== last >>> 5) return false;
+    const bits = (-1 << (first & 31)) & (-1 >>> (31 - (last & 31)));
+    if ((this.#words[word]! & bits) !== bits) Atomics.or(this.#words, word, bits);
+    return true;
+  }
+
   /** Marks one page by number. @returns false when it lies outside the log */
   markPage(page: number): boolean {
     if (!(page >= 0 && page < this.pages)) {

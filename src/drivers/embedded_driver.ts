@@ -58,6 +58,8 @@ export interface DriverOptions {
   frameSize?: number;
   /** net: frames per second; default as fast as they are taken. */
   rate?: number;
+  /** net: the frames are ICMP echo requests from one IPv4 address to another one, which answers them. */
+  ping?: { address: string; target: string };
   /** net: the frames come back (default); otherwise the other end is another driver, of another seed. */
   echo?: boolean;
 }
@@ -294,6 +296,11 @@ export class EmbeddedDriver implements AsyncDisposable {
       await this.#backend.setVringEnable(index, true);
     }
     this.#bases = undefined;
+  }
+
+  /** The device died: what it has answered and not announced is no lost call, until {@linkcode EmbeddedDriver.reattach}. */
+  async bereave(): Promise<void> {
+    await this.#link.call("alone");
   }
 
   /**
@@ -593,7 +600,9 @@ function netFeatures(info: BackendInfo, pairs: number): number[] {
 
 async function netOptions(backend: VhostBackend, features: bigint, options: DriverOptions, pairs: number): Promise<NetWorkloadOptions> {
   const size = options.frameSize ?? 512;
-  const [least, most] = NET_FRAME_RANGE;
+  const [shortest, most] = NET_FRAME_RANGE;
+  // The mark, the numbers and the checksum have to fit behind the headers.
+  const least = options.ping === undefined ? shortest : 66;
   if (!(Number.isInteger(size) && size >= least && size <= most)) {
     throw new SvqError("BAD_FRAME_SIZE", `Frames have ${least} to ${most} bytes, not ${size}`, { exitCode: EXIT.usage });
   }
@@ -606,6 +615,7 @@ async function netOptions(backend: VhostBackend, features: bigint, options: Driv
     size,
     rate: options.rate ?? 0,
     echo: options.echo ?? true,
+    ping: options.ping,
     pairs,
     control: hasBit(features, VIRTIO_NET_FEATURE_BITS.CTRL_VQ),
     controlIndex: netControlQueueIndex(features, config?.maxVirtqueuePairs ?? pairs),

@@ -8,11 +8,14 @@ import { SvqError } from "../errors.ts";
 import { VIRTIO_NET_HDR_BYTES } from "../uapi/virtio_net.ts";
 import type { Chain } from "../vring/queue.ts";
 import { NetStreams } from "./net_streams.ts";
+import { PING_HEADER_BYTES, PingFrames } from "./ping_frames.ts";
 import type { NetReport } from "./report.ts";
 import { type GuestRam, logWrite, type Tally, type Workload, type WorkloadState } from "./workload.ts";
 
 const ETHERTYPE = 0x88b5;
 const MAGIC = 0x53565131;
+/** Words of the frame in front of the numbered ones, with `ping`: IPv4 and ICMP. */
+const PING_WORDS = (PING_HEADER_BYTES - 14) >> 2;
 // Header and frame start here in a block, so that the words behind the 14 bytes of ethernet are aligned.
 const START = 2;
 const FRAME = START + VIRTIO_NET_HDR_BYTES;
@@ -42,6 +45,8 @@ export interface NetWorkloadOptions {
   controlIndex: number;
   /** The device's address, `xx:xx:xx:xx:xx:xx`. */
   mac: string;
+  /** The frames are ICMP echo requests. */
+  ping?: { address: string; target: string } | undefined;
 }
 
 /** What is done when a control command was answered. */
@@ -59,6 +64,8 @@ export class NetWorkload implements Workload {
   readonly #tally: Tally;
   readonly #streams = new NetStreams();
   readonly #out: (number[] | null)[];
+  readonly #ping: PingFrames | undefined;
+  readonly #wordsAt: number;
   readonly #words: number;
   readonly #mac: number[];
   readonly #control: ControlRequest[] = [];
@@ -72,7 +79,9 @@ export class NetWorkload implements Workload {
     this.#options = options;
     this.#tally = tally;
     this.#out = Array.from({ length: ram.layout.slots }, () => null);
-    this.#words = Math.max(HEAD_WORDS + 1, (options.size - 14) >> 2);
+    this.#ping = options.ping === undefined ? undefined : new PingFrames({ ...options.ping, mac: options.mac });
+    this.#wordsAt = WORDS_AT + (this.#ping === undefined ? 0 : PING_WORDS);
+    this.#words = Math.max(HEAD_WORDS + 1, ((options.size - 14) >> 2) - (this.#wordsAt - WORDS_AT));
     this.#mac = options.mac.split(":").map((part) => parseInt(part, 16));
   }
 
@@ -117,6 +126,8 @@ export class NetWorkload implements Workload {
       this.#out[slot] = [];
       return true;
     }
+    const answer = this.#ping?.answer();
+    if (answer !== undefined) return this.#send(slot, chain, offset, this.#copy(offset, answer), []);
     const now = performance.now();
     const { rate } = this.#options;
     if (rate > 0) {
@@ -124,8 +135,12 @@ export class NetWorkload implements Workload {
       // After a pause the frames that were not sent are not made up for.
       this.#due = Math.max(this.#due + 1000 / rate, now - 1000 / rate);
     }
-    const bytes = this.#write(offset, this.#sequence);
-    this.#out[slot] = [this.#sequence++];
+    return this.#send(slot, chain, offset, this.#write(offset, this.#sequence), [this.#sequence++]);
+  }
+
+  #send(slot: number, chain: Chain, offset: number, bytes: number, out: number[]): true {
+    const { layout } = this.#ram;
+    this.#out[slot] = out;
     chain.addReadable(layout.gpa(offset + START), VIRTIO_NET_HDR_BYTES);
     chain.addReadable(layout.gpa(offset + FRAME), bytes);
     logWrite(this.#ram, offset + START, VIRTIO_NET_HDR_BYTES + bytes);
@@ -149,7 +164,18 @@ export class NetWorkload implements Workload {
     return true;
   }
 
-  // A frame of 14 bytes of ethernet and whole words; its length.
+  get #headBytes(): number {
+    return 14 + (this.#wordsAt - WORDS_AT) * 4;
+  }
+
+  #copy(offset: number, frame: Uint8Array): number {
+    const { bytes } = this.#ram;
+    bytes.fill(0, offset + START, offset + FRAME);
+    bytes.set(frame, offset + FRAME);
+    return frame.length;
+  }
+
+  // A frame of 14 bytes of ethernet, those of IPv4 and ICMP where it is one of these, and whole words; its length.
   #write(offset: number, sequence: number): number {
     const { bytes, words } = this.#ram;
     bytes.fill(0, offset + START, offset + FRAME);
@@ -157,7 +183,7 @@ export class NetWorkload implements Workload {
     for (let i = 0; i < 6; i++) bytes[offset + FRAME + 6 + i] = this.#mac[i]!;
     bytes[offset + FRAME + 12] = ETHERTYPE >> 8;
     bytes[offset + FRAME + 13] = ETHERTYPE & 0xff;
-    const at = (offset >> 2) + WORDS_AT;
+    const at = (offset >> 2) + this.#wordsAt;
     const count = this.#words;
     words[at] = MAGIC;
     words[at + 1] = this.#options.stream;
@@ -165,7 +191,8 @@ export class NetWorkload implements Workload {
     words[at + 3] = count;
     for (let i = HEAD_WORDS; i < count; i++) words[at + i] = Math.imul(sequence + i, 0x9e3779b1);
     words[at + CHECKSUM] = checksum(words, at, count);
-    return 14 + count * 4;
+    this.#ping?.write(bytes, offset + FRAME, count * 4, this.#options.stream, sequence);
+    return this.#headBytes + count * 4;
   }
 
   /** Takes a frame or command back that did not fit into the ring. */
@@ -175,6 +202,9 @@ export class NetWorkload implements Workload {
     if (request !== undefined) {
       this.#asked.delete(slot);
       this.#control.unshift(request);
+    } else if (queue % 2 === 1 && this.#out[slot]?.length === 0) {
+      const at = this.#ram.layout.blockOffset(slot) + FRAME;
+      this.#ping?.giveBack(this.#ram.bytes.slice(at, at + 60));
     } else if (queue % 2 === 1) {
       this.#sequence--;
       this.#due = 0;
@@ -193,21 +223,21 @@ export class NetWorkload implements Workload {
       request?.answered(this.#ram.bytes[this.#ram.layout.blockOffset(slot) + out[0]!] === 0);
       return undefined;
     }
-    if (queue % 2 === 1) return true;
+    if (queue % 2 === 1) return out.length === 0 ? undefined : true;
     this.#receive(this.#ram.layout.blockOffset(slot), written);
     return undefined;
   }
 
   #receive(offset: number, written: number): void {
-    const { bytes, words } = this.#ram;
+    const { words } = this.#ram;
     const { counters } = this.#tally;
     const length = written - VIRTIO_NET_HDR_BYTES;
     // Frames of others (a tap's host speaks of its own accord) are none of ours.
-    if (length < 14 || bytes[offset + FRAME + 12] !== ETHERTYPE >> 8 || bytes[offset + FRAME + 13] !== (ETHERTYPE & 0xff)) return;
-    const at = (offset >> 2) + WORDS_AT;
+    if (length < 14 || length > BUFFER_BYTES || !this.#isOurs(offset + FRAME, length)) return;
+    const at = (offset >> 2) + this.#wordsAt;
     // A private copy would only help against a device that writes later; what the checksum covers is what is judged.
     const count = words[at + 3]!;
-    const sound = written <= BUFFER_BYTES && count >= HEAD_WORDS && 14 + count * 4 <= length && words[at] === MAGIC &&
+    const sound = written <= BUFFER_BYTES && count >= HEAD_WORDS && this.#headBytes + count * 4 <= length && words[at] === MAGIC &&
       words[at + CHECKSUM] === checksum(words, at, count);
     if (!sound) {
       counters.corrupted++;
@@ -225,6 +255,16 @@ export class NetWorkload implements Workload {
     } else if (arrival === "late") counters.outOfOrder++;
   }
 
+  #isOurs(at: number, length: number): boolean {
+    const { bytes } = this.#ram;
+    if (this.#ping !== undefined) {
+      // Another program's answers may come here too: they are of other lengths or without the mark.
+      return this.#ping.receive(bytes, at, length) && length >= this.#headBytes + HEAD_WORDS * 4 &&
+        this.#ram.words[(at + this.#headBytes) >> 2] === MAGIC;
+    }
+    return bytes[at + 12] === ETHERTYPE >> 8 && bytes[at + 13] === (ETHERTYPE & 0xff);
+  }
+
   /** Frames sent that have not come back, or were skipped by those that came. */
   get lost(): number {
     const { echo, stream } = this.#options;
@@ -234,7 +274,15 @@ export class NetWorkload implements Workload {
   /** How it went. */
   report(): NetReport {
     const longestGapMs = Math.round(this.#streams.longestGapMs * 1000) / 1000;
-    return { sent: this.#sequence, received: this.#streams.distinct(), missing: this.lost, longestGapMs };
+    const { duplicated, outOfOrder } = this.#tally.counters;
+    return {
+      sent: this.#sequence,
+      received: this.#streams.distinct(),
+      missing: this.lost,
+      reordered: outOfOrder,
+      duplicated,
+      longestGapMs,
+    };
   }
 
   /** In words. */

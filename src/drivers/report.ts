@@ -24,6 +24,10 @@ export interface NetReport {
   received: number;
   /** Frames that have not come: of those sent where they are expected back, otherwise those that later ones have overtaken. */
   missing: number;
+  /** Frames that came after a later one of their stream. */
+  reordered: number;
+  /** Frames that came more than once. */
+  duplicated: number;
   /** Longest time between two frames of one stream, also over a migration, milliseconds. */
   longestGapMs: number;
 }

@@ -40,6 +40,7 @@ class DriverWorker {
   #runningSince: number | undefined;
   #lastProgress = 0;
   #lookedAt = 0;
+  #alone = false;
   #paused = false;
   #pausedAt = 0;
   #closed = false;
@@ -133,6 +134,7 @@ class DriverWorker {
 
   // Nothing came for a while. What lies in the used ring without a call, also a little later, was not announced.
   #lookForLostCalls(): void {
+    if (this.#alone) return;
     const now = performance.now();
     // A paced workload wakes for its next request, not because nothing came.
     if (this.#workload.nextDue && now - this.#lookedAt < LOOK_MS) return;
@@ -301,7 +303,11 @@ class DriverWorker {
       case "unpause":
         this.#unpause(now);
         return undefined;
+      case "alone":
+        this.#alone = true;
+        return undefined;
       case "kick":
+        this.#alone = false;
         for (const queue of this.#queues) {
           queue.called = true;
           signalEventfd(queue.fds.kick);

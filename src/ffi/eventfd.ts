@@ -18,8 +18,11 @@ export function createEventfd(): OwnedFd {
 
 /** Adds 1 to the counter and wakes its readers. A full counter (2^64 - 2) is as good as signalled. */
 export function signalEventfd(fd: number): void {
-  // The data path comes here: the closure is made only where it is needed.
-  if (libc().eventfd_write(fd, 1n) >= 0) return;
+  // The data path comes here. What a closure takes along is allocated where its function begins: it has one of its own.
+  if (libc().eventfd_write(fd, 1n) < 0) signalAgain(fd);
+}
+
+function signalAgain(fd: number): void {
   retryingUnlessAgain(() => libc().eventfd_write(fd, 1n), "eventfd_write");
 }
 

@@ -10,7 +10,7 @@ import { addSeals, OwnedFd } from "./fd.ts";
 import { addressOf, bufferAt, cString, errno, libc, pointer, retrying } from "./libc.ts";
 
 /** Protection bits of mmap(2). */
-export const PROT = { READ: 1, WRITE: 2 } as const;
+export const PROT = { NONE: 0, READ: 1, WRITE: 2 } as const;
 /** Flags of mmap(2). */
 export const MAP = { SHARED: 1, PRIVATE: 2, FIXED: 0x10, ANONYMOUS: 0x20, NORESERVE: 0x4000 } as const;
 /** Seals of memfd_create(2) files. */

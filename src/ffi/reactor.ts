@@ -25,7 +25,7 @@ export class ReactorCancelled extends SvqError {
 }
 
 class Reactor {
-  readonly #epoll = new Epoll(64);
+  readonly #epoll = new Epoll(256);
   readonly #wake: OwnedFd = createEventfd();
   readonly #waiters = new Map<number, Waiter[]>();
   #running = false;

@@ -15,6 +15,13 @@ const HUGE = 2 ** 21;
 const MREMAP_MAYMOVE = 1;
 const MREMAP_FIXED = 2;
 const MADV_POPULATE_READ = 22;
+const MEMORY_BYTES = MAX_PAGES * WASM_PAGE;
+const FIXED_NOREPLACE = 0x10_0000;
+const EMPTY = MAP.PRIVATE | MAP.ANONYMOUS | MAP.NORESERVE;
+const ATTEMPTS = 4;
+
+/** Bytes behind the 4 GiB of a memory that no module's access gets past: more than the largest static offset and the widest access. */
+export const GUARD_BYTES = WASM_PAGE;
 
 /** A range of the memory, bytes. */
 interface Extent {
@@ -26,18 +33,96 @@ function alignUp(value: number, align: number): number {
   return Math.ceil(value / align) * align;
 }
 
+function baseOf(memory: WebAssembly.Memory): number {
+  return Number(Deno.UnsafePointer.value(Deno.UnsafePointer.of(new Uint8Array(memory.buffer))));
+}
+
+function unmap(address: number, size: number): void {
+  if (size > 0) libc().munmap(pointer(address), BigInt(size));
+}
+
+// Inaccessible pages at `address`. @returns false when something else lies there
+function putGuard(address: number): boolean {
+  const result = Number(Deno.UnsafePointer.value(
+    libc().mmap(pointer(address), BigInt(GUARD_BYTES), PROT.NONE, EMPTY | FIXED_NOREPLACE, -1, 0n),
+  ));
+  // Kernels before 4.17 take the address as a wish.
+  if (result !== address && result > 0 && result < 2 ** 52) unmap(result, GUARD_BYTES);
+  return result === address;
+}
+
+// The kernel puts mappings right below one another: so a place for memory and guard is reserved, and the memory's part given back.
+function guardAbove(): number | undefined {
+  const size = MEMORY_BYTES + 2 * WASM_PAGE + GUARD_BYTES;
+  const start = Number(Deno.UnsafePointer.value(libc().mmap(null, BigInt(size), PROT.NONE, EMPTY, -1, 0n)));
+  if (!(start > 0 && start < 2 ** 52)) return undefined;
+  const guard = Math.floor((start + size - GUARD_BYTES) / WASM_PAGE) * WASM_PAGE;
+  unmap(start, guard - start);
+  unmap(guard + GUARD_BYTES, start + size - guard - GUARD_BYTES);
+  return guard;
+}
+
+const unused = new FinalizationRegistry((guard: number) => unmap(guard, GUARD_BYTES));
+
+function guardedMemory(): { memory: WebAssembly.Memory; base: number; guarded: boolean } {
+  // Those that got a place without room behind it keep it until the search is over.
+  const misplaced: WebAssembly.Memory[] = [];
+  for (;;) {
+    const guard = guardAbove();
+    const memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES, shared: true });
+    // Growing never moves a shared memory: the address space of its maximum is reserved.
+    const base = baseOf(memory);
+    const end = base + MEMORY_BYTES;
+    let guarded = guard === end;
+    if (!guarded) {
+      if (guard !== undefined) unmap(guard, GUARD_BYTES);
+      guarded = putGuard(end);
+    }
+    if (guarded) unused.register(memory, end);
+    if (guarded || misplaced.push(memory) === ATTEMPTS) return { memory, base, guarded };
+  }
+}
+
+/** (module (import "" "" (memory 1 2 shared)) (func (export "l") (param i32) (result i32) (i32.load (local.get 0)))) */
+const LOAD = "AGFzbQEAAAABBgFgAX8BfwIHAQAAAgMBAgMCAQAHBQEBbAAACgkBBwAgACgCAAs=";
+let checked: boolean | undefined;
+
+/**
+ * Does V8 compare every address of WebAssembly with the memory's size? Not when it was started with --no-wasm-bounds-checks. Found
+ * out by a read behind the end of a memory, where a page was put for it.
+ */
+export function boundsChecked(): boolean {
+  if (checked !== undefined) return checked;
+  const memory = new WebAssembly.Memory({ initial: 1, maximum: 2, shared: true });
+  const second = baseOf(memory) + WASM_PAGE;
+  const put = (protection: number) => libc().mmap(pointer(second), BigInt(WASM_PAGE), protection, EMPTY | MAP.FIXED, -1, 0n);
+  const { exports } = new WebAssembly.Instance(new WebAssembly.Module(Uint8Array.fromBase64(LOAD)), { "": { "": memory } });
+  put(PROT.READ);
+  try {
+    (exports.l as (at: number) => number)(WASM_PAGE);
+    checked = false;
+  } catch {
+    checked = true;
+  }
+  put(PROT.NONE);
+  return checked;
+}
+
 /** The memory of one thread's WebAssembly instance, with an allocator of whole WebAssembly pages. */
 export class WindowMemory {
   /** What the instance imports. */
   readonly memory: WebAssembly.Memory;
+  /** Nothing lies behind it, as far as an access can get: what V8 does not check ends the process and touches nothing. */
+  readonly guarded: boolean;
   readonly #base: number;
   #free: Extent[] = [];
 
   /** @throws RangeError when there is no address space for it */
   constructor() {
-    this.memory = new WebAssembly.Memory({ initial: 1, maximum: MAX_PAGES, shared: true });
-    // Growing never moves a shared memory: the address space of its maximum is reserved.
-    this.#base = Number(Deno.UnsafePointer.value(Deno.UnsafePointer.of(new Uint8Array(this.memory.buffer))));
+    const { memory, base, guarded } = guardedMemory();
+    this.memory = memory;
+    this.guarded = guarded;
+    this.#base = base;
   }
 
   /** Bytes of the memory now. */

@@ -87,6 +87,14 @@ export class GuestMemory implements Disposable {
     return entry.region;
   }
 
+  /** The region is at `uaddr` for the front-end from now on; its mapping stays. @throws SvqError NO_SUCH_REGION, BAD_REGION */
+  readdress(region: Pick<MemoryRegion, "gpa" | "size" | "uaddr">, uaddr: number): void {
+    const entry = this.#entries.find((entry) => samePlace(entry.region, region));
+    if (entry === undefined) throw new SvqError("NO_SUCH_REGION", `${nameOf(region)} (uaddr ${hex(region.uaddr)}) is not in the table`);
+    checkRegion({ ...entry.region, uaddr });
+    entry.region = { ...entry.region, uaddr };
+  }
+
   /** Unmaps the region with exactly this gpa, size and uaddr. @throws SvqError NO_SUCH_REGION */
   remove(region: Pick<MemoryRegion, "gpa" | "size" | "uaddr">): void {
     this.detach(region)[Symbol.dispose]();

@@ -58,6 +58,16 @@ export class RangeTable {
     return -1;
   }
 
+  /** First address of the range that the last successful lookup hit, bytes: whoever looks up one address after the other can keep it. */
+  get hitStart(): number {
+    return this.#starts[this.#last]!;
+  }
+
+  /** The end of that range, bytes. */
+  get hitEnd(): number {
+    return this.#ends[this.#last]!;
+  }
+
   /** Bytes from `gpa` to the end of the one mapping it lies in; 0 outside of memory. */
   runLength(gpa: number): number {
     const index = this.#indexOf(gpa);

@@ -20,7 +20,7 @@ import {
   type VmRound,
 } from "./vm_report.ts";
 import { type Check, checkError, checkMigration } from "./vm_checks.ts";
-import { carryNetState, isBack, relayFacts, relayStatus, type RingPosition, ringPositions } from "./vm_relays.ts";
+import { carryNetState, isBack, relayFacts, relayStatus, type RingPosition, ringPositions, takeMemoryEarly } from "./vm_relays.ts";
 import type { RelayStatus } from "../relay/status.ts";
 
 const POLL_MS = 100;
@@ -153,7 +153,11 @@ export class VmMigration implements AsyncDisposable {
       undo = await this.#setParameters();
       const uri = await this.#prepareDestination();
       const { sourceRelays, destinationRelays } = this.#options;
-      for (const [i, name] of sourceRelays.entries()) await carryNetState(name, destinationRelays[i]!);
+      for (const [i, name] of sourceRelays.entries()) {
+        await carryNetState(name, destinationRelays[i]!);
+        const why = await takeMemoryEarly(name, destinationRelays[i]!);
+        if (why !== undefined) this.#warn(why);
+      }
       await this.#source.execute("migrate", { uri });
     } catch (error) {
       await undo().catch(() => {});

@@ -4,8 +4,9 @@
  *
  * @module
  */
-import { SvqError } from "../errors.ts";
+import { SvqError, toErrorRecord } from "../errors.ts";
 import { ControlClient } from "../relay/control.ts";
+import { layoutOf } from "../relay/premap.ts";
 import { controlPath } from "../relay/runtime_dir.ts";
 import type { RelayStatus } from "../relay/status.ts";
 import { isRunning, type RelayFacts } from "./vm_checks.ts";
@@ -49,6 +50,24 @@ export async function carryNetState(source: string, destination: string): Promis
   } catch (error) {
     // What a relay has set of its own accord, the other one need not.
     if (!(net.control === "relay" && error instanceof SvqError && error.code === "NO_CONTROL_QUEUE")) throw error;
+  }
+}
+
+/**
+ * Lets the destination's relay take its guest's memory before the guest stands still. It can do without: what is in the way comes
+ * back as words.
+ */
+export async function takeMemoryEarly(source: string, destination: string): Promise<string | undefined> {
+  try {
+    const regions = layoutOf((await relayStatus(source)).memory ?? []);
+    if (regions.length === 0) return undefined;
+    using to = ControlClient.connect(destination, destination.includes("/") ? destination : controlPath(destination));
+    await to.call("premap", { regions });
+    return undefined;
+  } catch (error) {
+    // A relay of another version does not know it.
+    if (error instanceof SvqError && error.code === "CONTROL_METHOD") return undefined;
+    return `Relay ${destination} takes the guest's memory when it starts: ${toErrorRecord(error).message}`;
   }
 }
 

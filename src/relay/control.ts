@@ -22,6 +22,9 @@ const MAX_CLIENTS = 64;
 /** Longest answer, bytes: a dump of many large rings. */
 const MAX_ANSWER = 256 << 20;
 
+/** Bytes read at a time, at first and at most. */
+const LEAST_BUFFER = 4096, MOST_BUFFER = 65536;
+
 // JSON-RPC's own numbers.
 const PARSE_ERROR = -32700;
 const INVALID_REQUEST = -32600;
@@ -34,7 +37,7 @@ export type ControlMethod = (params: Record<string, unknown>) => unknown;
 class Lines {
   readonly #stream: UnixStream;
   readonly #limit: number;
-  readonly #buffer = new Uint8Array(65536);
+  #buffer = new Uint8Array(LEAST_BUFFER);
   #pending: Uint8Array<ArrayBuffer>[] = [];
   #length = 0;
 
@@ -67,6 +70,8 @@ class Lines {
       if (bytes === 0) return undefined;
       this.#pending.push(this.#buffer.slice(0, bytes));
       this.#length += bytes;
+      // What fills the buffer is long: more at a time. Most connections ask for a status, and `relay list` opens hundreds.
+      if (bytes === this.#buffer.length && bytes < MOST_BUFFER) this.#buffer = new Uint8Array(bytes * 4);
     }
   }
 }

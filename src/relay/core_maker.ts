@@ -7,6 +7,7 @@ import { SvqError } from "../errors.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
 import type { CoreChoice, DataPath, RelayCore } from "./core.ts";
+import { FastCore, isFast } from "./fast_core.ts";
 import { JsCore } from "./js_core.ts";
 import type { QueueStart } from "./messages.ts";
 import { WasmCore } from "./wasm_core.ts";
@@ -86,6 +87,6 @@ export class CoreMaker {
         this.reason = error.message;
       }
     }
-    return new JsCore(start, this.#path, counters);
+    return isFast(start) ? new FastCore(start, this.#path, counters) : new JsCore(start, this.#path, counters);
   }
 }

@@ -195,7 +195,7 @@ export async function restoreRelay(relay: Relay, state: RelayHandover, fds: Rece
   const features = state.features === null ? undefined : BigInt(state.features);
   if (features !== undefined) await relay.setFeatures(features);
   const arena = fds.take(state.arena);
-  if (arena !== undefined) relay.adoptArena(arena);
+  if (arena !== undefined) relay.placed.adoptArena(arena);
   if (state.memory.length > 0) await relay.setMemTable(state.memory.map((region) => ({ ...region, fd: fds.at(region.fd)! })));
   if (state.inflight !== null) await relay.setInflight({ ...state.inflight, fd: fds.at(state.inflight.fd)! });
   if (state.log !== null) await relay.setLogBase({ ...state.log, fd: fds.at(state.log.fd)! });

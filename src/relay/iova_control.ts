@@ -7,7 +7,7 @@
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
 import { IOTLB_PERM, type IovaAllocation, type IovaPermission } from "../iova/allocation.ts";
 import { allocationDocument, type IovaDocument, iovaDocument } from "../iova/document.ts";
-import type { ManualAllocation } from "./relay_memory.ts";
+import type { ManualAllocation } from "./placed_memory.ts";
 import type { Relay } from "./relay.ts";
 
 /** Ranges that the operator can hold at a time: each may be a file of its own. */
@@ -81,7 +81,7 @@ export class RelayIova {
         hint: "svq iova free gives them back",
       });
     }
-    const made = await relay.allocRange(request);
+    const made = await relay.placed.allocRange(request);
     this.#kept.push({ ...request, ...place(made) });
     return { ...this.show(relay), allocated: allocationDocument(made) };
   }
@@ -90,7 +90,7 @@ export class RelayIova {
   async free(relay: Relay, params: Record<string, unknown>): Promise<RelayIovaDocument & { freed: unknown }> {
     only(params, ["iova", "size", "asid"]);
     const request = { iova: needed(params, "iova"), size: whole(params, "size"), asid: whole(params, "asid") };
-    const freed = await relay.freeRange(request);
+    const freed = await relay.placed.freeRange(request);
     const { iova, asid } = place(freed);
     const index = this.#kept.findIndex((one) => one.iova === iova && one.asid === asid);
     if (index >= 0) this.#kept.splice(index, 1);
@@ -112,7 +112,7 @@ export class RelayIova {
     // All at once: what the front-end sets up comes behind the last of them.
     await Promise.all(this.#kept.map(async (request) => {
       try {
-        await relay.allocRange(request);
+        await relay.placed.allocRange(request);
       } catch (error) {
         this.#kept.splice(this.#kept.indexOf(request), 1);
         warn(`${request.tag} at 0x${request.iova.toString(16)} cannot be allocated any more: ${toErrorRecord(error).message}`);

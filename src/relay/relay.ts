@@ -20,7 +20,6 @@ import type {
   VhostBackend,
   VringAddresses,
 } from "../vhost/backend.ts";
-import type { IovaAllocation } from "../iova/allocation.ts";
 import type { IovaPlan } from "../iova/plan.ts";
 import type { Arena } from "./arena.ts";
 import { ConfigSpace } from "./config_space.ts";
@@ -39,7 +38,8 @@ import { NetControl } from "./net_control.ts";
 import { Negotiation, VHOST_F_LOG_ALL } from "./negotiation.ts";
 import type { QueueContext, RunningMode } from "./queue_steps.ts";
 import type { RelayConfig, RelayEvents } from "./relay_config.ts";
-import { type ManualAllocation, RelayMemory } from "./relay_memory.ts";
+import type { PlacedMemory } from "./placed_memory.ts";
+import { RelayMemory } from "./relay_memory.ts";
 import { RelayQueue } from "./relay_queue.ts";
 import { RingGroup } from "./ring_group.ts";
 import { RingLife } from "./ring_life.ts";
@@ -138,7 +138,8 @@ export class Relay implements VhostBackend {
     this.#inflight = new InflightRegion(this.#maxQueues);
     const workers = Math.min(MAX_WORKERS, Math.max(1, config.workers));
     for (let i = 0; i < workers; i++) this.#workers.push(this.#newWorker(workerSettings(config, i, workers)));
-    this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work) }, this.#maxQueues, this.#workers);
+    const running = () => this.queues.some((queue) => queue.running);
+    this.#memory = new RelayMemory({ info: device.info, reach: (work) => this.#ofMemory(work), running }, this.#maxQueues, this.#workers);
     this.dirty = new DirtyLogging(async (place) => void await this.#tellWorkers({ type: "log", ...place }));
     if (device.sendRarp !== undefined) this.sendRarp = (mac) => this.#slot.use((device) => device.sendRarp!(mac));
     if (device.setMtu !== undefined) this.setMtu = (mtu) => this.#slot.use((device) => device.setMtu!(mtu));
@@ -387,6 +388,7 @@ export class Relay implements VhostBackend {
       deviceNum: (num) => this.#negotiation.deviceNum(num),
       control: (index, guestless) => this.net.start(index, guestless),
       capture: (index) => this.capture.start(index, index % this.#workers.length),
+      receives: (index) => index % 2 === 0 && index !== this.net.index && this.net.isNet(this.features),
       passTables: this.#config.indirect === "pass",
       doorbells: this.#doorbells,
       log: (message) => this.#events.log(message),
@@ -469,14 +471,9 @@ export class Relay implements VhostBackend {
     await this.#memory.remove(region);
   }
 
-  /** See {@linkcode RelayMemory.allocRange}. */
-  allocRange(request: ManualAllocation): Promise<IovaAllocation> {
-    return this.#memory.allocRange(request);
-  }
-
-  /** See {@linkcode RelayMemory.freeRange}. */
-  freeRange(request: { iova: number; size?: number | undefined; asid?: number | undefined }): Promise<IovaAllocation> {
-    return this.#memory.freeRange(request);
+  /** Guest memory and what else the device can reach: what the operator does to it, past the VMM. */
+  get placed(): PlacedMemory {
+    return this.#memory;
   }
 
   async #memoryGrew(): Promise<void> {
@@ -505,11 +502,6 @@ export class Relay implements VhostBackend {
   get parts(): { featuresSet: boolean; iommu: boolean; status: number | undefined; inflight: InflightPlace | undefined } {
     const { set, iommu } = this.#negotiation;
     return { featuresSet: set, iommu, status: this.#status.given, inflight: this.#inflight.place };
-  }
-
-  /** See {@linkcode RelayMemory.adoptArena}. */
-  adoptArena(fd: OwnedFd): void {
-    this.#memory.adoptArena(fd);
   }
 
   /** Takes every doorbell back from the VMM. @throws SvqError DOORBELL_KEPT */
@@ -557,6 +549,8 @@ export class Relay implements VhostBackend {
       return;
     }
     const stopped = this.#stoppedQueue(index, "the address of a part");
+    // Rings come after memory: what the VMM has not given by now, it does not give.
+    await this.#memory.settle();
     stopped.place(undefined);
     stopped.iovas = this.#negotiation.iommu ? addresses : undefined;
     stopped.addresses = this.#negotiation.iommu ? undefined : addresses;
@@ -726,6 +720,7 @@ export class Relay implements VhostBackend {
 
   /** See {@linkcode VhostBackend.suspend}. Stops every ring. */
   async suspend(): Promise<void> {
+    await this.#memory.settle();
     await this.#rings.suspend();
   }
 

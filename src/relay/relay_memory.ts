@@ -4,16 +4,17 @@
  *
  * @module
  */
-import { EXIT, SvqError } from "../errors.ts";
+import { SvqError } from "../errors.ts";
 import { createMemfd, fileSize, isSameFile, type OwnedFd } from "../ffi/mod.ts";
 import type { IovaAllocation } from "../iova/allocation.ts";
-import { IovaPlan, type ReservationRequest } from "../iova/plan.ts";
+import { IovaPlan } from "../iova/plan.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import { GuestMemory, type MappedRegion } from "../memory/guest_memory.ts";
 import type { MemoryRegion } from "../memory/region.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import { Arena, slotSize } from "./arena.ts";
 import { Lane } from "./lane.ts";
+import { checkMappable, type ManualAllocation, type MapFigures, overlap, type PlacedMemory } from "./placed_memory.ts";
 import { pause } from "./queue_steps.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
@@ -31,12 +32,6 @@ export function emptyLayout({ iovaRange, iovaReserved = [], addressSpaces = 1 }:
   return new IovaPlan({ ranges: { first, last }, reserved: iovaReserved, asids: Math.min(Math.max(1, addressSpaces), MAX_SPACES) });
 }
 
-/** A range to be taken out of the layout by hand. */
-export interface ManualAllocation extends ReservationRequest {
-  /** Put memory of the relay's own behind it, which the device can reach. */
-  map?: boolean;
-}
-
 interface OwnMap {
   readonly allocation: IovaAllocation;
   readonly fd: OwnedFd;
@@ -49,10 +44,15 @@ export interface MemoryDevice {
   info: VhostBackend["info"];
   /** Runs `work` on the device; where that is gone, nothing: its successor gets the whole table. */
   reach(work: (device: VhostBackend) => Promise<void>): Promise<void>;
+  /** Does a ring run? Absent: none does. */
+  running?(): boolean;
 }
 
+/** Where a region lies for the front-end until that has told: an address that none has. */
+const EARLY_UADDR = 2 ** 51;
+
 /** Memory of one relayed device. */
-export class RelayMemory implements Disposable {
+export class RelayMemory implements PlacedMemory, Disposable {
   /** Guest memory as mapped here. */
   readonly guest: GuestMemory = new GuestMemory();
   /** The layout of the device's address space. */
@@ -65,6 +65,14 @@ export class RelayMemory implements Disposable {
   #handed: OwnedFd | undefined;
   readonly #own: OwnMap[] = [];
   #closed = false;
+  /** Maps made before the VMM gave the memory ({@linkcode premap}). */
+  readonly early: MapFigures = { regions: 0, bytes: 0, ms: 0 };
+  /** Maps made when the VMM gave the memory and no ring ran: at the destination of a migration the guest stands still meanwhile. */
+  readonly atStart: MapFigures = { regions: 0, bytes: 0, ms: 0 };
+  /** Regions of the VMM's that were found mapped. */
+  adopted = 0;
+  /** By GPA: regions that the VMM has not given yet. */
+  readonly #waiting = new Set<number>();
   // The table that the device gets is the sum of what both the VMM and the operator have asked for: one change at a time.
   readonly #lane = new Lane();
 
@@ -118,9 +126,91 @@ export class RelayMemory implements Disposable {
     return mapped;
   }
 
+  /** Regions that were taken early, and that the VMM has not given yet. */
+  get waiting(): readonly MappedRegion[] {
+    return this.guest.regions.filter(({ gpa }) => this.#waiting.has(gpa));
+  }
+
+  /** See {@linkcode PlacedMemory.premap}. */
+  premap(regions: readonly Omit<MemoryRegion, "uaddr">[]): Promise<void> {
+    return this.#lane.run(() =>
+      this.#timed(this.early, async () => {
+        if (this.#closed || this.guest.regions.length > this.#waiting.size) {
+          throw new SvqError("PREMAP_TOO_LATE", "The VMM has given its memory already: nothing is left to be taken early", {
+            hint: "take it when the destination's VMM has started, and before the migration has ended",
+          });
+        }
+        const fresh = regions.filter((region) => this.#early(region) === undefined);
+        await this.#release(this.waiting.filter((old) => fresh.some((region) => overlap(old, region))));
+        const added = fresh.map((region) => ({ ...region, uaddr: EARLY_UADDR + region.gpa }));
+        if (added.length > 0) await this.#extend(added);
+        for (const { gpa } of added) this.#waiting.add(gpa);
+        return added;
+      })
+    );
+  }
+
+  /** See {@linkcode PlacedMemory.settle}. */
+  settle(): Promise<void> {
+    if (this.#waiting.size === 0) return Promise.resolve();
+    return this.#lane.run(() => this.#release(this.waiting));
+  }
+
+  async #release(regions: readonly MappedRegion[]): Promise<void> {
+    const told = regions.map((region) => this.#toDevice(region));
+    await this.#drop(regions);
+    for (const { gpa, size, uaddr } of told) await this.#device.reach((device) => device.removeMemRegion({ gpa, size, uaddr }));
+  }
+
+  async #timed(figures: MapFigures, work: () => Promise<readonly MemoryRegion[]>): Promise<void> {
+    const begun = performance.now();
+    const added = await work();
+    figures.regions += added.length;
+    figures.bytes += added.reduce((sum, { size }) => sum + size, 0);
+    figures.ms += performance.now() - begun;
+  }
+
+  // What the VMM causes while rings run costs its guest nothing.
+  #byVmm(work: () => Promise<readonly MemoryRegion[]>): Promise<void> {
+    return this.#timed(this.#device.running?.() === true ? { regions: 0, bytes: 0, ms: 0 } : this.atStart, work);
+  }
+
+  // The region that was taken early for this one.
+  #early({ gpa, size, fd, fdOffset }: Omit<MemoryRegion, "uaddr">): MappedRegion | undefined {
+    return this.waiting.find((old) => old.gpa === gpa && old.size === size && old.fdOffset === fdOffset && isSameFile(old.fd, fd));
+  }
+
+  // Was it taken early? Then it is the VMM's from now on.
+  #adopt(region: MemoryRegion): boolean {
+    const found = this.#early(region);
+    if (found === undefined) return false;
+    this.guest.readdress(found, region.uaddr);
+    this.#waiting.delete(region.gpa);
+    this.adopted++;
+    return true;
+  }
+
+  // Maps here and at the device, whose table is replaced as a whole.
+  async #extend(added: readonly MemoryRegion[]): Promise<void> {
+    const done: MemoryRegion[] = [];
+    try {
+      for (const region of added) {
+        this.#add(region);
+        done.push(region);
+      }
+      await this.#device.reach((device) => device.setMemTable(this.table()));
+      this.#arenaAtDevice = true;
+    } catch (error) {
+      for (const region of done) this.#forget(region);
+      throw error;
+    }
+    await this.#tellWorkers(this.guest.ranges());
+  }
+
   #forget(region: Pick<MemoryRegion, "gpa" | "size" | "uaddr">): void {
     this.guest.remove(region);
     this.plan.removeRegion({ gpa: region.gpa, size: region.size });
+    this.#waiting.delete(region.gpa);
   }
 
   // The arena is part of the first table, so that a switch sends no memory message.
@@ -145,35 +235,33 @@ export class RelayMemory implements Disposable {
 
   /** Makes `regions` the whole guest memory, here and at the device. On an error of a new region the others stay. */
   set(regions: readonly MemoryRegion[]): Promise<void> {
-    return this.#lane.run(() => this.#set(regions));
+    return this.#lane.run(() => this.#byVmm(() => this.#set(regions)));
   }
 
-  async #set(regions: readonly MemoryRegion[]): Promise<void> {
+  async #set(regions: readonly MemoryRegion[]): Promise<readonly MemoryRegion[]> {
     const same = (a: MemoryRegion, b: MemoryRegion) =>
       a.gpa === b.gpa && a.size === b.size && a.uaddr === b.uaddr && a.fdOffset === b.fdOffset && isSameFile(a.fd, b.fd);
-    await this.#drop(this.guest.regions.filter((old) => !regions.some((region) => same(old, region))));
-    const added: MemoryRegion[] = [];
-    try {
-      for (const region of regions) {
-        if (this.guest.regions.some((old) => same(old, region))) continue;
-        this.#add(region);
-        added.push(region);
-      }
-      await this.#device.reach((device) => device.setMemTable(this.table()));
-      this.#arenaAtDevice = true;
-    } catch (error) {
-      for (const region of added) this.#forget(region);
-      throw error;
-    }
-    await this.#tellWorkers(this.guest.ranges());
+    const adopted = regions.filter((region) => this.#adopt(region)).length;
+    const gone = this.guest.regions.filter((old) => !regions.some((region) => same(old, region)));
+    await this.#drop(gone);
+    const added = regions.filter((region) => !this.guest.regions.some((old) => same(old, region)));
+    // The device has exactly this table since it was taken early.
+    if (adopted > 0 && gone.length + added.length === 0) await this.#tellWorkers(this.guest.ranges());
+    else await this.#extend(added);
+    return added;
   }
 
   /** Adds a region, here and at the device; on an error nothing has changed. */
   add(region: MemoryRegion): Promise<void> {
-    return this.#lane.run(() => this.#addRegion(region));
+    return this.#lane.run(() => this.#byVmm(() => this.#addRegion(region)));
   }
 
-  async #addRegion(region: MemoryRegion): Promise<void> {
+  async #addRegion(region: MemoryRegion): Promise<readonly MemoryRegion[]> {
+    if (this.#adopt(region)) {
+      await this.#tellWorkers(this.guest.ranges());
+      return [];
+    }
+    await this.#release(this.waiting.filter((early) => this.#inTheWay(early, region)));
     const mapped = this.#add(region);
     try {
       const arena = this.#ensureArena();
@@ -187,6 +275,13 @@ export class RelayMemory implements Disposable {
       throw error;
     }
     await this.#tellWorkers(this.guest.ranges());
+    return [region];
+  }
+
+  // At its place, or in the device's last slot.
+  #inTheWay(early: MappedRegion, region: MemoryRegion): boolean {
+    const full = this.guest.regions.length + this.#own.length + 2 > this.#device.info.maxMemSlots;
+    return full || overlap(early, region);
   }
 
   /** Removes a region; resolves when nothing uses it any more. @throws SvqError NO_SUCH_REGION */
@@ -204,11 +299,7 @@ export class RelayMemory implements Disposable {
     await this.#device.reach((device) => device.removeMemRegion({ gpa, size, uaddr }));
   }
 
-  /**
-   * Takes a range out of the layout: guest memory and shadow rings keep clear of it until {@linkcode freeRange}.
-   *
-   * @throws SvqError as {@linkcode IovaPlan.reserve}; CANNOT_MAP, and of mapping it at the device
-   */
+  /** See {@linkcode PlacedMemory.allocRange}. */
   allocRange({ map = false, ...request }: ManualAllocation): Promise<IovaAllocation> {
     return this.#lane.run(async () => {
       if (map) checkMappable(this.#device.info, request);
@@ -289,16 +380,4 @@ export class RelayMemory implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
-}
-
-function checkMappable({ kind, address }: VhostBackend["info"], { asid = 0, perm = "rw" }: ReservationRequest): void {
-  const refuse = (why: string, hint: string) => new SvqError("CANNOT_MAP", `${address}: ${why}`, { exitCode: EXIT.usage, hint });
-  if (kind !== "vhost-vdpa" && kind !== "sim") {
-    throw refuse(
-      `a ${kind} device has few memory slots, and they are promised to the VMM`,
-      "Leave --map out: the range is kept free without it.",
-    );
-  }
-  if (asid !== 0) throw refuse("the relay's rings all lie in address space 0", "Leave --map out, or leave --asid out.");
-  if (perm !== "rw") throw refuse("the relay maps memory for reading and writing only", "Leave --map out, or --perm.");
 }

@@ -5,7 +5,7 @@
  * @module
  */
 import { EXIT, SvqError, toErrorRecord } from "../errors.ts";
-import { connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
+import { boundsChecked, connectUnix, dupFd, isListening, listenUnix, OwnedFd, UnixListener, UnixStream } from "../ffi/mod.ts";
 import { VIRTIO_ID } from "../uapi/virtio.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
@@ -27,7 +27,8 @@ import { VhostUserFrontEnd } from "../vhost_user/front_end.ts";
 import { maskedOf } from "../vhost/masked.ts";
 import { Relay, type RelayConfig, type RelayMode } from "./relay.ts";
 import { pause } from "./queue_steps.ts";
-import { netStatus, queueStatus, type RelayStatus } from "./status.ts";
+import { mapsStatus, memoryStatus, netStatus, queueStatus, type RelayStatus } from "./status.ts";
+import { premap, type PremapReport } from "./premap.ts";
 import { relayVrings } from "./vring_dump.ts";
 
 /** Where the front-end is met. A descriptor is a connection, or a socket that listens. */
@@ -159,6 +160,7 @@ export class RelayService implements AsyncDisposable {
       iova: async () => this.#iova.show(await this.#relayNow()),
       iova_alloc: async (params) => await this.#iova.alloc(await this.#relayNow(), params),
       iova_free: async (params) => await this.#iova.free(await this.#relayNow(), params),
+      premap: async (params) => await this.#premap(params),
       upgrade: (params) => this.upgrade(params),
     };
   }
@@ -427,6 +429,7 @@ export class RelayService implements AsyncDisposable {
       uptime_ms: Math.round(performance.now() - this.#begun),
       logging: relay?.logging ?? false,
       marking_all: relay?.markingAll ?? false,
+      wasm_bounds_checks: boundsChecked(),
       features: `0x${(relay?.features ?? 0n).toString(16)}`,
       offered_features: `0x${(relay?.offered ?? 0n).toString(16)}`,
       queue_num: device?.info.queueNum ?? 0,
@@ -435,7 +438,8 @@ export class RelayService implements AsyncDisposable {
       masked_protocol_features: maskedOf(0n, device?.info.offeredProtocolFeatures ?? 0n).map(({ name }) => name),
       masked: relay?.masked ?? [],
       iommu: relay?.iommu?.status ?? null,
-      maps: { guest: relay?.memory.regions.length ?? 0, shadow: relay?.arena === undefined ? 0 : 1 },
+      maps: mapsStatus(relay, device),
+      memory: memoryStatus(relay),
       pins_memory: this.#keeper.device?.info.pinsMemory ?? null,
       net: relay === undefined ? null : netStatus(relay),
       workers: relay?.loads ?? [],
@@ -480,6 +484,11 @@ export class RelayService implements AsyncDisposable {
     for (let waited = 0; this.#relay === undefined && !this.#stopping && waited < NEXT_RELAY_MS; waited += 20) await pause(20);
     if (this.#relay !== undefined) return this.#relay;
     throw new SvqError("DEVICE_LOST", "The device is away, so there is no layout", { exitCode: EXIT.noDevice });
+  }
+
+  async #premap(params: Record<string, unknown>): Promise<PremapReport> {
+    const front = this.#stream?.closed === false ? this.#stream.peerCredentials().pid : undefined;
+    return await premap(await this.#relayNow(), params, { name: this.#options.name, front, sealed: this.#options.requireSealed === true });
   }
 
   #vrings(params: Record<string, unknown>): unknown {

@@ -8,6 +8,8 @@ import { CORES, COUNTER } from "./counters.ts";
 import type { DeviceProcessStatus } from "./device_process.ts";
 import type { IommuStatus } from "./guest_iommu.ts";
 import type { Relay, RelayMode } from "./relay.ts";
+import type { VhostBackend } from "../vhost/backend.ts";
+import type { MapFigures } from "./placed_memory.ts";
 import type { WorkerLoad } from "./worker_load.ts";
 import { isRelayed } from "./queue_steps.ts";
 import type { QueueState, RelayQueue, SwitchTimes } from "./relay_queue.ts";
@@ -108,6 +110,61 @@ export function netStatus({ net }: Relay): NetStatus | null {
   };
 }
 
+/** Maps of memory at the device. */
+export interface MapsStatus {
+  /** Regions of guest memory now. */
+  guest: number;
+  /** Regions of shadow rings now. */
+  shadow: number;
+  /** Of `guest`: those that were taken early, and that the VMM has not given yet. */
+  waiting: number;
+  /** Maps made early (`svq relay premap`), of this front-end. */
+  early: MapFigures;
+  /** Regions that the VMM gave and that were found mapped. */
+  adopted: number;
+  /** Maps made when the VMM gave its memory and no ring ran: inside the gap, at the destination of a migration. */
+  at_start: MapFigures;
+  /** Maps that a kernel device needed again because a reset had dropped them; null for other devices. */
+  remapped: number | null;
+}
+
+/** A region of guest memory. */
+export interface MemoryStatus {
+  /** Guest-physical address. */
+  gpa: number;
+  /** Bytes. */
+  size: number;
+  /** Where it starts in its file. */
+  offset: number;
+  /** Which file: `device:inode`. */
+  file: string;
+  /** Bytes in that file. */
+  file_size: number;
+}
+
+/** The maps of a relay; all 0 without one. */
+export function mapsStatus(relay: Relay | undefined, device: VhostBackend | undefined): MapsStatus {
+  const rounded = ({ regions, bytes, ms }: MapFigures) => ({ regions, bytes, ms: Math.round(ms * 100) / 100 });
+  const none = { regions: 0, bytes: 0, ms: 0 };
+  return {
+    guest: relay?.memory.regions.length ?? 0,
+    shadow: relay?.arena === undefined ? 0 : 1,
+    waiting: relay?.placed.waiting.length ?? 0,
+    early: rounded(relay?.placed.early ?? none),
+    adopted: relay?.placed.adopted ?? 0,
+    at_start: rounded(relay?.placed.atStart ?? none),
+    remapped: device?.mapCounts?.().remapped ?? null,
+  };
+}
+
+/** Guest memory of a relay. */
+export function memoryStatus(relay: Relay | undefined): MemoryStatus[] {
+  return (relay?.memory.regions ?? []).map(({ gpa, size, fdOffset, fd }) => {
+    const info = Deno.statSync(`/proc/self/fd/${fd}`);
+    return { gpa, size, offset: fdOffset, file: `${info.dev}:${info.ino}`, file_size: info.size };
+  });
+}
+
 /** What is the same for all shapes of status. */
 export interface RelayStatus {
   /** `svq.relay/1`. */
@@ -147,6 +204,8 @@ export interface RelayStatus {
   logging: boolean;
   /** All guest memory counts as dirty because a switch takes long. */
   marking_all: boolean;
+  /** V8 checks each address of WebAssembly, which makes that relay core slower: off as svq starts itself. */
+  wasm_bounds_checks: boolean;
   /** Negotiated features, `0x…`. */
   features: string;
   /** Features that a guest could negotiate, `0x…`. */
@@ -164,7 +223,9 @@ export interface RelayStatus {
   /** Protocol features of a vhost-user device that a VMM does not see. `svq probe` says why. */
   masked_protocol_features: string[];
   /** Memory regions given to the device. */
-  maps: { guest: number; shadow: number };
+  maps: MapsStatus;
+  /** Guest memory, by address: the layout that `svq relay premap --like` takes to another relay. */
+  memory: MemoryStatus[];
   /** The device pins the guest's memory; null where nobody knows. */
   pins_memory: boolean | null;
   /** The control queue of a network device; null where none is in use. */

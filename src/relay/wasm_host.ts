@@ -5,7 +5,7 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
-import { createMemfd, mapFd, WindowMemory } from "../ffi/mod.ts";
+import { boundsChecked, createMemfd, mapFd, WindowMemory } from "../ffi/mod.ts";
 import type { TranslatedRegion } from "../iova/translation.ts";
 import type { MappedRange } from "../memory/region.ts";
 import { VRING_NUM_MAX } from "../vring/layout.ts";
@@ -59,6 +59,9 @@ export class WasmHost {
   constructor(path: DataPath, build?: WasmBuild) {
     this.#path = path;
     this.windows = new WindowMemory();
+    if (!this.windows.guarded && !boundsChecked()) {
+      throw new SvqError("WASM_UNUSABLE", "V8 does not check bounds, and behind its memory is no room for a guard page");
+    }
     // The module's own data, of which there is next to none, lies in the first page.
     const bytes = ENV_BYTES + 2 * MAX_REGIONS * ENTRY_BYTES + 2 * SCRATCH_BYTES + TABLE_BYTES;
     this.env = this.windows.alloc(bytes);
@@ -126,7 +129,7 @@ export class WasmHost {
       this.#wide[word + 2] = BigInt(offset);
     });
     this.#words[ENV.regionCount] = this.#regions.length;
-    this.#wide[ENV.lastFirst / 2] = this.#wide[ENV.lastEnd / 2] = 0n;
+    for (const field of [ENV.lastFirst, ENV.lastEnd, ENV.otherFirst, ENV.otherEnd]) this.#wide[field / 2] = 0n;
     this.#words[ENV.identity] = moved === undefined ? 1 : 0;
     this.#words[ENV.spanCount] = this.#writeSpans(moved ?? []);
   }

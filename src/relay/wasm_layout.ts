@@ -18,15 +18,17 @@ export const ENV = {
   lastFirst: 10,
   lastEnd: 12,
   logPages: 14,
+  otherFirst: 16,
+  otherEnd: 18,
 } as const;
 /** Bytes of an environment. */
-export const ENV_BYTES = 64;
+export const ENV_BYTES = 80;
 
 /** Fields of a queue, in the order of their declaration. */
 const FIELDS = [
   ...["env", "guestPacked", "guestNum", "guestDesc", "guestAvail", "guestUsed", "guestEventIdx", "guestIndirect"],
   ...["deviceKind", "deviceNum", "deviceDesc", "deviceAvail", "deviceUsed", "deviceEventIdx", "tables", "tableEntries"],
-  ...["tablesIovaLow", "tablesIovaHigh", "maxChain", "taken", "records", "segments", "poolBase", "poolFree", "poolHead"],
+  ...["tablesIovaLow", "tablesIovaHigh", "maxChain", "taken", "slots", "poolBase", "poolFree", "poolHead"],
   ...["guestNext", "guestSeen", "guestUsedNext", "guestUsedSeen", "open", "openSlots", "deviceNext", "devicePublished"],
   ...["deviceUsedNext", "deviceUsedSeen", "freeHead", "numFree", "inflight", "returned", "errorIndex", "errorValue"],
   ...["dirtyPages", "order", "batchSlot", "batchFlags", "batchSlots", "usedSlot", "usedFlags", "usedSlots"],
@@ -55,14 +57,12 @@ export const QUEUE_BYTES: number = (QUEUE_FLOATS.inflightCounter + 1) * 8;
 
 /** Bytes of a region, a span, or a segment of a scratch chain. */
 export const ENTRY_BYTES = 24;
-/** Bytes of the record of a chain at the device. */
-export const RECORD_BYTES = 16;
-/** Its fields, in 32-bit words: the guest's id (-1: not at the device), first segment, order, ring descriptors or next free id. */
-export const RECORD = { guestId: 0, first: 1, order: 2, slots: 3, words: 4 } as const;
-/** Bytes of the private copy of a segment. */
-export const SEGMENT_BYTES = 16;
-/** Bits of a segment's link. */
-export const LINK = { write: 0x8000_0000, more: 0x4000_0000, index: 0x3fff_ffff } as const;
+/** Bytes of a slot: the private copy of a segment by its index, and the record of a chain by its id in the device's ring. */
+export const SLOT_BYTES = 32;
+/** Its fields, in 32-bit words. Of a record: the guest's id (-1: not at the device), first segment, order, ring descriptors or next free id. */
+export const SLOT = { address: 0, length: 2, link: 3, guestId: 4, first: 5, order: 6, slots: 7, words: 8 } as const;
+/** Bits of a segment's link; the index of the next one is above them. */
+export const LINK = { more: 1, write: 2, shift: 2 } as const;
 /** Flags of a result, and instead of an id: the pool of segments must grow. */
 export const RESULT = { notify: 1 << 30, full: 1 << 29, grow: 1 << 28, count: 0xffff } as const;
 /** Instead of an id: the device's ring is full, or the pool must grow. */

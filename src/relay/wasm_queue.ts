@@ -5,7 +5,7 @@
  * @module
  */
 import type { WindowMemory } from "../ffi/mod.ts";
-import { LINK, QUEUE, QUEUE_BYTES, QUEUE_FLOATS, type QueueField, RECORD, SEGMENT_BYTES } from "./wasm_layout.ts";
+import { LINK, QUEUE, QUEUE_BYTES, QUEUE_FLOATS, type QueueField, SLOT, SLOT_BYTES } from "./wasm_layout.ts";
 
 /** A chain at the device. */
 export interface HeldChain {
@@ -22,7 +22,7 @@ export interface HeldChain {
 /** Arrays of a queue: bytes per descriptor of the guest's ring or the device's. */
 const ARRAYS = [
   ...[["taken", "guest", 2], ["doneIds", "guest", 1], ["doneLengths", "guest", 4], ["guestOrder", "guest", 2]] as const,
-  ...[["records", "device", RECORD.words * 4], ["deviceOrder", "device", 2]] as const,
+  ...[["deviceOrder", "device", 2]] as const,
   ...[["inflightBatch", "guest", 2], ["entryOf", "guest", 2], ["entryNext", "guest", 2]] as const,
   ...[["entryCount", "guest", 2], ["entryFree", "guest", 2]] as const,
 ] as const;
@@ -37,7 +37,7 @@ export class WasmQueue implements Disposable {
   readonly #floats: Float64Array;
   readonly #guestNum: number;
   readonly #deviceNum: number;
-  #segments: { at: number; capacity: number; words: Int32Array; wide: BigUint64Array } | undefined;
+  #slots: { at: number; capacity: number; words: Int32Array; wide: BigUint64Array } | undefined;
 
   /** @throws SvqError WASM_MEMORY_FULL */
   constructor(windows: WindowMemory, env: number, guestNum: number, deviceNum: number) {
@@ -93,10 +93,6 @@ export class WasmQueue implements Disposable {
     return new Uint8Array(this.#windows.memory.buffer, this.get("doneIds"), this.#guestNum);
   }
 
-  get #records(): Int32Array<SharedArrayBuffer | ArrayBuffer> {
-    return new Int32Array(this.#windows.memory.buffer, this.get("records"), this.#deviceNum * RECORD.words);
-  }
-
   /** A fresh ring: nothing is at the device. */
   resetDevice(packed: boolean, heads: boolean): void {
     const num = this.#deviceNum;
@@ -108,69 +104,68 @@ export class WasmQueue implements Disposable {
     this.set("deviceUsedSeen", start);
     this.set("batchSlot", -1);
     this.set("numFree", num);
-    const records = this.#records;
-    records.fill(0);
-    for (let id = 0; id < num; id++) {
-      records[id * RECORD.words + RECORD.guestId] = -1;
-      if (packed) records[id * RECORD.words + RECORD.slots] = id + 1;
-    }
     const own = packed || heads ? 0 : num;
-    this.#releaseSegments();
-    const { words, capacity } = this.#makeSegments(own === 0 ? num * 2 : num);
-    // Those of the ring's own descriptors are linked in a circle, as its free list is.
-    for (let i = 0; i < own; i++) words[i * 4 + 3] = (i + 1) % num;
+    this.#releaseSlots();
+    const { words, capacity } = this.#makeSlots(own === 0 ? num * 2 : num);
+    for (let id = 0; id < num; id++) {
+      words[id * SLOT.words + SLOT.guestId] = -1;
+      if (packed) words[id * SLOT.words + SLOT.slots] = id + 1;
+    }
+    // Segments of the ring's own descriptors are linked in a circle, as its free list is.
+    for (let i = 0; i < own; i++) words[i * SLOT.words + SLOT.link] = (i + 1) % num << LINK.shift;
     this.set("poolBase", own);
     this.set("poolHead", 0);
     this.set("poolFree", 0);
     this.#link(words, own, capacity);
   }
 
-  #makeSegments(capacity: number) {
-    const at = this.#windows.alloc(capacity * SEGMENT_BYTES);
+  #makeSlots(capacity: number) {
+    const at = this.#windows.alloc(capacity * SLOT_BYTES);
     const { buffer } = this.#windows.memory;
-    const words = new Int32Array(buffer, at, capacity * 4);
-    this.set("segments", at);
-    return this.#segments = { at, capacity, words, wide: new BigUint64Array(buffer, at, capacity * 2) };
+    const words = new Int32Array(buffer, at, capacity * SLOT.words);
+    this.set("slots", at);
+    return this.#slots = { at, capacity, words, wide: new BigUint64Array(buffer, at, capacity * SLOT.words / 2) };
   }
 
-  #releaseSegments(): void {
-    if (this.#segments !== undefined) this.#windows.release(this.#segments.at, this.#segments.capacity * SEGMENT_BYTES);
-    this.#segments = undefined;
+  #releaseSlots(): void {
+    if (this.#slots !== undefined) this.#windows.release(this.#slots.at, this.#slots.capacity * SLOT_BYTES);
+    this.#slots = undefined;
   }
 
   // Puts segments `[from, to)` at the head of the pool.
   #link(words: Int32Array, from: number, to: number): void {
-    for (let i = from; i < to; i++) words[i * 4 + 3] = i + 1 < to ? i + 1 : this.get("poolHead");
+    for (let i = from; i < to; i++) words[i * SLOT.words + SLOT.link] = (i + 1 < to ? i + 1 : this.get("poolHead")) << LINK.shift;
     if (to > from) this.set("poolHead", from);
     this.set("poolFree", this.get("poolFree") + to - from);
   }
 
   /** Makes room for more segments. @throws SvqError WASM_MEMORY_FULL */
   grow(): void {
-    const old = this.#segments!;
-    const { words, capacity } = this.#makeSegments(Math.max(old.capacity * 2, old.capacity + this.get("maxChain")));
+    const old = this.#slots!;
+    const { words, capacity } = this.#makeSlots(Math.max(old.capacity * 2, old.capacity + this.get("maxChain")));
     words.set(old.words);
-    this.#windows.release(old.at, old.capacity * SEGMENT_BYTES);
+    this.#windows.release(old.at, old.capacity * SLOT_BYTES);
     this.#link(words, old.capacity, capacity);
   }
 
   /** What the device holds, in the order in which it was taken. */
   held(): HeldChain[] {
     const held: HeldChain[] = [];
-    const { words, wide } = this.#segments!;
-    const records = this.#records;
+    const { words, wide } = this.#slots!;
     for (let id = 0; id < this.#deviceNum; id++) {
-      const record = id * RECORD.words;
-      const guestId = records[record + RECORD.guestId]!;
+      const record = id * SLOT.words;
+      const guestId = words[record + SLOT.guestId]!;
       if (guestId < 0) continue;
       const segments: HeldChain["segments"] = [];
-      for (let index = records[record + RECORD.first]!;;) {
-        const link = words[index * 4 + 3]!;
-        segments.push({ address: Number(wide[index * 2]!), length: words[index * 4 + 2]! >>> 0, writable: (link & LINK.write) !== 0 });
+      for (let index = words[record + SLOT.first]!;;) {
+        const at = index * SLOT.words;
+        const link = words[at + SLOT.link]!;
+        const address = Number(wide[(at + SLOT.address) / 2]!);
+        segments.push({ address, length: words[at + SLOT.length]! >>> 0, writable: (link & LINK.write) !== 0 });
         if ((link & LINK.more) === 0) break;
-        index = link & LINK.index;
+        index = link >>> LINK.shift;
       }
-      const order = records[record + RECORD.order]! >>> 0;
+      const order = words[record + SLOT.order]! >>> 0;
       held.push({ guestId, order, age: (this.get("order") - order) >>> 0, segments });
     }
     return held.sort((a, b) => b.age - a.age);
@@ -178,12 +173,12 @@ export class WasmQueue implements Disposable {
 
   /** Says when chain `id` was taken. */
   setOrder(id: number, order: number): void {
-    this.#records[id * RECORD.words + RECORD.order] = order;
+    this.#slots!.words[id * SLOT.words + SLOT.order] = order;
   }
 
   /** Gives its memory back. */
   [Symbol.dispose](): void {
-    this.#releaseSegments();
+    this.#releaseSlots();
     this.#windows.release(this.at, this.#bytes);
   }
 }

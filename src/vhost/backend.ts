@@ -221,6 +221,8 @@ export interface VhostBackend extends AsyncDisposable {
   sendRarp?(mac: Uint8Array<ArrayBuffer>): Promise<void>;
   /** virtio-net: what the device counts of each queue, where it tells it. */
   frameCounts?(): Promise<{ frames: number; bytes: number; drops: number }[]>;
+  /** How many IOTLB maps were made so far, and how many of them again because a reset had dropped them; kernel vDPA devices only. */
+  mapCounts?(): { mapped: number; remapped: number };
   /** virtio-net: the MTU agreed on, where the device has VHOST_USER_PROTOCOL_F_MTU. */
   setMtu?(mtu: number): Promise<void>;
   /**

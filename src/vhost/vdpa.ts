@@ -244,6 +244,11 @@ export class VhostVdpa implements VhostBackend {
     return this.#serial(() => this.maps.remove(region));
   }
 
+  /** See {@linkcode VhostBackend.mapCounts}. */
+  mapCounts(): { mapped: number; remapped: number } {
+    return this.maps.counters;
+  }
+
   /** Not possible: vhost-vdpa has no dirty log. @throws SvqError UNSUPPORTED */
   setLogBase(_log: LogRegion): Promise<void> {
     return Promise.reject(new SvqError("UNSUPPORTED", `${this.info.address}: vhost-vdpa has no dirty log; shadow rings replace it`));

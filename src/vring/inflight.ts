@@ -245,9 +245,14 @@ export class SplitInflight implements InflightLog {
 
   /** See {@linkcode InflightLog.take}. */
   take(chain: Chain): void {
-    this.#count(chain.id);
+    this.takeHead(chain.id);
+  }
+
+  /** The same, by the chain's head: the record of a split queue holds nothing else of it. */
+  takeHead(head: number): void {
+    this.#count(head);
     // Sequentially consistent: the counter is there before the flag, and the flag before the device's index.
-    Atomics.store(this.#bytes, SPLIT_HEADER + SPLIT_ENTRY * chain.id, TAKEN);
+    Atomics.store(this.#bytes, SPLIT_HEADER + SPLIT_ENTRY * head, TAKEN);
   }
 
   /** See {@linkcode InflightLog.give}. */

@@ -5,22 +5,18 @@
  * @module
  */
 import { SvqError } from "../errors.ts";
-import { appendBuffer, beginChain, bufferAddress, endChain } from "./chain_builder.ts";
-import { IndirectReader } from "./indirect.ts";
 import {
   checkSplitNum,
-  DESC_BYTES,
   eventPassed,
   type RingPart,
   VRING_AVAIL_F_NO_INTERRUPT,
-  VRING_DESC_F_INDIRECT,
-  VRING_DESC_F_NEXT,
   VRING_USED_F_NO_NOTIFY,
   words16,
   words32,
 } from "./layout.ts";
 import type { Chain, DeviceQueue, DeviceQueueState, RingMemory } from "./queue.ts";
-import { VringError, type VringRule } from "./rules.ts";
+import { VringError } from "./rules.ts";
+import { availIndexJump, headInFlight, headOutOfRange, SplitWalker } from "./split_walk.ts";
 import { readDeviceState } from "./state.ts";
 
 /** Where a split ring lies and what was negotiated, for {@linkcode SplitDevice}. */
@@ -62,17 +58,13 @@ export class SplitDevice implements DeviceQueue {
   /** Queue size in descriptors. */
   readonly num: number;
   readonly #mask: number;
-  readonly #desc: Uint32Array;
   readonly #avail: Uint16Array;
   readonly #usedIdx: Uint16Array;
   readonly #usedRing: Uint32Array;
   readonly #eventIdx: boolean;
   readonly #inOrder: boolean;
-  readonly #indirect: boolean;
-  readonly #memory: RingMemory | undefined;
-  readonly #tables: IndirectReader;
+  readonly #walker: SplitWalker;
   readonly #onUsed: ((id: number) => void) | undefined;
-  readonly #maxChain: number;
   /** Next avail index to take. */
   #lastAvail: number;
   /** Avail index as last read from the ring. */
@@ -106,13 +98,9 @@ export class SplitDevice implements DeviceQueue {
     this.#mask = num - 1;
     this.#eventIdx = eventIdx;
     this.#inOrder = options.inOrder ?? false;
-    this.#indirect = options.indirect;
-    this.#memory = options.memory;
     this.#onUsed = options.onUsed;
-    this.#maxChain = options.maxChain ?? Math.max(num, 1024);
-    this.#tables = new IndirectReader(options.memory, this.#maxChain);
     const event = eventIdx ? 2 : 0;
-    this.#desc = words32("descriptor table", options.desc, DESC_BYTES * num, 4);
+    this.#walker = new SplitWalker(options);
     this.#avail = words16("avail ring", options.avail, 4 + 2 * num + event, 2);
     this.#usedIdx = words16("used ring", options.used, 4 + 8 * num + event, 4);
     this.#usedRing = words32("used ring", options.used, 4 + 8 * num, 4);
@@ -138,13 +126,9 @@ export class SplitDevice implements DeviceQueue {
     const position = this.#lastAvail;
     if (position === this.#availSeen && !this.#look()) return false;
     const head = this.#avail[2 + (position & this.#mask)]!;
-    if (head >= this.num) {
-      throw new VringError("HEAD_OUT_OF_RANGE", position, `Avail entry ${position} holds ${head} in a queue of ${this.num}`);
-    }
-    if (this.#state[head] !== FREE) {
-      throw new VringError("HEAD_IN_FLIGHT", head, `Avail entry ${position} holds descriptor ${head}, which is in flight`);
-    }
-    this.#walk(head, chain);
+    if (head >= this.num) headOutOfRange(position, head, this.num);
+    if (this.#state[head] !== FREE) headInFlight(position, head);
+    this.#walker.walk(head, chain);
     chain.id = head;
     this.#state[head] = TAKEN;
     this.#takenAt[head] = this.#total++;
@@ -159,51 +143,9 @@ export class SplitDevice implements DeviceQueue {
   #look(): boolean {
     const idx = Atomics.load(this.#avail, 1);
     const ahead = (idx - this.#lastAvail) & 0xffff;
-    if (ahead > this.num) {
-      throw new VringError(
-        "AVAIL_INDEX_JUMP",
-        idx,
-        `The avail index is ${idx} where ${this.#lastAvail} was reached, with a queue of ${this.num}`,
-      );
-    }
+    if (ahead > this.num) availIndexJump(idx, this.#lastAvail, this.num);
     this.#availSeen = idx;
     return ahead !== 0;
-  }
-
-  #walk(head: number, chain: Chain): void {
-    const limit = Math.min(this.#maxChain, chain.capacity);
-    let table = this.#desc;
-    let size = this.num;
-    let index = head;
-    let steps = 0;
-    let slots = 0;
-    beginChain(chain);
-    for (;;) {
-      const word = index << 2;
-      const length = table[word + 2]!;
-      const last = table[word + 3]!;
-      if (++steps > size) fail("CHAIN_LOOP", head, `The chain at ${head} has more descriptors than its table`);
-      const address = bufferAddress(head, index, table[word]!, table[word + 1]!, length);
-      if ((last & VRING_DESC_F_INDIRECT) !== 0) {
-        if (!this.#indirect) fail("INDIRECT_NOT_NEGOTIATED", index, `Descriptor ${index} of chain ${head} is indirect`);
-        if (chain.indirectAddress >= 0) fail("INDIRECT_NESTED", index, `Entry ${index} in the table of chain ${head} is indirect`);
-        if ((last & VRING_DESC_F_NEXT) !== 0) fail("INDIRECT_WITH_NEXT", index, `Indirect descriptor ${index} of chain ${head} goes on`);
-        size = this.#tables.read(head, address, length, limit);
-        table = this.#tables.words;
-        chain.indirectAddress = address;
-        chain.indirectLength = length;
-        slots = steps;
-        steps = 0;
-        index = 0;
-        continue;
-      }
-      appendBuffer(chain, this.#memory, limit, head, index, address, length, last);
-      if ((last & VRING_DESC_F_NEXT) === 0) break;
-      index = last >>> 16;
-      if (index >= size) fail("NEXT_OUT_OF_RANGE", index, `The chain at ${head} goes on at ${index} in a table of ${size}`);
-    }
-    endChain(chain, head);
-    chain.slots = chain.indirectAddress < 0 ? steps : slots;
   }
 
   /** Puts the last popped chain back; see {@linkcode DeviceQueue.unpop}. */
@@ -338,8 +280,4 @@ export class SplitDevice implements DeviceQueue {
     this.#usedNext = this.#usedFlushed = saved.used;
     this.#mustCall = true;
   }
-}
-
-function fail(rule: VringRule, index: number, detail: string): never {
-  throw new VringError(rule, index, detail);
 }

@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { benchRing, type RingBenchOptions } from "../../src/bench/ring.ts";
-import { overC, ringCsv, ringPage, ringRows } from "../../src/bench/ring_report.ts";
+import { overC, overSyscalls, ringCsv, ringPage, ringRows } from "../../src/bench/ring_report.ts";
 import { summarize } from "../../src/bench/statistics.ts";
 import { buildReference } from "../../scripts/bench_ring.ts";
 import { TempDir } from "../support/temp.ts";
@@ -30,6 +30,12 @@ Deno.test("bench ring measures every arrangement that exists, and each result ha
   assert.equal(ringCsv(results).trimEnd().split("\n").length, 1 + results.length);
   const page = ringPage(results, { cpu: "<one>" }, "1.2.3");
   assert.ok(page.includes("<svg") && page.includes("&lt;one&gt;") && !page.includes("http"), "a page that stands alone");
+});
+
+Deno.test("with eventfds a batch is woken by a kick and by a call, and stands beside the bare system calls", async () => {
+  const results = await benchRing({ ...QUICK, eventfds: true, workloads: ["2desc"], rings: [["split", "split"]] });
+  assert.deepEqual([...new Set(results.map(({ core }) => core))], ["wasm", "js", "syscalls"]);
+  for (const row of ringRows(results)) assert.ok(overSyscalls(row, "js")! > 0 && row.results.syscalls!.median > 0);
 });
 
 Deno.test("the C reference passes the same checks as the cores, and results are compared with it", async (t) => {

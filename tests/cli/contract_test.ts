@@ -37,6 +37,7 @@ const CONTRACTS: Record<string, Contract> = {
   "relay list": { good: [], prints: "svq.relay-list/1", bad: [["surplus"], 2] },
   "relay status": { good: ["relay"], prints: "svq.relay/1", bad: [["nobody"], 3] },
   "relay set": { good: ["relay", "--mode", "shadow"], prints: "svq.relay/1", bad: [["relay", "--mode", "dark"], 2] },
+  "relay premap": { good: ["relay", "--drop"], prints: "svq.relay-premap/1", bad: [["relay"], 2] },
   "relay upgrade": { elsewhere: "tests/cli/contract_test.ts", bad: [["nobody"], 3] },
   "migrate run": {
     elsewhere: "tests/cli/commands/migrate_test.ts",

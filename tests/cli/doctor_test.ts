@@ -29,6 +29,7 @@ function host(changes: Partial<DoctorHost> & { files?: Record<string, string>; n
         : Object.keys(nodes).filter((node) => node.startsWith(`${path}/`)).map((node) => node.slice(path.length + 1)),
     stat: (path) => (nodes[path] ?? -1) < 0 ? undefined : { uid: 0, gid: 0, mode: nodes[path]! },
     memlock: () => Infinity,
+    boundsChecked: () => false,
     tryMemfd: () => undefined,
     permission: () => "granted",
     identity: { uid: 0, gids: [0] },

@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import type { RelayStatus } from "../../src/relay/status.ts";
 import { echoOn, startPasst, startVirtiofsd, startVsock, vsockRests } from "../support/daemons.ts";
+import { gapText, NetProbe } from "../support/net_probe.ts";
 import { labTest } from "../support/real_parts.ts";
 import { RelayProcess } from "../support/relay_process.ts";
 import { migrate, startTestpmd, startVm, type Vm } from "../support/vm.ts";
@@ -42,6 +43,22 @@ await labTest("a guest pings a DPDK back-end through the relay in every mode", [
       assert.deepEqual(modesOf(await relay.status()), [mode, mode]);
     });
   }
+  await step("a probe stream while the modes change", async () => {
+    await vm[Symbol.asyncDispose]();
+    await relay.waitStatus("is free for the next front-end", ({ state }) => state === "waiting");
+    await using probe = NetProbe.start(`unix:${relay.front}`, "10.77.0.1", { rate: 200 });
+    await relay.waitStatus(
+      "runs",
+      ({ queues }) => queues.length === 2 && queues.every(({ chains, mode }) => mode !== "stopped" && chains > 0),
+    );
+    for (let i = 0; i < 12; i++) {
+      await relay.setMode(MODES[i % MODES.length]!);
+      await new Promise((resolve) => setTimeout(resolve, 100));
+    }
+    const report = await probe.end();
+    assert.deepEqual([report.missing, report.reordered, report.duplicated], [0, 0, 0], gapText(report));
+    console.log(`  ${gapText(report)}`);
+  });
 });
 
 await labTest(

@@ -1,5 +1,5 @@
 import assert from "node:assert/strict";
-import { assertRelaysSound, assertSound, migrateVm } from "../support/migrate_cli.ts";
+import { assertRelaysSound, assertSound, assertTakenEarly, migrateVm } from "../support/migrate_cli.ts";
 import { MigrationPair } from "../support/migration_pair.ts";
 import { Namespaces } from "../support/namespaces.ts";
 import { labTest } from "../support/real_parts.ts";
@@ -58,6 +58,7 @@ for (const qemu of ["7.2", "10"] as const) {
       assert.equal(status.queues[0]!.mode, "passthrough", "the destination's relay does not log");
       await assertSound(destination, pair.image);
       await assertRelaysSound(pair.a, pair.b);
+      await assertTakenEarly(pair, qemu);
       console.log(
         `  QEMU ${qemu}: total ${document.total_ms} ms, downtime ${
           document.downtime_us!.total / 1000

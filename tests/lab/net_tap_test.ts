@@ -1,20 +1,37 @@
 /** A QEMU guest on sim:net behind the relay, with a tap on a bridge in a network namespace of the test's own. */
 import assert from "node:assert/strict";
 import { labTest } from "../support/real_parts.ts";
+import { gapText, NetProbe } from "../support/net_probe.ts";
 import { BRIDGE_ADDRESS, NetSpace } from "../support/net_space.ts";
 import { RelayProcess } from "../support/relay_process.ts";
-import { migrate, startVm } from "../support/vm.ts";
+import { migrate, startVm, type Vm } from "../support/vm.ts";
+import { waitUntil } from "../support/wait.ts";
 
 const MODES = ["notify", "used", "shadow", "passthrough"] as const;
 const TCP_SOURCE = new URL("../support/tcp_source.ts", import.meta.url).pathname;
 const MAC = "52:54:00:00:00:01";
+
+/** Frames that the guest has counted, received and sent. */
+async function guestFrames(vm: Vm): Promise<[number, number]> {
+  const since = vm.serial.lines.length;
+  await vm.send("cd /sys/class/net/eth0/statistics; echo FRAMES $(cat rx_packets) $(cat tx_packets); cd /\n");
+  const [, rx, tx] = await vm.waitSerial(/^FRAMES (\d+) (\d+)$/, { since });
+  return [Number(rx), Number(tx)];
+}
+
+/** Frames that the devices behind the relays have counted. */
+async function deviceFrames(relays: readonly RelayProcess[]): Promise<[number, number]> {
+  const queues = (await Promise.all(relays.map((relay) => relay.status()))).flatMap((status) => status.queues);
+  const sum = (index: number) => queues.reduce((sum, queue) => queue.index === index ? sum + queue.frames!.frames : sum, 0);
+  return [sum(0), sum(1)];
+}
 
 for (const qemu of ["7.2", "10"] as const) {
   await labTest(
     `a QEMU ${qemu} guest on a tap loses no ping while its modes change, and a TCP connection survives its migration unharmed`,
     [`qemu-${qemu}`, "guest", "root"],
     async ({ folder, step }) => {
-      await using space = await NetSpace.start(2);
+      await using space = await NetSpace.start(3);
       const relayOn = (tap: string) =>
         RelayProcess.start({
           folder: folder.path,
@@ -31,7 +48,11 @@ for (const qemu of ["7.2", "10"] as const) {
       await source.shell("ip link set eth0 up && ip addr add 10.77.0.2/24 dev eth0");
       await source.shell(`ping -c 1 -w 30 ${BRIDGE_ADDRESS}`);
 
+      const [guestBefore, deviceBefore] = [await guestFrames(source), await deviceFrames([a])];
+      const probing = () => NetProbe.start("sim:net,tap=tap2,mac=52:54:00:00:00:09", "10.77.0.2", { within: space.enter });
+
       await step("pings while the modes change", async () => {
+        await using probe = probing();
         const ping = source.shell(`ping -c 60 -i 0.1 -W 5 ${BRIDGE_ADDRESS}`, 120_000);
         let pinging = true;
         const ended = ping.finally(() => pinging = false);
@@ -43,6 +64,9 @@ for (const qemu of ["7.2", "10"] as const) {
         assert.match(await ping, /60 packets transmitted, 60 packets received/);
         await ended;
         await a.setMode("auto");
+        const report = await probe.end();
+        assert.deepEqual([report.missing, report.reordered, report.duplicated], [0, 0, 0], gapText(report));
+        console.log(`  QEMU ${qemu}, modes change: ${gapText(report)}`);
       });
 
       await step("TCP over a migration", async () => {
@@ -61,6 +85,7 @@ for (const qemu of ["7.2", "10"] as const) {
         await server.stdout.wait(/^listening$/);
         await source.shell(`(nc ${BRIDGE_ADDRESS} 7000 </dev/null | sha256sum > /tmp/sum; echo done >> /tmp/sum) & true`);
         await server.stdout.wait(/^quarter$/);
+        await using probe = probing();
         await using destination = await startVm({ ...common, name: "destination", nets: [{ socket: b.front, mac: MAC }], incoming: uri });
         const figures = await migrate(source, destination, uri, { stopGuest: qemu === "7.2" });
         await server.stdout.wait(/^sent$/, { timeoutMs: 120_000 });
@@ -68,6 +93,18 @@ for (const qemu of ["7.2", "10"] as const) {
         await destination.waitSerial(/^SUM DONE$/, { timeoutMs: 120_000 });
         assert.ok(destination.serial.lines.some(({ text }) => text.startsWith(digest!)), destination.serial.tail());
         for (const relay of [a, b]) assert.equal((await relay.status()).queues.reduce((sum, queue) => sum + queue.errors, 0), 0);
+        const report = await probe.end();
+        assert.deepEqual([report.reordered, report.duplicated], [0, 0], gapText(report));
+        // What the guest has sent has left a device, and what a device put into its rings it has got: the relay lost none.
+        const counted = async () => {
+          const [device, guest] = [await deviceFrames([a, b]), await guestFrames(destination)];
+          return device.map((count, i) => count - deviceBefore[i]! - (guest[i]! - guestBefore[i]!));
+        };
+        await waitUntil("guest and devices count the same frames", async () => (await counted()).every((lost) => lost === 0), 20_000)
+          .catch(async () => assert.deepEqual(await counted(), [0, 0], "frames that devices have counted and the guest has not"));
+        console.log(
+          `  QEMU ${qemu}, migration: ${gapText(report)}; of ${(await guestFrames(destination)).join(" + ")} frames the relays lost 0`,
+        );
         console.log(`  QEMU ${qemu}: total ${figures.totalMs} ms, downtime ${figures.downtimeMs} ms`);
       });
     },

@@ -10,16 +10,18 @@ import { Arena, slotSize } from "../../src/relay/arena.ts";
 import type { CoreChoice, DataPath, RelayCore } from "../../src/relay/core.ts";
 import { CoreMaker } from "../../src/relay/core_maker.ts";
 import { COUNTER, Counters } from "../../src/relay/counters.ts";
+import { FastCore, isFast } from "../../src/relay/fast_core.ts";
+import { JsCore } from "../../src/relay/js_core.ts";
 import type { QueueStart } from "../../src/relay/messages.ts";
 import { packedLayout, splitLayout } from "../../src/vring/layout.ts";
 import { PACKED_BASE_START, PackedDevice, PackedDriver } from "../../src/vring/packed.ts";
 import { Chain, type DeviceQueue, type DriverQueue, type RingMemory } from "../../src/vring/queue.ts";
-import { VringError } from "../../src/vring/rules.ts";
+import { VringError, type VringRule } from "../../src/vring/rules.ts";
 import { SplitDevice, SplitDriver } from "../../src/vring/split.ts";
 
 // The conformance suite of the relay cores. The same schedule runs on each of them, over memory of its own: what the device
-// sees, what the guest gets back, guest memory, dirty log, counters and errors must be the same. The JavaScript core is the
-// reference; what it does is held against the model of src/vring elsewhere.
+// sees, what the guest gets back, guest memory, dirty log, counters and errors must be the same. The JavaScript core's general
+// path is the reference; what it does is held against the model of src/vring elsewhere.
 
 interface Shape {
   mode: "used" | "shadow";
@@ -81,7 +83,7 @@ class World implements Disposable {
   readonly seen: string[] = [];
   failed = false;
 
-  constructor(choice: CoreChoice, readonly shape: Shape) {
+  constructor(choice: CoreChoice | "general", readonly shape: Shape) {
     const { num, deviceNum, mode, guestPacked, devicePacked, eventIdx } = shape;
     const make = (name: string, size: number) => {
       using fd = createMemfd(name, size);
@@ -96,7 +98,7 @@ class World implements Disposable {
       translation: moved === undefined ? undefined : new Translation(moved),
       dirty: undefined,
     };
-    this.#maker = new CoreMaker(choice, this.#path);
+    this.#maker = new CoreMaker(choice === "general" ? "js" : choice, this.#path);
     this.#maker.setMemory(ranges, moved);
     this.#arena = this.#stack.use(new Arena(1, 2 ** 45, slotSize(deviceNum)));
     this.#arena.place(0, deviceNum);
@@ -131,9 +133,10 @@ class World implements Disposable {
       for (const offset of [layout.avail.offset, layout.used.offset]) new Uint16Array(buffer, offset)[1] = shape.base;
     }
     this.driver = guestPacked ? new PackedDriver({ ...parts, ...indirect }) : new SplitDriver({ ...parts, ...indirect, base: shape.base });
-    this.core = this.#maker.make(this.#start, this.counters);
+    this.core = choice === "general" ? new JsCore(this.#start, this.#path, this.counters) : this.#maker.make(this.#start, this.counters);
     this.setLog(shape.log);
-    assert.equal(this.core.kind, choice, this.#maker.reason);
+    assert.equal(this.core.kind, choice === "general" ? "js" : choice, this.#maker.reason);
+    if (choice === "js") assert.equal(this.core instanceof FastCore, isFast(this.#start));
     this.device = this.#newDevice();
   }
 
@@ -337,26 +340,30 @@ const rare: fc.Arbitrary<Step>[] = [
   fc.record({ op: fc.constant("log" as const), on: fc.boolean() }),
   fc.constant({ op: "renew" as const }),
 ];
-const hostile = fc.record({ op: fc.constant("break" as const), word: fc.nat({ max: 2000 }), value: fc.nat({ max: 0xffff }) });
+// Anything, or what could be flags of a descriptor.
+const hostile = fc.oneof(
+  fc.record({ op: fc.constant("break" as const), word: fc.nat({ max: 2000 }), value: fc.nat({ max: 0xffff }) }),
+  fc.record({ op: fc.constant("break" as const), word: fc.nat({ max: 60 }).map((n) => n * 8 + 6), value: fc.nat({ max: 7 }) }),
+);
 
 function schedule(...extra: { weight: number; arbitrary: fc.Arbitrary<Step> }[]): fc.Arbitrary<Step[]> {
   const steps = [...honest.map((arbitrary) => ({ weight: 4, arbitrary })), ...rare.map((arbitrary) => ({ weight: 1, arbitrary }))];
   return fc.array(fc.oneof(...steps, ...extra), { minLength: 30, maxLength: 200, size: "max" });
 }
 
-function compare(shape: Shape, steps: readonly Step[]): void {
-  using js = new World("js", shape);
-  using wasm = new World("wasm", shape);
-  for (const [index, step] of steps.entries()) assert.deepEqual(wasm.run(step), js.run(step), `step ${index}: ${JSON.stringify(step)}`);
-  assert.deepEqual(wasm.uses(), js.uses());
-  assert.deepEqual(wasm.finish(), js.finish());
-  assert.deepEqual(wasm.state(), js.state());
+function compare(shape: Shape, steps: readonly Step[], other: "wasm" | "js"): void {
+  using js = new World(other === "js" ? "general" : "js", shape);
+  using one = new World(other, shape);
+  for (const [index, step] of steps.entries()) assert.deepEqual(one.run(step), js.run(step), `step ${index}: ${JSON.stringify(step)}`);
+  assert.deepEqual(one.uses(), js.uses());
+  assert.deepEqual(one.finish(), js.finish());
+  assert.deepEqual(one.state(), js.state());
 }
 
 const RUNS = Deno.env.get("SVQ_SOAK") === "1" ? 5000 : 100;
 
 Deno.test("both cores do the same with every ring format and mode, whatever guest and device do in which order", () => {
-  fc.assert(fc.property(shapes, schedule(), compare), { numRuns: RUNS, seed: 7 });
+  fc.assert(fc.property(shapes, schedule(), (shape, steps) => compare(shape, steps, "wasm")), { numRuns: RUNS, seed: 7 });
 });
 
 // Few of the shapes above go through the loops that most queues of real guests go through.
@@ -366,11 +373,66 @@ const plain = shapes.map((shape): Shape => ({
 }));
 
 Deno.test("both cores do the same in the loops for split rings, whose sizes may differ", () => {
-  fc.assert(fc.property(plain, schedule(), compare), { numRuns: RUNS / 2, seed: 7 });
+  fc.assert(fc.property(plain, schedule(), (shape, steps) => compare(shape, steps, "wasm")), { numRuns: RUNS / 2, seed: 7 });
 });
 
 Deno.test("both cores stop at the same broken rule, and mark the same pages, when a guest writes anything into its rings", () => {
-  fc.assert(fc.property(shapes, schedule({ weight: 3, arbitrary: hostile }), compare), { numRuns: RUNS, seed: 7 });
+  fc.assert(fc.property(shapes, schedule({ weight: 3, arbitrary: hostile }), (shape, steps) => compare(shape, steps, "wasm")), {
+    numRuns: RUNS,
+    seed: 7,
+  });
+});
+
+// What the JavaScript core's fast path runs.
+const splitShapes = shapes.map((shape) => ({
+  ...shape,
+  guestPacked: false,
+  devicePacked: false,
+  guestInOrder: false,
+  deviceInOrder: false,
+}));
+
+Deno.test("the JavaScript core's fast path does the same as its general one, whatever guest and device do in which order", () => {
+  fc.assert(fc.property(splitShapes, schedule(), (shape, steps) => compare(shape, steps, "js")), { numRuns: RUNS, seed: 11 });
+});
+
+Deno.test("the JavaScript core's fast path stops at the same broken rule, and marks the same pages, as its general one", () => {
+  const broken = schedule({ weight: 3, arbitrary: hostile });
+  fc.assert(fc.property(splitShapes, broken, (shape, steps) => compare(shape, steps, "js")), { numRuns: RUNS, seed: 11 });
+});
+
+// Two chains of three descriptors, the first one readable, behind each other in the table: [word, value] of 16 bits.
+const BROKEN: [VringRule, ...[number, number][]][] = [
+  ["READABLE_AFTER_WRITABLE", [2 * 8 + 6, 0]],
+  ["DESCRIPTOR_EMPTY", [8 + 4, 0], [8 + 5, 0]],
+  ["HEAD_IN_FLIGHT", [16 * 8 + 3, 0]],
+  ["HEAD_OUT_OF_RANGE", [16 * 8 + 3, 16]],
+  ["NEXT_OUT_OF_RANGE", [8 + 7, 16]],
+  ["CHAIN_LOOP", [2 * 8 + 6, 3], [2 * 8 + 7, 1]],
+  ["INDIRECT_NOT_NEGOTIATED", [6, 4]],
+  ["OUTSIDE_MEMORY", [2, 5]],
+  ["OUTSIDE_MEMORY", [3, 7]],
+  ["OUTSIDE_MEMORY", [3, 8]],
+  ["OUTSIDE_MEMORY", [5, 0x7fff]],
+  ["OUTSIDE_MEMORY", [5, 0x8000]],
+  ["ADDRESS_LIMIT", [3, 16]],
+  ["AVAIL_INDEX_JUMP", [16 * 8 + 1, 100]],
+];
+
+Deno.test("each rule that a guest's chain breaks is named by both paths of the JavaScript core, and by the WebAssembly core", () => {
+  const plain = { guestPacked: false, devicePacked: false, num: 16, deviceNum: 16, eventIdx: false, guestIndirect: false, moved: false };
+  const rest = { deviceIndirect: false, pass: false, guestInOrder: false, deviceInOrder: false, log: true, base: 0 };
+  const offer: Step = { op: "offer", readable: 1, writable: 2, at: 1, length: 512 };
+  for (const mode of ["shadow", "used"] as const) {
+    for (const [rule, ...words] of BROKEN) {
+      const steps: Step[] = [offer, offer, { op: "publish" }, ...words.map(([word, value]): Step => ({ op: "break", word, value }))];
+      for (const core of ["general", "js", "wasm"] as const) {
+        using world = new World(core, { mode, ...plain, ...rest });
+        for (const step of steps) world.run(step);
+        assert.equal((world.run({ op: "forward" }) as unknown[])[1], rule, `${core}, ${mode}`);
+      }
+    }
+  }
 });
 
 Deno.test("memory that no window can show leaves its queue to the JavaScript core, and says why", () => {

@@ -74,6 +74,7 @@ for (const { name, args, packed, core } of SOAK ? CASES : CASES.slice(0, -1)) {
         await waitUntil("requests", async () => (await driver.report()).completed > before + 100);
         await new Promise((resolve) => setTimeout(resolve, random() * 30));
         relay.process.kill("SIGKILL");
+        await driver.bereave();
         await relay.process.status;
         await device.close();
         relay = await start();
@@ -158,6 +159,7 @@ for (const packed of [false, true]) {
         driver.run({ durationMs: 3_600_000 }).catch(() => {});
         await waitUntil("requests", async () => (await driver.report()).completed > 100);
         relay.process.kill("SIGKILL");
+        await driver.bereave();
         await relay.process.status;
         await driver.stop(0).catch(() => {});
       }

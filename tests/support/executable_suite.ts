@@ -149,6 +149,8 @@ export function testExecutable(packaging: string, file: () => Promise<string>): 
       const doctor = await svq.run(["doctor", "-j"]);
       assertMatchesSchema("doctor", doctor.stdout);
       assert.equal(doctor.code, JSON.parse(doctor.stdout).ready ? 0 : 6);
+      assert.match(doctor.stdout, /no bounds checks/);
+      assert.match((await svq.run(["doctor", "-j"], { env: { DENO_V8_FLAGS: "--wasm-bounds-checks" } })).stdout, /checks each address/);
       if (person === "nobody") {
         const closed = await Deno.makeTempDir({ prefix: "svq-closed-" });
         try {

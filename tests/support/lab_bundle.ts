@@ -13,6 +13,8 @@ const FOLDERS = ["src", "scripts/lab", "scripts/ship", "tests/lab", "tests/suppo
 export const TEST_ENTRY = "lab_test.js";
 /** The bundle's entry that is the program svq. */
 export const SVQ_ENTRY = "svq.js";
+/** The bundle's entry that is tests/support/bad_upgrade.ts. */
+export const BAD_UPGRADE_ENTRY = "bad_upgrade.js";
 
 /** Modules go on to know where they were: only what is imported is elsewhere. */
 function keepUrls(folder: string, name: string): void {
@@ -45,6 +47,7 @@ export async function bundleLabTest(urls: readonly string[]): Promise<Record<str
     const entries = new Map([
       [TEST_ENTRY.slice(0, -3), urls.map((url) => `import "../${new URL(url).pathname.slice(ROOT.length)}";\n`).join("")],
       [SVQ_ENTRY.slice(0, -3), `import { main } from "../src/cli/main.ts";\nmain();\n`],
+      [BAD_UPGRADE_ENTRY.slice(0, -3), `import "../tests/support/bad_upgrade.ts";\n`],
       ...workerEntries(workers),
     ]);
     return Object.fromEntries(await bundleEntries(folder, entries, { split: false }));

@@ -3,6 +3,7 @@
  *
  * @module
  */
+import { selfCommand } from "../../src/cli/self_command.ts";
 import { ControlClient } from "../../src/relay/control.ts";
 import type { TracedMessage } from "../../src/relay/message_log.ts";
 import type { RelayMode } from "../../src/relay/relay.ts";
@@ -27,8 +28,7 @@ export interface RelayProcessOptions {
   within?: string[];
 }
 
-const MAIN = new URL("../../src/cli/main.ts", import.meta.url).pathname;
-const PROGRAM = [Deno.execPath(), "run", "-A", "--quiet", MAIN];
+const PROGRAM = selfCommand();
 
 /** A running relay; disposing it kills it if it has not ended. */
 export class RelayProcess implements AsyncDisposable {
@@ -43,13 +43,13 @@ export class RelayProcess implements AsyncDisposable {
   /** Starts a relay and waits until it is ready. */
   static async start(options: RelayProcessOptions): Promise<RelayProcess> {
     const name = options.name ?? "relay";
-    const [program, ...words] = [...(options.within ?? []), Deno.execPath()];
+    const [program, ...words] = [...(options.within ?? []), ...PROGRAM];
     const process = new Process(program!, {
       name: `svq relay ${name}`,
       env: { SVQ_RUNTIME_DIR: options.folder, NO_COLOR: "1" },
       args: [
         ...words,
-        ...["run", "-A", "--quiet", MAIN, "relay", "run", "--name", name],
+        ...["relay", "run", "--name", name],
         ...["--front", options.connect === undefined ? `unix:${options.folder}/${name}.front` : `connect:${options.connect}`],
         ...["--device", options.device, ...(options.args ?? [])],
       ],

@@ -41,6 +41,8 @@ export interface VmOptions {
   name?: string;
   /** Default 256. */
   memMiB?: number;
+  /** A file for its memory; default: a memfd. */
+  memoryFile?: string;
   /** Default 1. */
   cpus?: number;
   disk?: DiskOptions;
@@ -269,6 +271,7 @@ export async function startVm(options: VmOptions): Promise<Vm> {
   const image = await guest();
   const mib = options.memMiB ?? 256;
   const socket = (kind: string) => `${options.folder}/${name}.${kind}`;
+  const backend = options.memoryFile === undefined ? "memory-backend-memfd" : `memory-backend-file,mem-path=${options.memoryFile}`;
   const [command, ...before] = [...options.within ?? [], program.command];
   const process = new Process(command!, {
     name: `QEMU ${options.qemu} (${name})`,
@@ -277,7 +280,7 @@ export async function startVm(options: VmOptions): Promise<Vm> {
     args: [
       ...before, ...program.args,
       "-name", name, "-accel", "tcg", "-cpu", "qemu64", "-smp", String(options.cpus ?? 1), "-m", String(mib),
-      "-object", `memory-backend-memfd,id=m,size=${mib}M,share=on`, "-machine", "q35,memory-backend=m,hpet=off",
+      "-object", `${backend},id=m,size=${mib}M,share=on`, "-machine", "q35,memory-backend=m,hpet=off",
       "-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", ...(options.reboot === true ? [] : ["-no-reboot"]),
       "-qmp", `unix:${socket("qmp")},server=on,wait=off`, "-qmp", `unix:${socket("qmp2")},server=on,wait=off`,
       "-kernel", image.kernel, "-initrd", image.initramfs, "-append", kernelCommandLine(options),

@@ -2,7 +2,7 @@
 import { buildCommand } from "@stricli/core";
 import { machineFacts } from "../../bench/machine.ts";
 import { benchRing, type RingResult } from "../../bench/ring.ts";
-import { CONTENDERS, overC, ringCsv, ringPage, ringRecord, type RingRow, ringRows } from "../../bench/ring_report.ts";
+import { CONTENDERS, overC, overSyscalls, ringCsv, ringPage, ringRecord, type RingRow, ringRows } from "../../bench/ring_report.ts";
 import type { Contender, Workload } from "../../bench/ring_rig.ts";
 import { VERSION } from "../../version.ts";
 import type { RingFormat } from "../../vring/queue.ts";
@@ -25,6 +25,7 @@ interface Flags {
   readonly log: boolean;
   readonly repetitions: number;
   readonly time: number;
+  readonly eventfds: boolean;
   readonly reference?: string;
   readonly csv?: string;
   readonly report?: string;
@@ -38,6 +39,7 @@ export const ring = buildCommand({
       "Moves chains from a guest's ring to a device's ring and back, and times the relay alone: the models of guest and device are not timed, and check every chain. Contenders take turns, each in a thread of its own. " +
       "Chains: tx1 is one buffer of 1500 B out, 2desc 16 B out and 1536 B in, rx1 one buffer of 1536 B in. Compare contenders within one run; times of different runs mean little.\n\n" +
       "--reference takes the C relay that deno task bench:ring builds, and adds it and the bound (the bytes that any relay has to move) to the table. " +
+      "--eventfds has each batch woken by a kick and by a call, through epoll, and puts the same four system calls alone beside it: the last column is what the relay adds to them. " +
       "Modes notify and passthrough touch no chain: there is nothing to measure here.\n\n" +
       "Example:\n  svq bench ring --mode shadow --batch 32,128 --report out.html",
   },
@@ -53,6 +55,7 @@ export const ring = buildCommand({
       log: { kind: "boolean", brief: "Mark written pages in a dirty log", default: true },
       repetitions: integerFlag("Repetitions of each measurement", { default: "5", min: 1, max: 1000 }),
       time: durationFlag("Length of each measurement", { default: "20ms" }),
+      eventfds: { kind: "boolean", brief: "With the four system calls per batch of a relay that does not poll", default: false },
       reference: pathFlag("Shared library of the C reference", { optional: true }),
       csv: pathFlag("Write comma-separated values", { optional: true }),
       report: pathFlag("Write a page with tables and pictures", { optional: true }),
@@ -71,7 +74,7 @@ export const ring = buildCommand({
     if (flags.report !== undefined) writeReport(flags.report, ringPage(results, machine, VERSION));
     if (flags.csv !== undefined) writeReport(flags.csv, ringCsv(results));
     const document = { schema: "svq.bench.ring/1", machine, results: results.map(ringRecord) };
-    this.output.document(document, () => printTable(this, results));
+    this.output.document(document, () => printTable(this, results, machine));
   },
 });
 
@@ -87,6 +90,7 @@ async function measure(context: CliContext, flags: Flags): Promise<RingResult[]>
     workloads: flags.workload === "all" ? ["tx1", "2desc", "rx1"] : [flags.workload],
     batches: flags.batch,
     ...{ num: flags.num, log: flags.log, repetitions: flags.repetitions, ms: flags.time / 1e6, signal: context.signal },
+    eventfds: flags.eventfds,
     ...(flags.reference === undefined ? {} : { reference: resolve(flags.reference) }),
     onProgress: (share, what) => progress.update(share, what),
   });
@@ -97,23 +101,27 @@ function resolve(path: string): string {
   return path.includes("/") ? path : `./${path}`;
 }
 
-function printTable(context: CliContext, results: readonly RingResult[]): void {
+function printTable(context: CliContext, results: readonly RingResult[], machine: ReturnType<typeof machineFacts>): void {
   const rows = ringRows(results);
   const present = CONTENDERS.filter((core) => rows.some((row) => row.results[core] !== undefined));
+  const bare = present.includes("syscalls") ? present.filter((core) => core === "wasm" || core === "js") : [];
   const compared = present.includes("c") ? present.filter((core) => core === "wasm" || core === "js") : [];
   const cell = (row: RingRow, core: Contender) => {
     const result = row.results[core];
     return result === undefined ? "-" : `${result.median.toFixed(1)} (${result.min.toFixed(0)}-${result.max.toFixed(0)})`;
   };
-  context.output.line("ns per chain: median (spread)");
+  context.output.line(
+    `ns per chain: median (spread); WebAssembly ${machine.wasm_bounds_checks === "on" ? "with" : "without"} bounds checks`,
+  );
   context.output.table(
-    ["mode and rings", "chain", "batch", ...present, ...compared.map((core) => `${core}/c`)],
+    ["mode and rings", "chain", "batch", ...present, ...compared.map((core) => `${core}/c`), ...bare.map((core) => `${core} - syscalls`)],
     rows.map((row) => [
       row.arrangement,
       row.workload,
       row.batch,
       ...present.map((core) => cell(row, core)),
       ...compared.map((core) => overC(row, core)?.toFixed(2) ?? "-"),
+      ...bare.map((core) => overSyscalls(row, core)?.toFixed(1) ?? "-"),
     ]),
   );
 }

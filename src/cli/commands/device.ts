@@ -108,7 +108,10 @@ const run = buildCommand({
       throw usageError("Say once where the front-end is met", "one of --socket-path PATH, --fd N or --vduse NAME");
     }
     if (flags.add && vduse === undefined) throw usageError("--add goes with --vduse", "svq device run blk --vduse NAME --add");
+    // Asked for before anybody can meet the device: whoever finds it listening may stop it.
+    const { signal } = this;
     await using device = await SimDevice.open(simOptions(kind, flags));
+    if (signal.aborted) return;
     if (vduse !== undefined) {
       await serveVduse(this, device, vduse, flags.add);
       return;
@@ -149,8 +152,8 @@ function simOptions(kind: Kind, flags: Flags): SimOptions {
 }
 
 async function listen(context: CliContext, device: SimDevice, path: string): Promise<void> {
-  using listener = listenUnix(path);
   const { signal, output } = context;
+  using listener = listenUnix(path);
   aborted(signal).then(() => listener.close());
   output.info(`${device.info.address}: ready on ${path}`);
   while (!signal.aborted) {

@@ -1,7 +1,7 @@
 /** `svq doctor`. @module */
 import { buildCommand, type Command } from "@stricli/core";
 import { EXIT } from "../../errors.ts";
-import { createMemfd, effectiveUid, memlockLimit } from "../../ffi/mod.ts";
+import { boundsChecked, createMemfd, effectiveUid, memlockLimit } from "../../ffi/mod.ts";
 import { runtimeDirPath } from "../../relay/runtime_dir.ts";
 import type { CliContext } from "../context.ts";
 import { askVm, pinnedChecks, pinningRelays } from "../doctor_pinned.ts";
@@ -86,6 +86,13 @@ function thisHost(env: (name: string) => string | undefined): DoctorHost {
     memlock() {
       try {
         return memlockLimit().soft;
+      } catch (error) {
+        return error instanceof Error ? error : new Error(String(error));
+      }
+    },
+    boundsChecked() {
+      try {
+        return boundsChecked();
       } catch (error) {
         return error instanceof Error ? error : new Error(String(error));
       }

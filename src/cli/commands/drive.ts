@@ -2,6 +2,8 @@
 import { buildCommand } from "@stricli/core";
 import { openDevice } from "../../devices/open.ts";
 import { DEFAULT_RAM_SIZE, EmbeddedDriver } from "../../drivers/embedded_driver.ts";
+import { usageError } from "../usage.ts";
+import { parseIpv4 } from "../../drivers/ping_frames.ts";
 import type { DriverReport, NetReport } from "../../drivers/report.ts";
 import { driverRings } from "../../drivers/ring_image.ts";
 import { EXIT } from "../../errors.ts";
@@ -30,6 +32,8 @@ interface Flags {
   readonly workload?: "blk" | "net" | "loopback";
   readonly frameSize?: number;
   readonly rate?: number;
+  readonly ping?: string;
+  readonly address?: string;
   readonly echo: boolean;
   readonly packed: boolean;
   readonly eventIdx: boolean;
@@ -40,6 +44,11 @@ interface Flags {
   readonly drainTimeout: number;
 }
 
+function ipv4(text: string): string {
+  parseIpv4(text);
+  return text;
+}
+
 /** Runs a checked workload on a device. */
 export const command = buildCommand({
   docs: {
@@ -48,10 +57,12 @@ export const command = buildCommand({
       "Drives a device as a guest's driver would, and checks every answer: what was written must be read back, each request must come back once. " +
       "Exit 1 when anything was lost, duplicated or corrupted.\n\n" +
       "A network device is sent numbered frames; with the other end sending them back (sim:net,cable=loop does, and DPDK's testpmd in mode mac), " +
-      "each has to return once, unharmed and in order. The longest gap between two of them is reported.\n\n" +
+      "each has to return once, unharmed and in order. With --ping they are ICMP echo requests, which any guest answers: on a tap beside a guest's this " +
+      "measures from outside what a migration does to its network. Frames missing, reordered and repeated, and the longest gap, are reported.\n\n" +
       "A disk's first 32 MiB (--region) are overwritten.\n\n" +
       "Examples:\n  svq drive sim:blk,latency=100us --duration 8s\n  svq drive unix:/run/disk.sock --requests 100000 --depth 64 --queues 2\n" +
-      "  svq drive sim:net,cable=loop --rate 1000 --duration 3s",
+      "  svq drive sim:net,cable=loop --rate 1000 --duration 3s\n" +
+      "  svq drive sim:net,tap=tap9 --rate 200 --duration 30s --ping 10.0.0.2 --address 10.0.0.9",
   },
   parameters: {
     flags: {
@@ -70,6 +81,14 @@ export const command = buildCommand({
       },
       frameSize: integerFlag("net: bytes of a frame; default 512", { optional: true, min: 60, max: 1514 }),
       rate: integerFlag("net: frames per second; default as fast as they are taken", { optional: true, min: 1, max: 1000000 }),
+      ping: {
+        kind: "parsed",
+        parse: ipv4,
+        placeholder: "IPV4",
+        brief: "net: send ICMP echo requests to this address instead of frames of svq's own",
+        optional: true,
+      },
+      address: { kind: "parsed", parse: ipv4, placeholder: "IPV4", brief: "The driver's own address, with --ping", optional: true },
       echo: { kind: "boolean", brief: "net: the other end sends the frames back", default: true },
       packed: { kind: "boolean", brief: "Use packed rings", default: false },
       eventIdx: { kind: "boolean", brief: "Use EVENT_IDX where it is offered", default: true },
@@ -82,6 +101,9 @@ export const command = buildCommand({
     positional: { kind: "tuple", parameters: [deviceArgument()] },
   },
   async func(this: CliContext, flags: Flags, address: DeviceAddress): Promise<void> {
+    if ((flags.ping === undefined) !== (flags.address === undefined)) {
+      throw usageError("--ping and --address belong together", "the address asked, and one of the same network that nobody has");
+    }
     await using device = await openDevice(address);
     const report = await drive(this, flags, device);
     const document = toDocument(formatDeviceAddress(address), report);
@@ -98,6 +120,7 @@ async function drive(context: CliContext, flags: Flags, device: VhostBackend): P
     ...{ depth, queues, num, readPercent, seed, packed, eventIdx, indirect, ramSize: ram },
     ...(workload === undefined ? {} : { workload }),
     echo,
+    ...(flags.ping === undefined ? {} : { ping: { target: flags.ping, address: flags.address! } }),
     ...(frameSize === undefined ? {} : { frameSize }),
     ...(rate === undefined ? {} : { rate }),
     ...(region === undefined ? {} : { regionSize: region }),
@@ -149,14 +172,27 @@ function toDocument(device: string, report: DriverReport): Document {
     longest_stall_ms: Math.round(report.longestStallMs * 1000) / 1000,
     faults: report.faults,
     ...(report.net === undefined ? {} : {
-      net: { sent: report.net.sent, received: report.net.received, missing: report.net.missing, longest_gap_ms: report.net.longestGapMs },
+      net: {
+        sent: report.net.sent,
+        received: report.net.received,
+        missing: report.net.missing,
+        reordered: report.net.reordered,
+        duplicated: report.net.duplicated,
+        longest_gap_ms: report.net.longestGapMs,
+      },
     }),
   };
 }
 
-function describeNet({ sent, received, missing, longestGapMs }: NetReport): [string, string] {
-  const gap = formatDuration(longestGapMs * 1e6);
-  return ["frames", `${formatCount(sent)} sent, ${formatCount(received)} received, ${formatCount(missing)} missing, longest gap ${gap}`];
+function describeNet({ sent, received, missing, reordered, duplicated, longestGapMs }: NetReport): [string, string] {
+  const counts = [[sent, "sent"], [received, "received"], [missing, "missing"], [reordered, "reordered"], [
+    duplicated,
+    "repeated",
+  ]] as const;
+  return [
+    "frames",
+    [...counts.map(([count, what]) => `${formatCount(count)} ${what}`), `longest gap ${formatDuration(longestGapMs * 1e6)}`].join(", "),
+  ];
 }
 
 function describe(report: DriverReport): string {

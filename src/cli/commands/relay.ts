@@ -24,6 +24,7 @@ import { deviceFlag, durationFlag, integerFlag, pathFlag, relayArgument, textFla
 import { usageError } from "../usage.ts";
 import { Takeover } from "../../relay/takeover.ts";
 import { UPGRADE_VARIABLE } from "../../relay/upgrade.ts";
+import { premap } from "./relay_premap.ts";
 import { upgrade } from "./relay_upgrade.ts";
 import { listText, WORKER_FLAGS, workerConfig, type WorkerFlags, workerWords } from "../worker_flags.ts";
 
@@ -390,6 +391,15 @@ function workerText({ index, cpus, sleeps, polls, poll_hits, poll_us }: WorkerLo
   return `${index}${bound}: ${sleeps} sleeps, ${polls} rounds of polling with ${poll_hits} finds, polls for ${poll_us} us now`;
 }
 
+function mapsText({ guest, shadow, waiting, early, adopted, at_start, remapped }: RelayStatus["maps"]): string {
+  const parts = [`${guest} guest regions, ${shadow} of shadow rings`];
+  if (waiting > 0) parts.push(`${waiting} taken early wait for the VMM`);
+  if (early.regions > 0) parts.push(`${early.regions} taken early in ${early.ms} ms, ${adopted} of them found mapped`);
+  if (at_start.regions > 0) parts.push(`${at_start.regions} mapped at the start in ${at_start.ms} ms`);
+  if (remapped !== null && remapped > 0) parts.push(`${remapped} mapped again after a reset`);
+  return parts.join("; ");
+}
+
 function printStatus(context: CliContext, status: RelayStatus): void {
   const { output } = context;
   output.document({ ...status }, () => {
@@ -399,7 +409,12 @@ function printStatus(context: CliContext, status: RelayStatus): void {
     output.line(
       `  mode    ${modeText(status)}${status.logging ? ", dirty log on" : ""}${status.marking_all ? ", all memory marked dirty" : ""}`,
     );
-    output.line(`  memory  ${status.maps.guest} guest regions, ${status.maps.shadow} of shadow rings`);
+    if (status.queues.some(({ core }) => core === "wasm")) {
+      output.line(
+        `  core    WebAssembly ${status.wasm_bounds_checks ? "with bounds checks (slower)" : "without bounds checks, its memory guarded"}`,
+      );
+    }
+    output.line(`  memory  ${mapsText(status.maps)}`);
     for (const load of status.workers ?? []) output.line(`  worker  ${workerText(load)}`);
     for (const { feature, reason } of status.masked) output.line(`  masked  ${feature}: ${reason}`);
     if (status.iommu !== null) {
@@ -511,6 +526,6 @@ const set = buildCommand({
 
 /** All of `svq relay`. */
 export const command = buildRouteMap({
-  routes: { run, start, stop, list, status, set, upgrade },
+  routes: { run, start, stop, list, status, set, premap, upgrade },
   docs: { brief: "Run and steer relays between a VMM and a device" },
 });

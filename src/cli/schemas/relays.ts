@@ -44,6 +44,7 @@ const queue = object({
   ),
 });
 
+const mapFigures = { regions: count(), bytes: count(), ms: number() };
 const relay = {
   name: text(),
   pid: count(),
@@ -65,11 +66,26 @@ const relay = {
   front: text("Where the VMM connects"),
   device: text("Device address"),
   uptime_ms: count(),
+  wasm_bounds_checks: optional(flag("V8 checks each address of WebAssembly, which makes that relay core slower")),
   offered_features: optional(text("Features that a guest could negotiate, 0x…")),
   queue_num: optional(count("Queues of the device")),
   config: optional(nullable(text("Configuration space in hexadecimal, as the VMM last read it"))),
   pins_memory: optional(nullable(flag("The device pins the guest's memory; null where nobody knows"))),
-  maps: object({ guest: count(), shadow: count() }, "Memory maps made at the device"),
+  maps: object({
+    guest: count("Regions of guest memory now"),
+    shadow: count("Regions of shadow rings now"),
+    waiting: optional(count("Of guest: taken early, and not given by the VMM yet")),
+    early: optional(object(mapFigures, "Maps made before the VMM gave the memory: svq relay premap")),
+    adopted: optional(count("Regions that the VMM gave and that were found mapped")),
+    at_start: optional(object(mapFigures, "Maps made when the VMM gave its memory and no ring ran: inside the gap of a migration")),
+    remapped: optional(nullable(count("Maps that a kernel device needed again after a reset; null for others"))),
+  }, "Memory maps made at the device"),
+  memory: optional(
+    list(
+      object({ gpa: count(), size: count(), offset: count("In its file"), file: text("device:inode"), file_size: count() }),
+      "Guest memory: the layout that svq relay premap takes",
+    ),
+  ),
   masked: optional(list(object({ feature: text(), reason: text() }), "Features of the device that the guest does not see")),
   iommu: optional(
     nullable(
@@ -150,6 +166,15 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
     )),
   }),
   "svq.relay-stop/1": document("svq.relay-stop/1", "Relays that were stopped", { stopped: list(text()) }),
+  "svq.relay-premap/1": document("svq.relay-premap/1", "Guest memory that a relay took before its VMM gave it", {
+    name: text(),
+    pid: nullable(count("The VMM's process, where the memory was found there")),
+    waiting: count("Regions that wait for the VMM now"),
+    regions: count("Regions taken by this call"),
+    dropped: count("Regions let go of"),
+    bytes: count("Bytes taken"),
+    ms: number("How long it took: what the device's start does not take any more"),
+  }),
   "svq.relay-upgrade/1": document("svq.relay-upgrade/1", "A relay that another process goes on with", {
     name: text(),
     pid_before: count("Process that handed over"),
@@ -209,6 +234,8 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
         sent: count("Frames sent"),
         received: count("Frames received, each once"),
         missing: count("Frames that did not come"),
+        reordered: optional(count("Frames that came after a later one")),
+        duplicated: optional(count("Frames that came more than once")),
         longest_gap_ms: number("Longest time between two frames of one stream"),
       }),
     ),
@@ -305,7 +332,7 @@ export const RELAY_SCHEMAS: Readonly<Record<string, JsonSchema>> = {
   "svq.bench.ring/1": document("svq.bench.ring/1", "Cost per chain of the relay cores", {
     machine: map(true, "CPU, kernel, runtime"),
     results: list(object({
-      core: choice(["wasm", "js", "c", "bound"]),
+      core: choice(["wasm", "js", "c", "bound", "syscalls"]),
       mode: text(),
       guest_ring: choice(layouts),
       device_ring: choice(layouts),

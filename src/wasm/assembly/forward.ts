@@ -1,11 +1,10 @@
 /** From the guest's ring to the device's. */
 import * as S from "./state";
 import { fail, Queue } from "./state";
-import { headsLoop } from "./heads_loop";
 import { takePacked, takeSplit } from "./inflight";
 import { lookSplit } from "./notify";
+import { headsLoop, shadowLoop } from "./offer_loop";
 import { place } from "./place";
-import { shadowLoop } from "./shadow_loop";
 import * as walk from "./walk";
 
 function takeAllSplit(q: Queue): i32 {

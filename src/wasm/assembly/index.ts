@@ -20,8 +20,10 @@ export function forward(q: Queue): i32 {
 
 /** Gives back to the guest what the device has used. */
 export function returnUsed(q: Queue): i32 {
-  const split = q.deviceKind != S.KIND_PACKED && !q.guestPacked && (q.guestInOrder | q.deviceInOrder) == 0;
-  const moved = split ? returnSplit(q, q.env) : returnAny(q, q.env);
+  const e = q.env;
+  // A log that the host marks is for the general way: no call may be in the other one's loop.
+  const split = q.deviceKind != S.KIND_PACKED && !q.guestPacked && (q.guestInOrder | q.deviceInOrder) == 0 && e.logMode != 2;
+  const moved = split ? returnSplit(q, e) : returnAny(q, e);
   if (moved <= 0) return moved;
   q.returned += <u32>moved;
   return moved | flush(q, split ? <u32>moved : q.usedChains);

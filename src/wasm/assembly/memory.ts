@@ -26,6 +26,8 @@ function regionOf(e: Env, address: u64): u32 {
 function containsSlowly(e: Env, address: u64, end: u64): bool {
   let region = regionOf(e, address);
   if (region == 0) return false;
+  e.otherFirst = e.lastFirst;
+  e.otherEnd = e.lastEnd;
   e.lastFirst = load<u64>(region);
   e.lastEnd = load<u64>(region, 8);
   const past = e.regions + e.regionCount * 24;
@@ -77,6 +79,20 @@ function setBits(word: u32, bits: u32): void {
   if ((atomic.load<u32>(word) & bits) != bits) atomic.or<u32>(word, bits);
 }
 
+/** Marks a page that the log has. */
+// @ts-ignore: decorator
+@inline
+export function setPage(log: u32, page: u64): void {
+  setBits(log + (<u32>(page >> 5) << 2), 1 << (<u32>page & 31));
+}
+
+/** Marks pages of one word of the log, which it has. */
+// @ts-ignore: decorator
+@inline
+export function setSome(log: u32, first: u64, last: u64): void {
+  setBits(log + (<u32>(first >> 5) << 2), (<u32>-1 << (<u32>first & 31)) & (<u32>-1 >> (31 - (<u32>last & 31))));
+}
+
 /** Marks the pages of a range of at least one byte. @returns false when it leaves the log; the pages inside are marked */
 // @ts-ignore: decorator
 @inline
@@ -84,7 +100,7 @@ export function mark(e: Env, address: u64, length: u32): bool {
   const first = address >> 12;
   const last = (address + length - 1) >> 12;
   if (e.logMode == 1 && last < e.logPages && first >> 5 == last >> 5) {
-    setBits(e.log + (<u32>(first >> 5) << 2), (<u32>-1 << (<u32>first & 31)) & (<u32>-1 >> (31 - (<u32>last & 31))));
+    setSome(e.log, first, last);
     return true;
   }
   return markSlowly(e, address, length, first, last);

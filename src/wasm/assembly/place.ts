@@ -4,18 +4,13 @@ import { Env, fail, Queue } from "./state";
 import { spanOf } from "./memory";
 import * as walk from "./walk";
 
-/*
- * A record, 16 bytes by id in the device's ring: the guest's id i32 (-1: not at the device), first segment u32, order u32, ring
- * descriptors u32 (of a free id of a packed ring: the next free one).
- */
-
 /** Notes a chain at the device. */
 function record(q: Queue, id: u32, guestId: u32, first: u32, slots: u32): void {
-  const at = q.records + (id << 4);
-  store<u32>(at, guestId);
-  store<u32>(at, first, 4);
-  store<u32>(at, q.order, 8);
-  store<u32>(at, slots, 12);
+  const at = q.slots + (id << S.SLOT_SHIFT);
+  store<u32>(at, guestId, S.GUEST_ID);
+  store<u32>(at, first, S.FIRST);
+  store<u32>(at, q.order, S.ORDER);
+  store<u32>(at, slots, S.SLOTS);
   q.order++;
   q.inflight++;
   if (!q.deviceInOrder) return;
@@ -60,11 +55,11 @@ function pool(q: Queue, from: u32, count: u32, readable: u32): u32 {
   const first = q.poolHead;
   let index = first;
   for (let i: u32 = 0; i < count; i++) {
-    const segment = q.segments + (index << 4);
-    const next = load<u32>(segment, 12) & S.LINK_INDEX;
+    const segment = q.slots + (index << S.SLOT_SHIFT);
+    const next = load<u32>(segment, 12) >> S.LINK_SHIFT;
     store<u64>(segment, load<u64>(from + i * 24, 8));
     store<u32>(segment, load<u32>(from + i * 24, 16), 8);
-    store<u32>(segment, next | (i >= readable ? S.LINK_WRITE : 0) | (i + 1 < count ? S.LINK_MORE : 0), 12);
+    store<u32>(segment, next << S.LINK_SHIFT | (i >= readable ? S.LINK_WRITE : 0) | (i + 1 < count ? S.LINK_MORE : 0), 12);
     index = next;
   }
   q.poolHead = index;
@@ -118,7 +113,7 @@ function placeSplit(q: Queue, guestId: u32, from: u32, count: u32, readable: u32
   let first = head;
   let next: u32 = 0;
   if (indirect) {
-    next = load<u32>(q.segments + (head << 4), 12) & S.LINK_INDEX;
+    next = load<u32>(q.slots + (head << S.SLOT_SHIFT), 12) >> S.LINK_SHIFT;
     const to = q.deviceDesc + (head << 4);
     if (pass) {
       store<u64>(to, walk.tableAddress);
@@ -132,8 +127,8 @@ function placeSplit(q: Queue, guestId: u32, from: u32, count: u32, readable: u32
   } else {
     let index = head;
     for (let i: u32 = 0; i < count; i++) {
-      const segment = q.segments + (index << 4);
-      next = load<u32>(segment, 12) & S.LINK_INDEX;
+      const segment = q.slots + (index << S.SLOT_SHIFT);
+      next = load<u32>(segment, 12) >> S.LINK_SHIFT;
       const more = i + 1 < count;
       const write = i >= readable;
       const length = load<u32>(from + i * 24, 16);
@@ -142,7 +137,7 @@ function placeSplit(q: Queue, guestId: u32, from: u32, count: u32, readable: u32
       store<u64>(to, length | <u64>((write ? S.F_WRITE : 0) | (more ? S.F_NEXT | next << 16 : 0)) << 32, 8);
       store<u64>(segment, load<u64>(from + i * 24, 8));
       store<u32>(segment, length, 8);
-      store<u32>(segment, next | (write ? S.LINK_WRITE : 0) | (more ? S.LINK_MORE : 0), 12);
+      store<u32>(segment, next << S.LINK_SHIFT | (write ? S.LINK_WRITE : 0) | (more ? S.LINK_MORE : 0), 12);
       index = next;
     }
   }
@@ -197,7 +192,7 @@ function placePacked(q: Queue, guestId: u32, from: u32, count: u32, readable: u3
   if (slots > q.numFree) return S.FULL;
   if (q.poolFree < count) return S.GROW;
   const id = q.freeHead;
-  q.freeHead = load<u32>(q.records + (id << 4), 12);
+  q.freeHead = load<u32>(q.slots + (id << S.SLOT_SHIFT), S.SLOTS);
   if (pass) {
     putPacked(q, id, walk.tableAddress, walk.tableLength, S.F_INDIRECT);
   } else if (indirect) {

@@ -2,126 +2,185 @@
 import * as S from "./state";
 import { Env, fail, Queue } from "./state";
 import { givePacked, giveSplit } from "./inflight";
-import { mark } from "./memory";
+import { mark, setPage, setSome } from "./memory";
 import { lookUsed } from "./notify";
 
-/** Split rings on both sides: everything that is touched often is in locals. @returns chains, or an error */
-export function returnSplit(q: Queue, e: Env): i32 {
+const WRITE: u64 = <u64>S.LINK_WRITE << 32;
+const MORE: u64 = <u64>S.LINK_MORE << 32;
+
+// @ts-ignore: decorator
+@inline
+function least(a: u32, b: u32): u32 {
+  return a < b ? a : b;
+}
+
+/*
+ * Split rings on both sides, in runs that end where one of them wraps. A chain's segments become free where they are: only the last
+ * one's link changes.
+ */
+// @ts-ignore: decorator
+@inline
+function take(q: Queue, e: Env, heads: bool, logging: bool): i32 {
   const num = q.deviceNum;
-  const mask = num - 1;
-  const guestMask = q.guestNum - 1;
-  const ring = q.deviceUsed + 4;
-  const to = q.guestUsed + 4;
-  const records = q.records;
-  const segments = q.segments;
+  const guestNum = q.guestNum;
+  const slots = q.slots;
   const taken = q.taken;
-  const poolBase = q.poolBase;
   const recorded = q.inflightAt != 0;
-  const heads = q.deviceKind == S.KIND_HEADS;
-  const logging = e.logMode != 0;
-  const log = e.log;
-  const logPages = e.logMode == 1 ? e.logPages : 0;
-  let position = q.deviceUsedNext;
-  let out = q.guestUsedNext;
-  let freeHead = q.freeHead;
-  let poolHead = q.poolHead;
-  let numFree = q.numFree;
-  let poolFree = q.poolFree;
+  const log = logging ? e.log : 0;
+  const logPages = logging ? e.logPages : 0;
+  let freeHead = heads ? q.poolHead : q.freeHead;
+  let freed: u32 = 0;
   let bytes: u64 = 0;
   let pages: u32 = 0;
   let moved: u32 = 0;
   let error: i32 = 0;
-  let seen = q.deviceUsedSeen;
+  // A chain whose pages are marked outside of the loop: then it is met again.
+  let slow: u32 = 0;
+  let marked: u32 = 0;
   for (;;) {
-    if (position == seen) {
-      q.deviceUsedNext = position;
-      const ahead = lookUsed(q);
-      if (ahead < 0) error = ahead;
-      if (ahead <= 0) break;
-      seen = q.deviceUsedSeen;
-    }
-    const element = load<u64>(ring + ((position & mask) << 3));
-    const id = <u32>element;
-    if (id >= num) {
-      q.errorValue = id;
-      error = fail(q, S.USED_ID_OUT_OF_RANGE, position);
-      break;
-    }
-    const at = records + (id << 4);
-    const ids = load<u64>(at);
-    if (<i32>ids < 0) {
-      error = fail(q, S.USED_NOT_IN_FLIGHT, id);
-      break;
-    }
-    const first = <u32>(ids >> 32);
-    let writable: u64 = 0;
-    let index = first;
-    let count: u32 = 1;
-    let segment = segments + (index << 4);
-    for (;;) {
-      const rest = load<u64>(segment, 8);
-      const link = <u32>(rest >> 32);
-      const length = rest & 0xffffffff;
-      bytes += length;
-      if (<i32>link < 0) {
-        writable += length;
-        if (logging) {
-          const address = load<u64>(segment);
-          const page = address >> 12;
-          const last = (address + length - 1) >> 12;
-          if (last >= logPages || page >> 5 != last >> 5) {
-            if (!mark(e, address, <u32>length)) {
-              error = fail(q, S.LOG_TOO_SMALL, index);
+    const ahead = lookUsed(q);
+    if (ahead < 0) error = ahead;
+    if (ahead <= 0) break;
+    const place = q.deviceUsedNext & (num - 1);
+    const outPlace = q.guestUsedNext & (guestNum - 1);
+    const run = least(ahead, least(num - place, guestNum - outPlace));
+    const start = q.deviceUsed + 4 + (place << 3);
+    const end = start + (run << 3);
+    const distance = q.guestUsed + 4 + (outPlace << 3) - start;
+    let at = start;
+    do {
+      const element = load<u64>(at);
+      const id = <u32>element;
+      if (id >= num) {
+        q.errorValue = id;
+        error = fail(q, S.USED_ID_OUT_OF_RANGE, (q.deviceUsedNext + ((at - start) >> 3)) & 0xffff);
+        break;
+      }
+      const record = slots + (id << S.SLOT_SHIFT);
+      const ids = load<u64>(record, S.GUEST_ID);
+      if (<i32>ids < 0) {
+        error = fail(q, S.USED_NOT_IN_FLIGHT, id);
+        break;
+      }
+      const first = <u32>(ids >> 32);
+      let segment = slots + (first << S.SLOT_SHIFT);
+      let writable: u64 = 0;
+      let chainBytes: u64 = 0;
+      let chainPages: u32 = 0;
+      let count: u32 = 0;
+      for (;;) {
+        const word = load<u64>(segment, 8);
+        const length = word & 0xffffffff;
+        chainBytes += length;
+        count++;
+        if ((word & WRITE) != 0) {
+          writable += length;
+          if (logging) {
+            const address = load<u64>(segment);
+            const page = address >> 12;
+            const last = (address + length - 1) >> 12;
+            chainPages += <u32>(last - page) + 1;
+            if (page == last && page < logPages) {
+              // A byte: it needs no check of its alignment.
+              if (((<u32>atomic.load<u8>(log + <u32>(page >> 3)) >> (<u32>page & 7)) & 1) == 0) setPage(log, page);
+            } else if (last < logPages && page >> 5 == last >> 5) {
+              setSome(log, page, last);
+            } else if (record != marked) {
+              slow = record;
               break;
             }
-          } else {
-            const bits = (<u32>-1 << (<u32>page & 31)) & (<u32>-1 >> (31 - (<u32>last & 31)));
-            const word = log + (<u32>(page >> 5) << 2);
-            if ((atomic.load<u32>(word) & bits) != bits) atomic.or<u32>(word, bits);
           }
-          pages += <u32>(last - page) + 1;
         }
+        if ((word & MORE) == 0) break;
+        segment = slots + (<u32>(word >> 34) << S.SLOT_SHIFT);
       }
-      if ((link & S.LINK_MORE) == 0) break;
-      index = link & S.LINK_INDEX;
-      segment = segments + (index << 4);
-      count++;
+      if (logging) if (slow != 0) break;
+      if (heads) {
+        store<u32>(segment, freeHead << S.LINK_SHIFT, 12);
+        freeHead = first;
+      } else if (first < num) {
+        store<u32>(segment, freeHead << S.LINK_SHIFT, 12);
+        freeHead = id;
+      } else {
+        // A table: its segments are the pool's.
+        store<u32>(segment, q.poolHead << S.LINK_SHIFT, 12);
+        q.poolHead = first;
+        q.poolFree += count;
+        count = 1;
+        store<u32>(record, freeHead << S.LINK_SHIFT, 12);
+        freeHead = id;
+      }
+      freed += count;
+      bytes += chainBytes;
+      if (logging) pages += chainPages;
+      store<i32>(record, -1, S.GUEST_ID);
+      const guestId = <u32>ids;
+      if (recorded) giveSplit(q, guestId);
+      store<u16>(taken + (guestId << 1), 0);
+      const length = element >> 32;
+      store<u64>(at + distance, <u64>guestId | (length < writable ? length : writable) << 32);
+      at += 8;
+    } while (at != end);
+    const done = (at - start) >> 3;
+    q.deviceUsedNext = (q.deviceUsedNext + done) & 0xffff;
+    q.guestUsedNext = (q.guestUsedNext + done) & 0xffff;
+    moved += done;
+    if (logging) {
+      if (slow != 0) {
+        error = markChain(q, e, load<u32>(slow, S.FIRST));
+        marked = slow;
+        slow = 0;
+      }
     }
     if (error < 0) break;
-    if (first < poolBase) {
-      store<u32>(segment, freeHead, 12);
-      freeHead = id;
-      numFree += count;
-    } else {
-      store<u32>(segment, poolHead, 12);
-      poolHead = first;
-      poolFree += count;
-      if (!heads) {
-        store<u32>(segments + (id << 4), freeHead, 12);
-        freeHead = id;
-        numFree++;
-      }
-    }
-    store<i32>(at, -1);
-    const length = element >> 32;
-    const guestId = <u32>ids;
-    if (recorded) giveSplit(q, guestId);
-    store<u16>(taken + (guestId << 1), 0);
-    store<u64>(to + ((out & guestMask) << 3), <u64>guestId | (length < writable ? length : writable) << 32);
-    out++;
-    position = (position + 1) & 0xffff;
-    moved++;
   }
-  q.deviceUsedNext = position;
-  q.guestUsedNext = out & 0xffff;
-  q.freeHead = freeHead;
-  q.poolHead = poolHead;
-  q.numFree = numFree;
-  q.poolFree = poolFree;
+  if (heads) {
+    q.poolHead = freeHead;
+    q.poolFree += freed;
+  } else {
+    q.freeHead = freeHead;
+    q.numFree += freed;
+  }
   q.bytes += <f64>bytes;
   q.dirtyPages += pages;
   q.inflight -= moved;
   return error < 0 ? error : <i32>moved;
+}
+
+/** Marks what the device may have written of a chain. @returns 0 or an error */
+function markChain(q: Queue, e: Env, first: u32): i32 {
+  let index = first;
+  let error: i32 = 0;
+  for (;;) {
+    const segment = q.slots + (index << S.SLOT_SHIFT);
+    const link = load<u32>(segment, 12);
+    if ((link & S.LINK_WRITE) != 0 && !mark(e, load<u64>(segment), load<u32>(segment, 8))) error = fail(q, S.LOG_TOO_SMALL, index);
+    if ((link & S.LINK_MORE) == 0) break;
+    index = link >> S.LINK_SHIFT;
+  }
+  return error;
+}
+
+function takeShadow(q: Queue, e: Env): i32 {
+  return take(q, e, false, false);
+}
+
+function takeShadowLogged(q: Queue, e: Env): i32 {
+  return take(q, e, false, true);
+}
+
+function takeHeads(q: Queue, e: Env): i32 {
+  return take(q, e, true, false);
+}
+
+function takeHeadsLogged(q: Queue, e: Env): i32 {
+  return take(q, e, true, true);
+}
+
+/** Split rings on both sides without IN_ORDER, and a log with a window or none. @returns chains, or an error */
+export function returnSplit(q: Queue, e: Env): i32 {
+  if (q.deviceKind == S.KIND_HEADS) return e.logMode != 0 ? takeHeadsLogged(q, e) : takeHeads(q, e);
+  return e.logMode != 0 ? takeShadowLogged(q, e) : takeShadow(q, e);
 }
 
 /** What the device could write of the chain last settled, and all its bytes. */
@@ -132,7 +191,7 @@ let allBytes: u64 = 0;
 function settle(q: Queue, e: Env, first: u32): i32 {
   const logging = e.logMode != 0;
   let index = first;
-  let segment = q.segments + (index << 4);
+  let segment = q.slots + (index << S.SLOT_SHIFT);
   let count: u32 = 1;
   writableBytes = 0;
   allBytes = 0;
@@ -150,16 +209,16 @@ function settle(q: Queue, e: Env, first: u32): i32 {
       }
     }
     if ((link & S.LINK_MORE) == 0) break;
-    index = link & S.LINK_INDEX;
-    segment = q.segments + (index << 4);
+    index = link >> S.LINK_SHIFT;
+    segment = q.slots + (index << S.SLOT_SHIFT);
     count++;
   }
   if (first >= q.poolBase) {
-    store<u32>(segment, q.poolHead, 12);
+    store<u32>(segment, q.poolHead << S.LINK_SHIFT, 12);
     q.poolHead = first;
     q.poolFree += count;
   } else if (!q.deviceInOrder) {
-    store<u32>(segment, q.freeHead, 12);
+    store<u32>(segment, q.freeHead << S.LINK_SHIFT, 12);
   }
   return 0;
 }
@@ -255,7 +314,7 @@ export function returnAny(q: Queue, e: Env): i32 {
         q.errorValue = id;
         return fail(q, S.USED_ID_OUT_OF_RANGE, position);
       }
-      if (load<i32>(q.records + (id << 4)) < 0) return fail(q, S.USED_NOT_IN_FLIGHT, id);
+      if (load<i32>(q.slots + (id << S.SLOT_SHIFT), S.GUEST_ID) < 0) return fail(q, S.USED_NOT_IN_FLIGHT, id);
       if (inOrder) {
         if (!packed && !isDue(q, id, (q.deviceUsedSeen - position) & 0xffff)) {
           q.errorValue = q.deviceUsedSeen;
@@ -271,14 +330,14 @@ export function returnAny(q: Queue, e: Env): i32 {
       if (<i32>id == batchEnd) batchEnd = -1;
       else given = <u32>-1;
     }
-    const at = q.records + (id << 4);
-    const guestId = load<i32>(at);
-    const first = load<u32>(at, 4);
+    const at = q.slots + (id << S.SLOT_SHIFT);
+    const guestId = load<i32>(at, S.GUEST_ID);
+    const first = load<u32>(at, S.FIRST);
     const error = settle(q, e, first);
     if (error < 0) return error;
-    const slots = load<u32>(at, 12);
+    const slots = load<u32>(at, S.SLOTS);
     if (packed) {
-      store<u32>(at, q.freeHead, 12);
+      store<u32>(at, q.freeHead, S.SLOTS);
       q.freeHead = id;
       q.numFree += slots;
       q.deviceUsedNext = position + slots;
@@ -291,13 +350,13 @@ export function returnAny(q: Queue, e: Env): i32 {
         q.numFree += slots;
         // With IN_ORDER the free descriptors lie behind one another in table order already.
         if (!inOrder) {
-          if (first >= q.poolBase) store<u32>(q.segments + (id << 4), q.freeHead, 12);
+          if (first >= q.poolBase) store<u32>(at, q.freeHead << S.LINK_SHIFT, 12);
           q.freeHead = id;
         }
       }
       q.deviceUsedNext = (position + 1) & 0xffff;
     }
-    store<i32>(at, -1);
+    store<i32>(at, -1, S.GUEST_ID);
     q.inflight--;
     q.bytes += <f64>allBytes;
     giveBack(q, <u32>guestId, <u64>given < writableBytes ? given : <u32>writableBytes);
@@ -312,11 +371,11 @@ export function markHeld(q: Queue): i32 {
   if (e.logMode == 0) return 0;
   let result: i32 = 0;
   for (let id: u32 = 0; id < q.deviceNum; id++) {
-    const at = q.records + (id << 4);
-    if (load<i32>(at) < 0) continue;
-    let index = load<u32>(at, 4);
+    const at = q.slots + (id << S.SLOT_SHIFT);
+    if (load<i32>(at, S.GUEST_ID) < 0) continue;
+    let index = load<u32>(at, S.FIRST);
     for (;;) {
-      const segment = q.segments + (index << 4);
+      const segment = q.slots + (index << S.SLOT_SHIFT);
       const link = load<u32>(segment, 12);
       if ((link & S.LINK_WRITE) != 0) {
         const address = load<u64>(segment);
@@ -325,7 +384,7 @@ export function markHeld(q: Queue): i32 {
         q.dirtyPages += <u32>(((address + length - 1) >> 12) - (address >> 12)) + 1;
       }
       if ((link & S.LINK_MORE) == 0) break;
-      index = link & S.LINK_INDEX;
+      index = link >> S.LINK_SHIFT;
     }
   }
   return result;

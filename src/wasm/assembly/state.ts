@@ -28,6 +28,9 @@ export class Env {
   lastFirst: u64;
   lastEnd: u64;
   logPages: u64;
+  /** The one that was met before it. */
+  otherFirst: u64;
+  otherEnd: u64;
 }
 
 /** One queue. Up to `errorIndex` the host reads and writes. */
@@ -56,10 +59,8 @@ export class Queue {
   maxChain: u32;
   /** By guest head or id: descriptors in flight (split: 1); 0: not in flight. u16 each. */
   taken: u32;
-  /** By id in the device's ring: see RECORD in place.ts. */
-  records: u32;
-  /** Private copies of segments, 16 bytes: guest address u64, length u32, link u32. */
-  segments: u32;
+  /** Slots of 32 bytes: the private copy of a segment by its index, and the record of a chain by its id in the device's ring. */
+  slots: u32;
   /** From this index on segments are linked freely; below, they belong to the descriptor of the same number (split). */
   poolBase: u32;
   poolFree: u32;
@@ -196,10 +197,19 @@ export const CHAIN_LIMIT: u64 = 0x100000000;
 /** 2^52: buffers end at or below it. */
 export const LIMIT: u64 = 0x10000000000000;
 
-/** Bits of a segment's link; the rest is the index of the next one, or of the next free one. */
-export const LINK_WRITE: u32 = 1 << 31;
-export const LINK_MORE: u32 = 1 << 30;
-export const LINK_INDEX: u32 = LINK_MORE - 1;
+/*
+ * A slot, 32 bytes: of a segment its guest address u64, length u32, link u32; of a chain at the device the guest's id i32 (-1: not
+ * at the device), first segment u32, order u32, ring descriptors u32 (of a free id of a packed ring: the next free one).
+ */
+export const SLOT_SHIFT: u32 = 5;
+export const GUEST_ID: usize = 16;
+export const FIRST: usize = 20;
+export const ORDER: usize = 24;
+export const SLOTS: usize = 28;
+/** Bits of a segment's link, as in a descriptor's flags; above them is the index of the next one, or of the next free one. */
+export const LINK_MORE: u32 = F_NEXT;
+export const LINK_WRITE: u32 = F_WRITE;
+export const LINK_SHIFT: u32 = 2;
 
 /** Notes what an error is about. @returns the error as a result */
 export function fail(q: Queue, rule: i32, index: u32): i32 {

@@ -13,7 +13,7 @@ import type { GuestMemory } from "../memory/guest_memory.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import type { VhostBackend, VringAddresses, VringStart } from "../vhost/backend.ts";
-import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
+import { completePackedBase, PACKED_BASE_START, packedBase } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
 import type { CaptureStart } from "./capture.ts";
 import { deviceIsGone } from "./device_slot.ts";
@@ -133,6 +133,8 @@ export class QueueSteps {
   readonly #context: QueueContext;
   readonly #deviceKick: OwnedFd = createEventfd();
   readonly #deviceCall: OwnedFd = createEventfd();
+  /** The device has sent half the base of a packed ring. */
+  #sendsHalves = false;
   readonly #silentKick: OwnedFd = createEventfd();
 
   constructor(index: number, worker: RelayWorker, context: QueueContext) {
@@ -230,9 +232,24 @@ export class QueueSteps {
     };
   }
 
+  #packedRing({ num, addresses, window }: GuestRing): Uint16Array {
+    return new Uint16Array(window?.buffer("desc") ?? this.#context.memory.buffer(addresses.desc, 16 * num), 0, 8 * num);
+  }
+
   // A copy: the guest may write meanwhile.
-  #descriptors({ num, addresses }: GuestRing): Uint16Array {
-    return new Uint16Array(this.#context.memory.buffer(addresses.desc, 16 * num)).slice();
+  #descriptors(ring: GuestRing): Uint16Array {
+    return this.#packedRing(ring).slice();
+  }
+
+  /**
+   * The base of a ring that is to start, completed where a front-end, or the device that had the ring before, has sent only the
+   * avail half of a packed one.
+   *
+   * @throws VringError BASE_INVALID
+   */
+  wholeBase(ring: GuestRing): number {
+    const { packed, num } = this.#place(ring);
+    return packed && ring.guestless !== true ? completePackedBase(ring.base, num, this.#packedRing(ring)) : ring.base;
   }
 
   /**
@@ -496,6 +513,8 @@ export class QueueSteps {
     const device = this.#context.device();
     const { packed } = this.#place(ring);
     const used = packed ? undefined : new Uint16Array(memory.buffer(ring.addresses.used, 6 + 8 * ring.num));
+    const packedRing = packed ? this.#packedRing(ring) : undefined;
+    let perhapsHalf = false;
     const avail = packed ? undefined : new Uint16Array(memory.buffer(ring.addresses.avail, 4));
     for (let now = ring;;) {
       // Kicks go to an eventfd that nobody signals: the device finishes what it has seen.
@@ -504,15 +523,18 @@ export class QueueSteps {
         await this.#settle(used, ring.num, avail === undefined ? undefined : Atomics.load(avail, 1));
       }
       const base = await this.#stopDevice(false, device);
+      // The ring showed that the used position is no longer where a whole base would have it, and still it is not.
+      if (perhapsHalf && base >>> 16 === 0) this.#sendsHalves = true;
       const drained = used === undefined
-        ? () => Promise.resolve(completePackedBase(base, ring.num) >>> 16 === (base & 0xffff))
+        ? () => Promise.resolve(this.#isDrained(base, ring.num))
         : () => Promise.resolve(Atomics.load(used, 1) === (base & 0xffff));
       if (await this.#until(drained)) {
         if (mode === "notify") await this.#worker.send({ type: "stop", index: this.#index });
         this.#setRecord(ring, "idle");
-        return packed ? completePackedBase(base, ring.num) : base;
+        return packed ? packedBase(base & 0xffff, base & 0xffff) : base;
       }
       // It left with requests in hand. Give it the ring back, so that it can return them, and try again.
+      perhapsHalf = packedRing !== undefined && completePackedBase(base, ring.num, packedRing) !== base >>> 0;
       now = { ...now, base };
       const own = this.#guestRing(mode, now);
       await this.#giveToDevice(own, now, device);
@@ -520,6 +542,12 @@ export class QueueSteps {
       if (ring.call !== null) signalEventfd(ring.call);
       await pause(QUIET_MS);
     }
+  }
+
+  #isDrained(base: number, num: number): boolean {
+    const whole = completePackedBase(base, num);
+    if (whole !== base >>> 0) this.#sendsHalves = true;
+    return this.#sendsHalves || whole >>> 16 === (base & 0xffff);
   }
 
   async #leaveOwn(mode: RunningMode, ring: GuestRing): Promise<number> {
@@ -533,8 +561,9 @@ export class QueueSteps {
       const { inflight } = await this.#poll();
       if (inflight > 0) await this.#settle(used, num);
       const base = await this.#stopDevice(true, device);
-      const done = packed ? completePackedBase(base, num) : base;
-      if (await this.#until(async () => (await this.#poll()).deviceBase === done)) {
+      // What the device took has come back when the avail half says what the Worker has seen used: some devices send no other half.
+      const taken = (packed ? completePackedBase(base, num) : base) & 0xffff;
+      if (await this.#until(async () => ((await this.#poll()).deviceBase & 0xffff) === taken)) {
         try {
           return await this.endWorker();
         } catch (error) {

@@ -22,6 +22,7 @@ import { isOfPackedRing, isOfSplitRing, isUnusedPackedRing } from "../vring/infl
 import type { InflightPart, InflightRegion } from "./inflight_region.ts";
 import type { ControlStart, QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { resumableUsedIndex } from "./ring_evidence.ts";
+import { HELD_MS, pause, QUIET_MS, settle, until } from "./ring_rest.ts";
 import type { RingWindow } from "./ring_window.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
@@ -100,13 +101,6 @@ interface DeviceRing {
   enabled: boolean;
 }
 
-/** How long a stopped device may take to give back what it holds before it is resumed, ms. */
-const CATCH_UP_MS = 100;
-/** Without progress for so long, a device that does not say what it holds counts as idle, ms. */
-const QUIET_MS = 20;
-/** The same for a device that says that it holds something, ms. */
-const HELD_MS = 30_000;
-
 /** The error of a queue of which nobody knows what was in flight. */
 export function inflightUnknown(index: number, why: string): SvqError {
   return new SvqError(
@@ -120,11 +114,6 @@ export function inflightUnknown(index: number, why: string): SvqError {
 
 /** A device that holds requests for so long when its ring is taken away is spoken of in the log, again and again, ms. */
 const HELD_NOTICE_MS = 10_000;
-
-/** Resolves after `ms` milliseconds. */
-export function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms));
-}
 
 /** The steps of one queue. The caller runs them one after the other. */
 export class QueueSteps {
@@ -528,7 +517,7 @@ export class QueueSteps {
       const drained = used === undefined
         ? () => Promise.resolve(this.#isDrained(base, ring.num))
         : () => Promise.resolve(Atomics.load(used, 1) === (base & 0xffff));
-      if (await this.#until(drained)) {
+      if (await until(drained)) {
         if (mode === "notify") await this.#worker.send({ type: "stop", index: this.#index });
         this.#setRecord(ring, "idle");
         return packed ? packedBase(base & 0xffff, base & 0xffff) : base;
@@ -563,7 +552,7 @@ export class QueueSteps {
       const base = await this.#stopDevice(true, device);
       // What the device took has come back when the avail half says what the Worker has seen used: some devices send no other half.
       const taken = (packed ? completePackedBase(base, num) : base) & 0xffff;
-      if (await this.#until(async () => ((await this.#poll()).deviceBase & 0xffff) === taken)) {
+      if (await until(async () => ((await this.#poll()).deviceBase & 0xffff) === taken)) {
         try {
           return await this.endWorker();
         } catch (error) {
@@ -584,47 +573,9 @@ export class QueueSteps {
     return this.#worker.progress({ type: "poll", index: this.#index });
   }
 
-  /**
-   * Waits until a device that gets no new chains has probably returned what it took. With EVENT_IDX the device says how far
-   * it has read (avail_event); otherwise, and where it does not keep that word, a time without progress has to do. Only the
-   * base that the device gives afterwards proves it; this keeps devices out of their rarely used paths.
-   *
-   * Where frames keep coming there is no such time: a receive queue has nothing half done, and is not waited for beyond one. A device
-   * that goes on behind what was there when its kicks fell silent polls, and never rests: a frame that is sent has nothing half done
-   * either, and of others it must have been a ringful, since one that was just woken reads on for a while.
-   *
-   * @param end where the guest's avail ring ended when the device's kicks fell silent
-   */
-  async #settle(used: Uint16Array | undefined, num: number, end?: number): Promise<void> {
-    if (used === undefined) return await pause(QUIET_MS);
+  #settle(used: Uint16Array | undefined, num: number, end?: number): Promise<void> {
     const eventIdx = hasBit(this.#context.features(), VIRTIO_FEATURE_BITS.EVENT_IDX);
-    let last = Atomics.load(used, 1);
-    let since = performance.now();
-    const way = this.#context.frames(this.#index);
-    for (let wait = 0;; wait = Math.min(wait + 0.2, 2)) {
-      const now = Atomics.load(used, 1);
-      if (now !== last && way !== "in") {
-        last = now;
-        since = performance.now();
-      }
-      const held = eventIdx ? (Atomics.load(used, 2 + 4 * num) - now) & 0xffff : -1;
-      if (held === 0) return;
-      const says = held > 0 && held <= num && way !== "in";
-      const beyond = end === undefined ? -1 : (now - end) & 0xffff;
-      if (!says && beyond >= (way === undefined ? num : 0) && beyond < 0x8000) return;
-      const limit = says ? HELD_MS : QUIET_MS;
-      if (performance.now() - since > limit) return;
-      await pause(wait);
-    }
-  }
-
-  async #until(condition: () => Promise<boolean>): Promise<boolean> {
-    const deadline = performance.now() + CATCH_UP_MS;
-    for (let wait = 0;; wait = Math.min(wait + 1, 5)) {
-      if (await condition()) return true;
-      if (performance.now() > deadline) return false;
-      await pause(wait);
-    }
+    return settle({ used, num, eventIdx, way: this.#context.frames(this.#index), end });
   }
 
   /** Closes the eventfds; the queue must be stopped. */

@@ -19,6 +19,6 @@ export function packaging(): Packaging {
 
 /**
  * How V8 is started: WebAssembly memory is guarded by pages that cannot be accessed instead of by a comparison at each access
- * (docs/security.md). Where DENO_V8_FLAGS is set, that decides.
+ * (docs/security.md). Where DENO_V8_FLAGS is set, that decides, but for what `deno compile` made.
  */
 export const V8_FLAGS = "--no-wasm-bounds-checks";

@@ -150,7 +150,10 @@ export function testExecutable(packaging: string, file: () => Promise<string>): 
       assertMatchesSchema("doctor", doctor.stdout);
       assert.equal(doctor.code, JSON.parse(doctor.stdout).ready ? 0 : 6);
       assert.match(doctor.stdout, /no bounds checks/);
-      assert.match((await svq.run(["doctor", "-j"], { env: { DENO_V8_FLAGS: "--wasm-bounds-checks" } })).stdout, /checks each address/);
+      // What deno compile puts into its executable stands above the environment.
+      if (JSON.parse((await svq.run(["version", "-j"])).stdout).packaging === "packed") {
+        assert.match((await svq.run(["doctor", "-j"], { env: { DENO_V8_FLAGS: "--wasm-bounds-checks" } })).stdout, /checks each address/);
+      }
       if (person === "nobody") {
         const closed = await Deno.makeTempDir({ prefix: "svq-closed-" });
         try {

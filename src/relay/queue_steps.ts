@@ -61,6 +61,8 @@ export interface QueueContext {
   passTables: boolean;
   /** Doorbells that the VMM may map: see src/relay/doorbells.ts. */
   doorbells: { offer(index: number): void; withdraw(index: number, kick: () => void): Promise<void> };
+  /** Was the device taken away because the relay ends? What it says of its rings means nothing then, and it gets none again. */
+  released: () => boolean;
   /** Something happened that a log reader wants to know. */
   log: (message: string) => void;
 }
@@ -504,6 +506,7 @@ export class QueueSteps {
         await this.#settle(used, ring.num, avail === undefined ? undefined : Atomics.load(avail, 1));
       }
       const base = await this.#stopDevice(false, device);
+      this.#checkReleased();
       const drained = used === undefined
         ? () => Promise.resolve(completePackedBase(base, ring.num) >>> 16 === (base & 0xffff))
         : () => Promise.resolve(Atomics.load(used, 1) === (base & 0xffff));
@@ -533,6 +536,7 @@ export class QueueSteps {
       const { inflight } = await this.#poll();
       if (inflight > 0) await this.#settle(used, num);
       const base = await this.#stopDevice(true, device);
+      this.#checkReleased();
       const done = packed ? completePackedBase(base, num) : base;
       if (await this.#until(async () => (await this.#poll()).deviceBase === done)) {
         try {
@@ -549,6 +553,11 @@ export class QueueSteps {
       signalEventfd(this.#deviceKick.fd);
       await pause(QUIET_MS);
     }
+  }
+
+  #checkReleased(): void {
+    if (!this.#context.released()) return;
+    throw new SvqError("DEVICE_LOST", `Queue ${this.#index}: the relay has ended while the device held requests`);
   }
 
   #poll(): Promise<QueueProgress> {
@@ -584,7 +593,7 @@ export class QueueSteps {
       const beyond = end === undefined ? -1 : (now - end) & 0xffff;
       if (!says && beyond >= (way === undefined ? num : 0) && beyond < 0x8000) return;
       const limit = says ? HELD_MS : QUIET_MS;
-      if (performance.now() - since > limit) return;
+      if (performance.now() - since > limit || this.#context.released()) return;
       await pause(wait);
     }
   }

@@ -98,6 +98,11 @@ export function progressDocument(progress: MigrationProgress): { schema: string;
   };
 }
 
+/** What is said of a guest that is held still for a share of its time, behind other figures; nothing at full speed. */
+export function describeThrottle(percent: number): string {
+  return percent > 0 ? `, guest slowed down by ${percent} %` : "";
+}
+
 /** The parts of a downtime, named, in order. */
 export function downtimeParts(downtime: Downtime): [string, number][] {
   return [

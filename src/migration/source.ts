@@ -44,6 +44,8 @@ export class Migration implements Disposable {
   #channel: Channel | undefined;
   #session = "";
   #cancelled: unknown;
+  // What waits for a device, not for the link, ends by it.
+  readonly #halt = new AbortController();
   #touched = false;
   #memoryIdentical: boolean | null = null;
   #verifyUs = 0;
@@ -80,6 +82,7 @@ export class Migration implements Disposable {
     if (this.#committed) return false;
     this.#cancelled = reason;
     this.#channel?.abort(reason);
+    this.#halt.abort(reason);
     return true;
   }
 
@@ -280,7 +283,7 @@ export class Migration implements Disposable {
     const channel = this.#channel!;
     const guest = this.#guest;
     this.#enter("stop");
-    await guest.stop(this.#options.drainTimeoutMs);
+    await guest.stop(this.#options.drainTimeoutMs, this.#halt.signal);
     this.#enter("last_round");
     if (copy !== undefined) {
       await copy.last(sender, dirty);

@@ -12,7 +12,7 @@ import type { Relay } from "../relay/relay.ts";
 import { PageMap } from "./pages.ts";
 
 const VHOST_F_LOG_ALL = 1n << 26n;
-// How long an undo waits for a device to give back a ring that was not the guest's, milliseconds.
+// How long an undo, or a stop that was cancelled, waits for a device to give back a ring, milliseconds.
 const HELD_MS = 1000;
 
 /** What one can do to a harvested bitmap before it is used: for tests that show that a broken log is noticed. */
@@ -90,19 +90,28 @@ export class SourceGuest implements Disposable {
   /**
    * Pauses the guest and takes the rings from the device. Afterwards memory does not change and the device is fenced.
    *
-   * @throws SvqError DRAIN_TIMEOUT when the device keeps its rings for longer than `timeoutMs`
+   * @param signal shortens the wait to a second: a device that hangs must not keep somebody who has cancelled
+   * @throws SvqError DRAIN_TIMEOUT when the device keeps its rings for longer than `timeoutMs`; the reason of `signal`
    */
-  async stop(timeoutMs: number): Promise<void> {
+  async stop(timeoutMs: number, signal?: AbortSignal): Promise<void> {
     await this.#driver.pause();
     const stopping = this.#driver.stopRings();
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const late = new Promise<"late">((resolve) => timer = setTimeout(() => resolve("late"), timeoutMs));
+    const end = Promise.withResolvers<"end">();
+    const giveUp = () => end.resolve("end");
+    const timer = setTimeout(giveUp, timeoutMs);
+    let soon: ReturnType<typeof setTimeout> | undefined;
+    const hurry = () => soon = setTimeout(giveUp, HELD_MS);
+    signal?.addEventListener("abort", hurry, { once: true });
+    if (signal?.aborted) hurry();
     try {
-      if (await Promise.race([stopping, late]) !== "late") return;
+      if (await Promise.race([stopping, end.promise]) !== "end") return;
     } finally {
       clearTimeout(timer);
+      clearTimeout(soon);
+      signal?.removeEventListener("abort", hurry);
     }
     this.#stopping = stopping;
+    signal?.throwIfAborted();
     throw drainTimeout(timeoutMs);
   }
 
@@ -146,8 +155,13 @@ export class SourceGuest implements Disposable {
       // The device has not given its rings back yet. The guest may go on meanwhile; its rings follow as soon as they can.
       const stopping = this.#stopping;
       this.#stopping = undefined;
-      await this.#driver.unpause();
-      this.#late = stopping.then(() => this.#driver.continueHere()).catch(() => {});
+      const late = stopping.then(() => this.#driver.continueHere());
+      this.#late = late.catch(() => {});
+      await this.#driver.unpause().catch(async (error) => {
+        // It has just given them back.
+        if (!(error instanceof SvqError && error.code === "RINGS_STOPPED")) throw error;
+        await late;
+      });
     }
     await this.logOff();
   }

@@ -7,7 +7,7 @@ import { type ErrorRecord, toErrorRecord } from "../errors.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
 import type { MessageHook } from "../vhost_user/connection.ts";
 import { VhostUserFrontEnd } from "../vhost_user/front_end.ts";
-import { pause } from "./queue_steps.ts";
+import { pause } from "./ring_rest.ts";
 import type { Relay } from "./relay.ts";
 
 /** Pauses between attempts double from the first to the last, ms. */

@@ -6,7 +6,7 @@
 import { EXIT, SvqError } from "../errors.ts";
 import { ERRNO, SysError } from "../ffi/mod.ts";
 import type { VhostBackend } from "../vhost/backend.ts";
-import { pause } from "./queue_steps.ts";
+import { pause } from "./ring_rest.ts";
 
 /** How long it may take until its socket can be connected to, ms. */
 const READY_MS = 10_000;

@@ -6,7 +6,7 @@
 import { EXIT, SvqError } from "../errors.ts";
 import { join, pcapngFrame, pcapngHeader, pcapngStatistics } from "../net/pcapng.ts";
 import { SNAP_LENGTH_MAX } from "./capture.ts";
-import { pause } from "./queue_steps.ts";
+import { pause } from "./ring_rest.ts";
 import type { Relay } from "./relay.ts";
 
 /** A reader that has not asked for so long has gone, ms. */

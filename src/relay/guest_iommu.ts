@@ -13,7 +13,7 @@ import type { GuestMemory } from "../memory/guest_memory.ts";
 import { ACCESS } from "../uapi/vhost.ts";
 import type { VringAddresses } from "../vhost/backend.ts";
 import type { RingMemory } from "../vring/queue.ts";
-import { pause } from "./queue_steps.ts";
+import { pause } from "./ring_rest.ts";
 import type { WorkerCommand } from "./messages.ts";
 import { RingWindow } from "./ring_window.ts";
 

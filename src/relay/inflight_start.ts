@@ -20,8 +20,8 @@ export function openInflight(start: QueueStart, path: DataPath): InflightLog | u
 }
 
 // Where the guest's used ring goes on.
-function usedPosition({ guest: { packed, num, used }, guestBase }: QueueStart, path: DataPath): number {
-  if (packed) return completePackedBase(guestBase, num) >>> 16;
+function usedPosition({ guest: { packed, num, desc, used }, guestBase }: QueueStart, path: DataPath): number {
+  if (packed) return completePackedBase(guestBase, num, new Uint16Array(path.memory.buffer(desc, DESC_BYTES * num))) >>> 16;
   return Atomics.load(new Uint16Array(path.memory.buffer(used, 4)), 1);
 }
 

@@ -6,7 +6,7 @@
  */
 import type { GuestMemory } from "../memory/guest_memory.ts";
 import type { DirtyLogging } from "./dirty_logging.ts";
-import { pause } from "./queue_steps.ts";
+import { pause } from "./ring_rest.ts";
 
 /** While a device that nobody follows writes guest memory, all of it is marked dirty this often, ms. */
 const MARK_ALL_INTERVAL_MS = 50;

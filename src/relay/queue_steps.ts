@@ -13,7 +13,7 @@ import type { GuestMemory } from "../memory/guest_memory.ts";
 import { hasBit } from "../uapi/bits.ts";
 import { VIRTIO_FEATURE_BITS } from "../uapi/virtio.ts";
 import type { VhostBackend, VringAddresses, VringStart } from "../vhost/backend.ts";
-import { completePackedBase, PACKED_BASE_START } from "../vring/packed_event.ts";
+import { completePackedBase, PACKED_BASE_START, packedBase } from "../vring/packed_event.ts";
 import type { Arena } from "./arena.ts";
 import type { CaptureStart } from "./capture.ts";
 import { deviceIsGone } from "./device_slot.ts";
@@ -22,6 +22,7 @@ import { isOfPackedRing, isOfSplitRing, isUnusedPackedRing } from "../vring/infl
 import type { InflightPart, InflightRegion } from "./inflight_region.ts";
 import type { ControlStart, QueueProgress, QueueStart, RingPlace } from "./messages.ts";
 import { resumableUsedIndex } from "./ring_evidence.ts";
+import { HELD_MS, pause, QUIET_MS, settle, until } from "./ring_rest.ts";
 import type { RingWindow } from "./ring_window.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
@@ -102,13 +103,6 @@ interface DeviceRing {
   enabled: boolean;
 }
 
-/** How long a stopped device may take to give back what it holds before it is resumed, ms. */
-const CATCH_UP_MS = 100;
-/** Without progress for so long, a device that does not say what it holds counts as idle, ms. */
-const QUIET_MS = 20;
-/** The same for a device that says that it holds something, ms. */
-const HELD_MS = 30_000;
-
 /** The error of a queue of which nobody knows what was in flight. */
 export function inflightUnknown(index: number, why: string): SvqError {
   return new SvqError(
@@ -123,11 +117,6 @@ export function inflightUnknown(index: number, why: string): SvqError {
 /** A device that holds requests for so long when its ring is taken away is spoken of in the log, again and again, ms. */
 const HELD_NOTICE_MS = 10_000;
 
-/** Resolves after `ms` milliseconds. */
-export function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms));
-}
-
 /** The steps of one queue. The caller runs them one after the other. */
 export class QueueSteps {
   readonly #index: number;
@@ -135,6 +124,8 @@ export class QueueSteps {
   readonly #context: QueueContext;
   readonly #deviceKick: OwnedFd = createEventfd();
   readonly #deviceCall: OwnedFd = createEventfd();
+  /** The device has sent half the base of a packed ring. */
+  #sendsHalves = false;
   readonly #silentKick: OwnedFd = createEventfd();
 
   constructor(index: number, worker: RelayWorker, context: QueueContext) {
@@ -232,9 +223,24 @@ export class QueueSteps {
     };
   }
 
+  #packedRing({ num, addresses, window }: GuestRing): Uint16Array {
+    return new Uint16Array(window?.buffer("desc") ?? this.#context.memory.buffer(addresses.desc, 16 * num), 0, 8 * num);
+  }
+
   // A copy: the guest may write meanwhile.
-  #descriptors({ num, addresses }: GuestRing): Uint16Array {
-    return new Uint16Array(this.#context.memory.buffer(addresses.desc, 16 * num)).slice();
+  #descriptors(ring: GuestRing): Uint16Array {
+    return this.#packedRing(ring).slice();
+  }
+
+  /**
+   * The base of a ring that is to start, completed where a front-end, or the device that had the ring before, has sent only the
+   * avail half of a packed one.
+   *
+   * @throws VringError BASE_INVALID
+   */
+  wholeBase(ring: GuestRing): number {
+    const { packed, num } = this.#place(ring);
+    return packed && ring.guestless !== true ? completePackedBase(ring.base, num, this.#packedRing(ring)) : ring.base;
   }
 
   /**
@@ -498,6 +504,8 @@ export class QueueSteps {
     const device = this.#context.device();
     const { packed } = this.#place(ring);
     const used = packed ? undefined : new Uint16Array(memory.buffer(ring.addresses.used, 6 + 8 * ring.num));
+    const packedRing = packed ? this.#packedRing(ring) : undefined;
+    let perhapsHalf = false;
     const avail = packed ? undefined : new Uint16Array(memory.buffer(ring.addresses.avail, 4));
     for (let now = ring;;) {
       // Kicks go to an eventfd that nobody signals: the device finishes what it has seen.
@@ -507,15 +515,19 @@ export class QueueSteps {
       }
       const base = await this.#stopDevice(false, device);
       this.#checkReleased();
+      // The ring showed that the used position is no longer where a whole base would have it, and still it is not.
+      if (perhapsHalf && base >>> 16 === 0) this.#sendsHalves = true;
       const drained = used === undefined
-        ? () => Promise.resolve(completePackedBase(base, ring.num) >>> 16 === (base & 0xffff))
+        ? () => Promise.resolve(this.#isDrained(base, ring.num))
         : () => Promise.resolve(Atomics.load(used, 1) === (base & 0xffff));
-      if (await this.#until(drained)) {
+      if (await until(drained)) {
         if (mode === "notify") await this.#worker.send({ type: "stop", index: this.#index });
         this.#setRecord(ring, "idle");
-        return packed ? completePackedBase(base, ring.num) : base;
+        return packed ? packedBase(base & 0xffff, base & 0xffff) : base;
       }
+      this.#checkReleased();
       // It left with requests in hand. Give it the ring back, so that it can return them, and try again.
+      perhapsHalf = packedRing !== undefined && completePackedBase(base, ring.num, packedRing) !== base >>> 0;
       now = { ...now, base };
       const own = this.#guestRing(mode, now);
       await this.#giveToDevice(own, now, device);
@@ -523,6 +535,12 @@ export class QueueSteps {
       if (ring.call !== null) signalEventfd(ring.call);
       await pause(QUIET_MS);
     }
+  }
+
+  #isDrained(base: number, num: number): boolean {
+    const whole = completePackedBase(base, num);
+    if (whole !== base >>> 0) this.#sendsHalves = true;
+    return this.#sendsHalves || whole >>> 16 === (base & 0xffff);
   }
 
   async #leaveOwn(mode: RunningMode, ring: GuestRing): Promise<number> {
@@ -537,8 +555,9 @@ export class QueueSteps {
       if (inflight > 0) await this.#settle(used, num);
       const base = await this.#stopDevice(true, device);
       this.#checkReleased();
-      const done = packed ? completePackedBase(base, num) : base;
-      if (await this.#until(async () => (await this.#poll()).deviceBase === done)) {
+      // What the device took has come back when the avail half says what the Worker has seen used: some devices send no other half.
+      const taken = (packed ? completePackedBase(base, num) : base) & 0xffff;
+      if (await until(async () => ((await this.#poll()).deviceBase & 0xffff) === taken)) {
         try {
           return await this.endWorker();
         } catch (error) {
@@ -546,6 +565,7 @@ export class QueueSteps {
           if (!(error instanceof SvqError && error.code === "RING_GAP")) throw error;
         }
       }
+      this.#checkReleased();
       const iova = arena().peek(this.#index, num);
       const addresses = mode === "used" ? { ...iova, desc: ring.addresses.desc } : iova;
       const own = { num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd, enabled: true };
@@ -564,47 +584,9 @@ export class QueueSteps {
     return this.#worker.progress({ type: "poll", index: this.#index });
   }
 
-  /**
-   * Waits until a device that gets no new chains has probably returned what it took. With EVENT_IDX the device says how far
-   * it has read (avail_event); otherwise, and where it does not keep that word, a time without progress has to do. Only the
-   * base that the device gives afterwards proves it; this keeps devices out of their rarely used paths.
-   *
-   * Where frames keep coming there is no such time: a receive queue has nothing half done, and is not waited for beyond one. A device
-   * that goes on behind what was there when its kicks fell silent polls, and never rests: a frame that is sent has nothing half done
-   * either, and of others it must have been a ringful, since one that was just woken reads on for a while.
-   *
-   * @param end where the guest's avail ring ended when the device's kicks fell silent
-   */
-  async #settle(used: Uint16Array | undefined, num: number, end?: number): Promise<void> {
-    if (used === undefined) return await pause(QUIET_MS);
+  #settle(used: Uint16Array | undefined, num: number, end?: number): Promise<void> {
     const eventIdx = hasBit(this.#context.features(), VIRTIO_FEATURE_BITS.EVENT_IDX);
-    let last = Atomics.load(used, 1);
-    let since = performance.now();
-    const way = this.#context.frames(this.#index);
-    for (let wait = 0;; wait = Math.min(wait + 0.2, 2)) {
-      const now = Atomics.load(used, 1);
-      if (now !== last && way !== "in") {
-        last = now;
-        since = performance.now();
-      }
-      const held = eventIdx ? (Atomics.load(used, 2 + 4 * num) - now) & 0xffff : -1;
-      if (held === 0) return;
-      const says = held > 0 && held <= num && way !== "in";
-      const beyond = end === undefined ? -1 : (now - end) & 0xffff;
-      if (!says && beyond >= (way === undefined ? num : 0) && beyond < 0x8000) return;
-      const limit = says ? HELD_MS : QUIET_MS;
-      if (performance.now() - since > limit || this.#context.released()) return;
-      await pause(wait);
-    }
-  }
-
-  async #until(condition: () => Promise<boolean>): Promise<boolean> {
-    const deadline = performance.now() + CATCH_UP_MS;
-    for (let wait = 0;; wait = Math.min(wait + 1, 5)) {
-      if (await condition()) return true;
-      if (performance.now() > deadline) return false;
-      await pause(wait);
-    }
+    return settle({ used, num, eventIdx, way: this.#context.frames(this.#index), end, over: this.#context.released });
   }
 
   /** Closes the eventfds; the queue must be stopped. */

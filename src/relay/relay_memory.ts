@@ -15,7 +15,7 @@ import type { VhostBackend } from "../vhost/backend.ts";
 import { Arena, slotSize } from "./arena.ts";
 import { Lane } from "./lane.ts";
 import { checkMappable, type ManualAllocation, type MapFigures, overlap, type PlacedMemory } from "./placed_memory.ts";
-import { pause } from "./queue_steps.ts";
+import { pause } from "./ring_rest.ts";
 import type { RelayWorker } from "./worker_client.ts";
 
 /** uaddr = IOVA + this, towards a vhost-user device: an address that is none of ours and none of the VMM's. */

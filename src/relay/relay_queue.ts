@@ -223,6 +223,8 @@ export class RelayQueue {
         this.base = found.base;
         this.#resume = found.resume;
       }
+      // A record says both halves, and its ring may hold what a killed relay did not finish.
+      if (found === undefined) this.base = this.#steps.wholeBase(this.#ring);
     } catch (error) {
       this.fail(error);
       throw error;

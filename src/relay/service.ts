@@ -26,7 +26,7 @@ import { Upgrade, type UpgradeHost, type UpgradeReport } from "./upgrade.ts";
 import { VhostUserFrontEnd } from "../vhost_user/front_end.ts";
 import { maskedOf } from "../vhost/masked.ts";
 import { Relay, type RelayConfig, type RelayMode } from "./relay.ts";
-import { pause } from "./queue_steps.ts";
+import { pause } from "./ring_rest.ts";
 import { mapsStatus, memoryStatus, netStatus, queueStatus, type RelayStatus } from "./status.ts";
 import { premap, type PremapReport } from "./premap.ts";
 import { relayVrings } from "./vring_dump.ts";

@@ -28,7 +28,7 @@ import {
   type ServerHandover,
 } from "./handover.ts";
 import type { KeptAllocation } from "./iova_control.ts";
-import { pause } from "./queue_steps.ts";
+import { pause } from "./ring_rest.ts";
 import type { Relay, RelayConfig } from "./relay.ts";
 import type { FrontAddress } from "./service.ts";
 import { UpgradeLink, type UpgradeMessage } from "./upgrade_link.ts";

@@ -12,7 +12,8 @@ import type { RingMemory } from "../vring/queue.ts";
 import { NO_POSITIONS, type RingPositions, type RingSnapshot, type RingSource, snapshotRing } from "../vring/snapshot.ts";
 import { COUNTER } from "./counters.ts";
 import type { Relay } from "./relay.ts";
-import { isRelayed, pause } from "./queue_steps.ts";
+import { pause } from "./ring_rest.ts";
+import { isRelayed } from "./queue_steps.ts";
 import type { RelayQueue } from "./relay_queue.ts";
 
 const INDIRECT_DESC = 1n << 28n;

@@ -124,7 +124,8 @@ export class WasmCore implements RelayCore {
       this.#set(field, offset);
     }
     if (guest.packed) {
-      this.#setPosition(completePackedBase(guestBase, guest.num), 0);
+      const ring = new Uint16Array(this.#host.windows.memory.buffer, this.#get("guestDesc"), guest.num * 8);
+      this.#setPosition(completePackedBase(guestBase, guest.num, ring), 0);
       return;
     }
     const base = guestBase & 0xffff;

@@ -127,7 +127,7 @@ export class PackedDevice implements DeviceQueue {
     this.#written = new Uint32Array(num);
     this.#idAt = new Uint16Array(num);
     this.#takenAt = new Float64Array(num);
-    const base = completePackedBase(options.base ?? PACKED_BASE_START, num);
+    const base = completePackedBase(options.base ?? PACKED_BASE_START, num, this.#halves);
     this.#slot = base & 0x7fff;
     this.#wrap = (base >>> 15) & 1;
     this.#usedSlot = (base >>> 16) & 0x7fff;

@@ -3,7 +3,14 @@
  *
  * @module
  */
-import { checkPackedNum, VRING_PACKED_EVENT_FLAG_DESC, VRING_PACKED_EVENT_FLAG_DISABLE } from "./layout.ts";
+import {
+  checkPackedNum,
+  VRING_DESC_F_NEXT,
+  VRING_PACKED_DESC_F_AVAIL,
+  VRING_PACKED_DESC_F_USED,
+  VRING_PACKED_EVENT_FLAG_DESC,
+  VRING_PACKED_EVENT_FLAG_DISABLE,
+} from "./layout.ts";
 import { VringError } from "./rules.ts";
 
 /** Both positions of a packed ring at its beginning: slot 0, both wrap counters 1. */
@@ -31,23 +38,42 @@ export function packedDistance(from: number, to: number, num: number): number {
 }
 
 /**
- * Checks a vring base for a packed ring, and completes one of a peer that sends only the avail half (DPDK sends 0 in the upper
- * half): nothing is in flight then, and the used position is the avail position.
+ * Can the used position of a packed ring be slot 0 with wrap counter 0, and the first `slots` slots be in flight? Then all of them look
+ * offered in that lap, and no chain goes on from the end of the ring into slot 0.
  *
- * A half base cannot always be told from a whole one; where the peer is known to drain before it answers, give `half`.
+ * @param ring its descriptors, eight half words each
+ */
+function inFlightFromStart(ring: Uint16Array, num: number, slots: number): boolean {
+  const flagsOf = (slot: number) => Atomics.load(ring, (slot << 3) + 7);
+  for (let slot = 0; slot < slots; slot++) {
+    if ((flagsOf(slot) & (VRING_PACKED_DESC_F_AVAIL | VRING_PACKED_DESC_F_USED)) !== VRING_PACKED_DESC_F_USED) return false;
+  }
+  // Used descriptors of the lap before keep nothing of their chain.
+  const last = flagsOf(num - 1);
+  const offeredBefore = (last & (VRING_PACKED_DESC_F_AVAIL | VRING_PACKED_DESC_F_USED)) === VRING_PACKED_DESC_F_AVAIL;
+  return slots === num || slots === 0 || !(offeredBefore && (last & VRING_DESC_F_NEXT) !== 0);
+}
+
+/**
+ * Checks a vring base for a packed ring, and completes one of a peer that sends only the avail half (DPDK, on either side, has 0
+ * in the upper half): nothing is in flight then, and the used position is the avail position.
+ *
+ * An upper half of 0 may also mean what it says: the used position is slot 0 with wrap counter 0, and everything from there to the
+ * avail position is in flight. Then all of it must look in flight in the ring, which is the way to tell.
  *
  * @param base 32 bits
  * @param num queue size
- * @param half take the lower half for both whatever the upper half holds
+ * @param ring the ring's descriptors, eight half words each; without it a base that can be a whole one is taken for one
  * @throws VringError BASE_INVALID
  */
-export function completePackedBase(base: number, num: number, half = false): number {
+export function completePackedBase(base: number, num: number, ring?: Uint16Array): number {
   checkPackedNum(num);
   const avail = base & 0xffff;
   const used = base >>> 16;
   if ((avail & 0x7fff) < num) {
-    if (half) return packedBase(avail, avail);
-    if ((used & 0x7fff) < num && packedDistance(used, avail, num) >= 0) return base >>> 0;
+    const open = (used & 0x7fff) < num ? packedDistance(used, avail, num) : -1;
+    const whole = open >= 0 && (used !== 0 || ring === undefined || inFlightFromStart(ring, num, open));
+    if (whole) return base >>> 0;
     if (used === 0) return packedBase(avail, avail);
   }
   throw new VringError("BASE_INVALID", -1, `0x${(base >>> 0).toString(16)} is no position in a packed ring of ${num}`);

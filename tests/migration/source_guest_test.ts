@@ -56,3 +56,21 @@ Deno.test("Gone on after a stop, the guest works without a log and in passthroug
     assert.deepEqual(guest.relay.queues.map((queue) => queue.state), ["passthrough", "passthrough"]);
   }
 });
+
+Deno.test("Rings that come back between a stop that took too long and its undo are the guest's again", async () => {
+  await using hosts = new Hosts();
+  const guest = await hosts.guest();
+  using source = new SourceGuest(guest.driver, guest.relay);
+  await source.logOn();
+  const { driver } = guest;
+  const stopRings = driver.stopRings.bind(driver);
+  const answer = Promise.withResolvers<void>();
+  let stopped: Promise<number[]> | undefined;
+  driver.stopRings = () => stopped = answer.promise.then(stopRings);
+  await assert.rejects(source.stop(1), { code: "DRAIN_TIMEOUT" });
+  answer.resolve();
+  await stopped;
+  driver.stopRings = stopRings;
+  await source.goOn();
+  await progress(guest);
+});

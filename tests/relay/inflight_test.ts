@@ -21,22 +21,24 @@ import { PackedDevice, PackedDriver } from "../../src/vring/packed.ts";
 import { Chain, type DeviceQueue, type DriverQueue } from "../../src/vring/queue.ts";
 import { SplitDevice, SplitDriver } from "../../src/vring/split.ts";
 
-/** Thrown at the ordered store at which the relay is killed. */
+/** Thrown at the ordered store at which the relay is killed: in front of it, or right behind it. */
 class Killed extends Error {}
 
 const realStore = Atomics.store;
 let storesLeft = Infinity;
 
-function beforeStore(): void {
+function atStore(): void {
   if (storesLeft-- === 0) throw new Killed();
 }
 
-/** Runs `work`; it is cut off in front of its `stores`-th ordered store. @returns false when it was */
+/** Runs `work`; it is cut off at an ordered store, of which each counts twice. @returns false when it was */
 function killedAfter(stores: number, work: () => void): boolean {
   storesLeft = stores;
   Atomics.store = ((array: never, index: number, value: never) => {
-    beforeStore();
-    return realStore(array, index, value);
+    atStore();
+    const stored = realStore(array, index, value);
+    atStore();
+    return stored;
   }) as typeof Atomics.store;
   try {
     work();
@@ -52,14 +54,14 @@ function killedAfter(stores: number, work: () => void): boolean {
 
 // The WebAssembly core with ordered stores that ask first.
 const STOPPABLE = `
-@external("test", "beforeStore") declare function beforeStore(): void;
-export function store8(at: u32, value: u32): void { beforeStore(); atomic.store<u8>(at, <u8>value); }
-export function store16(at: u32, value: u32): void { beforeStore(); atomic.store<u16>(at, <u16>value); }
-export function store32(at: u32, value: u32): void { beforeStore(); atomic.store<u32>(at, value); }
+@external("test", "atStore") declare function atStore(): void;
+export function store8(at: u32, value: u32): void { atStore(); atomic.store<u8>(at, <u8>value); atStore(); }
+export function store16(at: u32, value: u32): void { atStore(); atomic.store<u16>(at, <u16>value); atStore(); }
+export function store32(at: u32, value: u32): void { atStore(); atomic.store<u32>(at, value); atStore(); }
 `;
 const stoppable = {
   module: new WebAssembly.Module(await buildRelayCore({ "src/wasm/assembly/ordered.ts": STOPPABLE })),
-  imports: { test: { beforeStore } },
+  imports: { test: { atStore } },
 };
 const makers = (["js", "wasm"] as const).map((core) => {
   const path: DataPath = { memory: new RangeTable([]), translation: undefined, dirty: undefined };
@@ -210,7 +212,7 @@ class World {
 
   /** One turn of the relay, which may be killed in it; where there is none, another one takes over. */
   relay(kill: boolean): void {
-    const stores = kill ? this.random(60) : Infinity;
+    const stores = kill ? this.random(120) : Infinity;
     const alive = killedAfter(stores, () => {
       this.#runner ??= this.#start();
       this.#runner.service();

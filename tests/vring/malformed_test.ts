@@ -265,8 +265,24 @@ Deno.test("Sizes, alignments and bases that no ring can have are refused", () =>
 Deno.test("A packed base of a peer that sends only the avail half is completed", () => {
   assert.equal(completePackedBase(0x8000_8000, NUM), 0x8000_8000);
   assert.equal(completePackedBase(0x0000_8005, NUM), 0x8005_8005);
-  assert.equal(completePackedBase(0x0000_0005, NUM, true), 0x0005_0005);
   assert.equal(completePackedBase(0x8006_0002, NUM), 0x8006_0002, "four in flight across the wrap");
+});
+
+Deno.test("Where half a packed base could be a whole one, the ring tells: all that is in flight must look offered", () => {
+  const [AVAIL, USED] = [1 << 7, 1 << 15];
+  const ring = (...flags: number[]) => Uint16Array.from({ length: 8 * NUM }, (_, i) => i % 8 === 7 ? flags[i >> 3] ?? 0 : 0);
+  const fresh = ring();
+  assert.equal(completePackedBase(0x0000_8000, NUM, fresh), 0x8000_8000, "nothing was ever offered");
+  assert.equal(completePackedBase(0x0000_8000, NUM, ring(...Array(NUM).fill(USED))), 0x0000_8000, "a full ring in flight");
+  assert.equal(completePackedBase(0x0000_8000, NUM, ring(...Array(NUM).fill(USED).with(3, 0))), 0x8000_8000);
+  assert.equal(completePackedBase(0x0000_0003, NUM, ring(USED, USED | 1, USED)), 0x0000_0003, "three in flight");
+  assert.equal(completePackedBase(0x0000_0003, NUM, ring(0, USED | 1, USED)), 0x0003_0003, "the first one came back");
+  assert.equal(completePackedBase(0x0000_0003, NUM, ring(AVAIL | USED, USED, USED)), 0x0003_0003);
+  const wrapped = ring(USED | 1, USED, USED).with(8 * NUM - 1, AVAIL | 1);
+  assert.equal(completePackedBase(0x0000_0002, NUM, wrapped), 0x0002_0002, "the end of a chain that began in the lap before");
+  assert.equal(completePackedBase(0x0000_0000, NUM, fresh), 0);
+  assert.equal(completePackedBase(0x8006_0002, NUM, fresh), 0x8006_0002, "an upper half is never doubted");
+  assert.throws(() => completePackedBase(0x0000_0008, NUM, fresh), /BASE_INVALID|no position/);
 });
 
 Deno.test("A saved state that does not fit is refused and changes nothing", () => {

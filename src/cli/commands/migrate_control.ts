@@ -3,7 +3,7 @@ import { buildCommand } from "@stricli/core";
 import { EXIT, SvqError } from "../../errors.ts";
 import { ControlClient, ControlServer } from "../../relay/control.ts";
 import { runtimeDir } from "../../relay/runtime_dir.ts";
-import { progressDocument } from "../../migration/document.ts";
+import { describeThrottle, progressDocument } from "../../migration/document.ts";
 import type { Migration } from "../../migration/source.ts";
 import { PAGE_BYTES } from "../../migration/protocol.ts";
 import { formatDuration, formatSize } from "../../units.ts";
@@ -76,15 +76,18 @@ export const status = buildCommand({
     using _client = client;
     const document = await client.call("status") as Document;
     this.output.document(document, () => {
-      const { phase, rounds, remaining_pages, bytes, estimated_downtime_us: estimate } = document as Document & {
+      const { phase, rounds, remaining_pages, bytes, estimated_downtime_us: estimate, throttle_percent } = document as Document & {
         rounds: unknown[];
         remaining_pages: number;
         bytes: number;
         estimated_downtime_us: number | null;
+        throttle_percent?: number;
       };
       const left = formatSize(remaining_pages * PAGE_BYTES);
       const expected = estimate === null ? "" : `, stopping now would take ${formatDuration(estimate * 1000)}`;
-      return `${name}: ${phase}, ${rounds.length} rounds done, ${formatSize(bytes)} sent, ${left} left${expected}`;
+      return `${name}: ${phase}, ${rounds.length} rounds done, ${formatSize(bytes)} sent, ${left} left${expected}${
+        describeThrottle(throttle_percent ?? 0)
+      }`;
     });
   },
 });

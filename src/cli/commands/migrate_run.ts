@@ -3,7 +3,7 @@ import { buildCommand } from "@stricli/core";
 import { openDevice } from "../../devices/open.ts";
 import { EXIT, fromErrorRecord } from "../../errors.ts";
 import { NO_CONVERGENCE, type OnNoConvergence } from "../../migration/convergence.ts";
-import { describeWrong, downtimeParts, isClean, migrateDocument, progressDocument } from "../../migration/document.ts";
+import { describeThrottle, describeWrong, downtimeParts, isClean, migrateDocument, progressDocument } from "../../migration/document.ts";
 import { COPY_DISK, type CopyDisk, type DiskResult } from "../../migration/disk_copy.ts";
 import { Guest } from "../../migration/guest.ts";
 import { type MigrationReport, reportOf } from "../../migration/handshake.ts";
@@ -185,7 +185,7 @@ async function migrate(
     run: () => ({ durationMs: restMs(), drainMs: DRAIN_MS }),
     onEvent: (event) => {
       timeline?.event(event);
-      return flags.progress === "json" ? jsonLine(context, migration, event) : show(progress, event);
+      return flags.progress === "json" ? jsonLine(context, migration, event) : show(progress, migration, event);
     },
   });
   using _control = serveMigration(flags.name ?? `migration-${Deno.pid}`, migration);
@@ -255,10 +255,11 @@ function factsOf({ device, to, mem, maxBandwidth, downtimeLimit }: Flags): [stri
   ];
 }
 
-function show(progress: Progress, event: MigrationEvent): void {
+function show(progress: Progress, migration: Migration, event: MigrationEvent): void {
   if (event.kind !== "pages") return;
   const left = formatSize((event.of - event.done) * PAGE_BYTES);
-  progress.update(event.of === 0 ? 1 : event.done / event.of, `${event.disk ? "disk" : `round ${event.round}`}, ${left} left`);
+  const slowed = describeThrottle(migration.progress.throttlePercent);
+  progress.update(event.of === 0 ? 1 : event.done / event.of, `${event.disk ? "disk" : `round ${event.round}`}, ${left} left${slowed}`);
 }
 
 function jsonLine({ output }: CliContext, migration: Migration, event: MigrationEvent): void {
@@ -273,11 +274,13 @@ function describe(result: MigrationResult, report: MigrationReport | undefined):
   const us = (value: number) => formatDuration(value * 1000);
   const facts: [string, string][] = [["outcome", outcome === "possible" ? "the destination could take the guest" : outcome]];
   if (estimate !== null) {
-    const { dirtyBytesPerS, bandwidth, rounds, converges, downtimeMs } = estimate;
+    const { dirtyBytesPerS, bandwidth, rounds, converges, downtimeMs, throttlePercent } = estimate;
     facts.push(["writes", `${formatSize(dirtyBytesPerS)} of pages per second`]);
     facts.push([
       "estimate",
-      `at ${formatSize(bandwidth)} per second ${rounds} rounds, then ${formatDuration(downtimeMs * 1e6)} of downtime`,
+      `at ${formatSize(bandwidth)} per second ${rounds} rounds, then ${formatDuration(downtimeMs * 1e6)} of downtime${
+        describeThrottle(throttlePercent)
+      }`,
     ]);
     if (!converges) facts.push(["note", "that is longer than --downtime-limit: the migration does not converge"]);
   }

@@ -147,6 +147,34 @@ Deno.test("svq migrate status shows a running migration, cancel ends it: exit 7,
   assertMatchesSchema("error", gone.stderr);
 });
 
+Deno.test("A guest that is slowed down is seen to be: in progress, in status, at the end and in the report", async () => {
+  using lab = new Lab();
+  await using listener = lab.listen();
+  const uri = await listener.ready();
+  const page = lab.dir.join("out.html");
+  // Stopping takes 5 ms in any case: it never converges.
+  const limits = ["--max-bandwidth", "16MiB", "--downtime-limit", "1ms", "--max-iterations", "1000", "--on-no-convergence", "throttle"];
+  const child = svqCommand(
+    [...lab.words(uri), "--depth", "32", ...limits, "--progress", "json", "--report", page, "--name", "slow"],
+    lab.env,
+  ).spawn();
+  const finished = child.output();
+  const status = await waitUntil("a guest that is slowed down", async () => {
+    const { code, stdout } = await svq(["migrate", "status", "slow"], lab.env);
+    return code === 0 && stdout.includes("slowed down") ? stdout : undefined;
+  });
+  assert.match(status, /^slow: rounds, .*, guest slowed down by (20|40|60|80|90|95|99) %$/m);
+  assert.equal((await svq(["migrate", "cancel", "slow"], lab.env)).code, 0);
+  const { code, stdout, stderr } = await finished;
+  const lines = new TextDecoder().decode(stderr);
+  assert.equal(code, 7, lines);
+  assert.match(lines, /"progress":.*"throttle_percent":20\b/);
+  const document = JSON.parse(new TextDecoder().decode(stdout));
+  assertMatchesSchema("migrate", document);
+  assert.ok(document.throttle_percent >= 20, JSON.stringify(document));
+  assert.match(Deno.readTextFileSync(page), /held still for up to \d+ %/);
+});
+
 Deno.test("Plain TCP beyond this host needs --insecure; a URI that is none is a usage error", async () => {
   using lab = new Lab();
   const refused = await svq(["migrate", "listen", "tcp:0.0.0.0:0", "--device", "sim:blk"], lab.env);

@@ -62,6 +62,8 @@ export interface QueueContext {
   passTables: boolean;
   /** Doorbells that the VMM may map: see src/relay/doorbells.ts. */
   doorbells: { offer(index: number): void; withdraw(index: number, kick: () => void): Promise<void> };
+  /** Was the device taken away because the relay ends? What it says of its rings means nothing then, and it gets none again. */
+  released: () => boolean;
   /** Something happened that a log reader wants to know. */
   log: (message: string) => void;
 }
@@ -512,6 +514,7 @@ export class QueueSteps {
         await this.#settle(used, ring.num, avail === undefined ? undefined : Atomics.load(avail, 1));
       }
       const base = await this.#stopDevice(false, device);
+      this.#checkReleased();
       // The ring showed that the used position is no longer where a whole base would have it, and still it is not.
       if (perhapsHalf && base >>> 16 === 0) this.#sendsHalves = true;
       const drained = used === undefined
@@ -522,6 +525,7 @@ export class QueueSteps {
         this.#setRecord(ring, "idle");
         return packed ? packedBase(base & 0xffff, base & 0xffff) : base;
       }
+      this.#checkReleased();
       // It left with requests in hand. Give it the ring back, so that it can return them, and try again.
       perhapsHalf = packedRing !== undefined && completePackedBase(base, ring.num, packedRing) !== base >>> 0;
       now = { ...now, base };
@@ -550,6 +554,7 @@ export class QueueSteps {
       const { inflight } = await this.#poll();
       if (inflight > 0) await this.#settle(used, num);
       const base = await this.#stopDevice(true, device);
+      this.#checkReleased();
       // What the device took has come back when the avail half says what the Worker has seen used: some devices send no other half.
       const taken = (packed ? completePackedBase(base, num) : base) & 0xffff;
       if (await until(async () => ((await this.#poll()).deviceBase & 0xffff) === taken)) {
@@ -560,6 +565,7 @@ export class QueueSteps {
           if (!(error instanceof SvqError && error.code === "RING_GAP")) throw error;
         }
       }
+      this.#checkReleased();
       const iova = arena().peek(this.#index, num);
       const addresses = mode === "used" ? { ...iova, desc: ring.addresses.desc } : iova;
       const own = { num, base, addresses, kick: this.#deviceKick.fd, call: this.#deviceCall.fd, enabled: true };
@@ -569,13 +575,18 @@ export class QueueSteps {
     }
   }
 
+  #checkReleased(): void {
+    if (!this.#context.released()) return;
+    throw new SvqError("DEVICE_LOST", `Queue ${this.#index}: the relay has ended while the device held requests`);
+  }
+
   #poll(): Promise<QueueProgress> {
     return this.#worker.progress({ type: "poll", index: this.#index });
   }
 
   #settle(used: Uint16Array | undefined, num: number, end?: number): Promise<void> {
     const eventIdx = hasBit(this.#context.features(), VIRTIO_FEATURE_BITS.EVENT_IDX);
-    return settle({ used, num, eventIdx, way: this.#context.frames(this.#index), end });
+    return settle({ used, num, eventIdx, way: this.#context.frames(this.#index), end, over: this.#context.released });
   }
 
   /** Closes the eventfds; the queue must be stopped. */

@@ -394,6 +394,7 @@ export class Relay implements VhostBackend {
       frames: (index) => index === this.net.index || !this.net.isNet(this.features) ? undefined : index % 2 === 0 ? "in" : "out",
       passTables: this.#config.indirect === "pass",
       doorbells: this.#doorbells,
+      released: () => this.#rings.released,
       log: (message) => this.#events.log(message),
     };
     return new RelayQueue(index, this.#workerOf(index), context, lane);

@@ -54,16 +54,24 @@ export interface RingContext {
   report: (error: unknown) => void;
 }
 
+/** How long a step that runs when the relay ends may go on waiting for the device, ms. */
+const END_GRACE_MS = 1000;
 /** Beyond this a timer would fire at once. */
 const MAX_TIMER_MS = 2 ** 31 - 1;
 
 /** The rings of one relay. Whatever changes one runs in the lane of its queue. */
 export class RingLife {
   readonly #context: RingContext;
+  #released = false;
 
   /** @param context asked anew each time */
   constructor(context: RingContext) {
     this.#context = context;
+  }
+
+  /** Was the device taken away because the relay ends? */
+  get released(): boolean {
+    return this.#released;
   }
 
   get #successors(): boolean {
@@ -139,6 +147,8 @@ export class RingLife {
       } catch (error) {
         const lost = slot.lost !== undefined && error instanceof SvqError && error.code === "RING_GAP";
         if (!(lost || deviceIsGone(error)) || !this.#successors) throw error;
+        // The ring is forgotten by now: its base would be a guess.
+        if (this.#released) throw new SvqError("DEVICE_LOST", "The relay has ended while the device held requests", { cause: error });
         await pause(0);
         // Lost in the middle of this: the record may say that nobody is needed to finish what was in flight.
         const again: boolean = !lost && !retried && slot.lost !== undefined;
@@ -233,15 +243,37 @@ export class RingLife {
     await Promise.all(this.#context.queues().map((queue) => queue.lane.run(() => this.start(queue))));
   }
 
-  /** The relay ends: every ring stops as well as it can, and is forgotten. */
+  /**
+   * The relay ends: every ring stops as well as it can, and is forgotten. Where a step still waits for requests that the device does
+   * not give back, the device is taken away from its rings: nobody wants the answers any more.
+   */
   async end(): Promise<void> {
-    for (const queue of this.#context.queues()) {
-      await queue.lane.run(async () => {
-        const reachable = !this.#context.deviceFailed() && this.#context.slot.lost === undefined;
-        if (reachable) await this.leave(queue).catch(this.#context.report);
-        queue.forget();
-      });
+    let released: Promise<void> | undefined;
+    const timer = setTimeout(() => released = this.#release(), END_GRACE_MS);
+    try {
+      for (const queue of this.#context.queues()) {
+        await queue.lane.run(async () => {
+          const reachable = !this.#context.deviceFailed() && this.#context.slot.lost === undefined;
+          if (reachable) await this.leave(queue).catch(this.#context.report);
+          queue.forget();
+        });
+      }
+    } finally {
+      clearTimeout(timer);
+      await released;
     }
+  }
+
+  // Kernel devices answer within the call: no step can be waiting for one.
+  async #release(): Promise<void> {
+    const { slot: { device }, events } = this.#context;
+    const { kind, address } = device.info;
+    if (kind !== "vhost-user" && kind !== "sim") return;
+    this.#released = true;
+    events.log(
+      `${address} still holds requests ${END_GRACE_MS / 1000} s after the relay ended: it is ${kind === "sim" ? "reset" : "left"}`,
+    );
+    await (kind === "sim" ? device.reset() : device.close()).catch((error) => events.log(toErrorRecord(error).message));
   }
 
   /** The device is lost: every ring waits for its successor. */

@@ -28,6 +28,8 @@ export interface RestingRing {
   way: "in" | "out" | undefined;
   /** Where the guest's avail ring ended when the device's kicks fell silent; undefined where they did not. */
   end?: number | undefined;
+  /** Is there nothing left to wait for? */
+  over?: () => boolean;
 }
 
 /**
@@ -39,7 +41,7 @@ export interface RestingRing {
  * that goes on behind what was there when its kicks fell silent polls, and never rests: a frame that is sent has nothing half done
  * either, and of others it must have been a ringful, since one that was just woken reads on for a while.
  */
-export async function settle({ used, num, eventIdx, way, end }: RestingRing): Promise<void> {
+export async function settle({ used, num, eventIdx, way, end, over }: RestingRing): Promise<void> {
   if (used === undefined) return await pause(QUIET_MS);
   let last = Atomics.load(used, 1);
   let since = performance.now();
@@ -55,7 +57,7 @@ export async function settle({ used, num, eventIdx, way, end }: RestingRing): Pr
     const beyond = end === undefined ? -1 : (now - end) & 0xffff;
     if (!says && beyond >= (way === undefined ? num : 0) && beyond < 0x8000) return;
     const limit = says ? HELD_MS : QUIET_MS;
-    if (performance.now() - since > limit) return;
+    if (performance.now() - since > limit || over?.() === true) return;
     await pause(wait);
   }
 }

@@ -48,7 +48,7 @@ export interface RelayServiceOptions {
   deviceConnects?: boolean;
   /** Refuse guest memory and dirty logs that the VMM could shorten under the relay. */
   requireSealed?: boolean;
-  /** How long a relay that is stopped waits for the device to give back what it has, ms; then it ends as if it were killed. Default: for ever. */
+  /** How long a relay that is stopped waits for the device to give back what it has, ms; then it ends as if it were killed. Default: `config.stopTimeoutMs`. */
   drainTimeoutMs?: number;
   /** The time is over: the process is to end at once, without closing what the device may still use. */
   onDrainTimeout?: () => void;
@@ -72,6 +72,8 @@ export interface RelayServiceOptions {
 const FRONT_GOOD_MS = 2000;
 /** Longest time that one question for messages waits, ms. */
 const MAX_WAIT_MS = 10_000;
+/** Beyond this a timer would fire at once. */
+const MAX_TIMER_MS = 2 ** 31 - 1;
 /** Longest wait for the relay of the next front-end, ms. */
 const NEXT_RELAY_MS = 2000;
 /** How long the device may take to give back what it has for an upgrade, ms. */
@@ -341,9 +343,9 @@ export class RelayService implements AsyncDisposable {
   }
 
   async #drained(relay: Relay): Promise<void> {
-    const { log, drainTimeoutMs } = this.#options;
+    const { log, config } = this.#options;
+    const drainTimeoutMs = Math.min(this.#options.drainTimeoutMs ?? config.stopTimeoutMs, MAX_TIMER_MS);
     const drained = relay.suspend().catch((error) => log("error", toErrorRecord(error).message));
-    if (drainTimeoutMs === undefined) return await drained;
     let timer: ReturnType<typeof setTimeout> | undefined;
     const late = new Promise<true>((resolve) => timer = setTimeout(() => resolve(true), drainTimeoutMs));
     const failed = await Promise.race([drained, late]);

@@ -13,6 +13,8 @@ import type { BackendInfo, VhostBackend, VringAddresses } from "../../src/vhost/
 export interface Lies {
   /** This answer is never given (they are counted from 0). */
   drop?: number;
+  /** These answers are never given. */
+  keep?: readonly number[];
   /** This answer is given twice. */
   duplicate?: number;
   /** In this answer a byte is wrong. */
@@ -44,6 +46,11 @@ export class LyingDevice implements VhostBackend {
   #usedIdx = 0;
   #closed = false;
 
+  /** The beginning of each request, in the order in which they were taken. */
+  readonly seen: string[] = [];
+  /** Of those, the ones that were kept. */
+  readonly held: string[] = [];
+
   constructor(readonly lies: Lies) {}
 
   static readonly ringSize = num;
@@ -70,6 +77,10 @@ export class LyingDevice implements VhostBackend {
       const written = this.#echo(desc, head);
       const answer = this.#answers++;
       if (answer === this.lies.drop) continue;
+      if (this.lies.keep?.includes(answer) === true) {
+        this.held.push(this.seen.at(-1)!);
+        continue;
+      }
       this.#push(used, head, written);
       if (answer === this.lies.duplicate) this.#push(used, head, written);
       quiet ||= answer === this.lies.dropCall;
@@ -106,6 +117,7 @@ export class LyingDevice implements VhostBackend {
       index = table.getUint16(index * 16 + 14, true);
       more = (flags & 1) !== 0;
     }
+    this.seen.push(bytes.slice(0, 12).join());
     return written;
   }
 

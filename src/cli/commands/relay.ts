@@ -96,7 +96,7 @@ const runFlags = {
     brief: "Refuse guest memory that the VMM could shorten (QEMU: memory-backend-memfd,seal=on)",
     default: false,
   },
-  drainTimeout: durationFlag("When stopped: how long the device may take to give back what it has (default: as long as it takes)", {
+  drainTimeout: durationFlag("When stopped: how long the device may take to give back what it has (default: that of --stop-timeout)", {
     optional: true,
   }),
   switchTimeout: durationFlag("How long turning the dirty log on may keep the VMM waiting", { default: "500ms" }),

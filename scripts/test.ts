@@ -5,8 +5,8 @@
  *
  * `--unit` leaves out what needs real parts (tests/lab), the executable (tests/ship), whole migrations, device losses and
  * upgrades, fuzzing, fault injection, the examples of the docs, and what starts every command.
- * `--jobs` says how many `deno test` processes run at a time: by default one more than there are processors, since tests with real
- * parts wait a lot, and at most 3. What one of them
+ * `--jobs` says how many `deno test` processes run at a time: by default 2, and 1 where there is one processor (3 on two processors
+ * are no faster). What one of them
  * prints is shown when it ends. Exit code: 0 when tests ran and none failed, else 1.
  *
  * @module
@@ -87,7 +87,7 @@ interface Options {
 }
 
 function parse(args: readonly string[]): Options | string {
-  const options: Options = { unit: false, jobs: Math.min(3, navigator.hardwareConcurrency + 1), filters: [] };
+  const options: Options = { unit: false, jobs: Math.min(2, navigator.hardwareConcurrency), filters: [] };
   for (let index = 0; index < args.length; index++) {
     const arg = args[index]!;
     if (arg === "--unit") options.unit = true;

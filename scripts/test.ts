@@ -3,8 +3,8 @@
  *
  *     deno run -A scripts/test.ts [--unit] [--jobs N] [FILE or FOLDER or part of a file name]...
  *
- * `--unit` leaves out what needs real parts (tests/lab), the executable (tests/ship), whole migrations, device losses and
- * upgrades, fuzzing, fault injection, the examples of the docs, and what starts every command.
+ * `--unit` leaves out what needs real parts (tests/lab), the executable (tests/ship), whole migrations, and what
+ * runs relays and drivers for seconds, fuzzing, fault injection, the examples of the docs, and what starts every command.
  * `--jobs` says how many `deno test` processes run at a time: by default 2, and 1 where there is one processor (3 on two processors
  * are no faster). What one of them
  * prints is shown when it ends. Exit code: 0 when tests ran and none failed, else 1.
@@ -19,9 +19,9 @@ const ROOT = new URL("..", import.meta.url).pathname;
 const NOT_UNIT = new RegExp(
   [
     "^tests/(faults|fuzz|lab|ship)/",
-    "^tests/(docs_test|cli/contract_test|vring/wakeup_test)",
-    "^tests/migration/(dishonest|disk|faults|migration|pairs|source_guest|tls|two_hosts)_",
-    "^tests/relay/(crash|device_loss|life|upgrade)_",
+    "^tests/(docs_test|cli/contract_test|drivers/driver_test|vring/wakeup_test)",
+    "^tests/migration/(cancel|dishonest|disk|faults|migration|pairs|source_guest|tls|two_hosts)_",
+    "^tests/relay/(crash|device_loss|half_base|life|net_relay|overload|polling|relay|stop_timeout|stuck_end|upgrade|wasm_bounds)_test",
     "^tests/cli/commands/(demo|migrate)_",
   ].join("|"),
 );

@@ -5,8 +5,7 @@
  *
  * `--unit` leaves out what needs real parts (tests/lab), the executable (tests/ship), whole migrations, and what
  * runs relays and drivers for seconds, fuzzing, fault injection, the examples of the docs, and what starts every command.
- * `--jobs` says how many `deno test` processes run at a time: by default 2, and 1 where there is one processor (3 on two processors
- * are no faster). What one of them
+ * `--jobs` says how many `deno test` processes run at a time: by default 2, and 1 where there is one processor. What one of them
  * prints is shown when it ends. Exit code: 0 when tests ran and none failed, else 1.
  *
  * @module

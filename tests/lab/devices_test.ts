@@ -53,10 +53,7 @@ await labTest("a guest pings a DPDK back-end through the relay in every mode", [
       await new Promise((resolve) => setTimeout(resolve, 100));
     }
     const report = await probe.end();
-    // DPDK drops the answers to a queue's worth of requests when its send ring starts before its receive ring, as between any start
-    // of two rings. What goes through the relay is neither repeated nor overtaken, and traffic goes on after each switch.
-    assert.deepEqual([report.reordered, report.duplicated], [0, 0], gapText(report));
-    assert.ok(report.missing < report.received && report.longest_gap_ms < 2000, gapText(report));
+    assert.deepEqual([report.missing, report.reordered, report.duplicated], [0, 0, 0], gapText(report));
     console.log(`  ${gapText(report)}`);
   });
 });

@@ -485,10 +485,15 @@ export class VhostVdpa implements VhostBackend {
         } else this.#onConfigChange?.();
       }
     } catch (error) {
-      if (!(error instanceof SvqError && error.code === "CLOSED")) this.onFailure?.(error as Error);
+      if (!(error instanceof SvqError && error.code === "CLOSED")) {
+        this.onFailure?.(error as Error);
+        return;
+      }
     } finally {
       this.#watching = false;
     }
+    // Somebody else wants to know since the one before was let go.
+    if (!this.#closed && this.#onConfigChange !== undefined) this.#watch();
   }
 
   /** Lets go of the device: the kernel stops, resets and unmaps it. */

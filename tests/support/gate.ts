@@ -12,6 +12,7 @@ class Pump {
   readonly #done: Promise<void>;
   open: boolean;
   held = false;
+  #closed = false;
 
   constructor(from: OwnedFd, to: OwnedFd, open: boolean) {
     this.#from = from;
@@ -21,7 +22,8 @@ class Pump {
   }
 
   async #run(): Promise<void> {
-    for (;;) {
+    // Closing finds this waiting, or just woken: nothing waits any more that could be cancelled.
+    while (!this.#closed) {
       await readable(this.#from.fd);
       if (drainEventfd(this.#from.fd) === 0) continue;
       if (this.open) signalEventfd(this.#to.fd);
@@ -37,6 +39,7 @@ class Pump {
 
   async close(): Promise<void> {
     if (this.#from.closed) return;
+    this.#closed = true;
     cancelWaits(this.#from.fd);
     await this.#done;
     this.#from.close();

@@ -18,7 +18,12 @@ export class Gate {
   /** Arrives, and resolves when all have. */
   async pass(): Promise<void> {
     this.skip();
-    await this.#open.promise;
+    await this.opened;
+  }
+
+  /** Resolves when all have come: for those who are not counted. */
+  get opened(): Promise<void> {
+    return this.#open.promise;
   }
 
   /** Is not coming: the others wait no longer for this one. */

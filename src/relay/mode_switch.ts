@@ -31,6 +31,8 @@ export interface ModeContext {
   translated: (index: number) => boolean;
   /** Is it a control queue, whose commands are always copied? */
   control: (index: number) => boolean;
+  /** Which way frames go in a data queue of a network device; undefined for other queues. */
+  frames: (index: number) => "in" | "out" | undefined;
   /** Must what the device uses go through the relay at least? */
   relayed: () => boolean;
   /** Is the dirty log on? */
@@ -46,6 +48,14 @@ export interface ModeContext {
 export function isBound(info: BackendInfo, { mode, forceShadow, queueModes }: RelayConfig): boolean {
   const together = (info.ringStop ?? "each") !== "each";
   return together && !forceShadow && queueModes === undefined && (mode === "passthrough" || mode === "notify");
+}
+
+/** Where the queues of a forgetful device meet while its rings start anew. */
+interface Restart {
+  /** The device has left all rings. */
+  left: Gate;
+  /** It has all rings again in which it brings frames to the guest. */
+  receives: Gate;
 }
 
 /** The modes of all queues of a relay. */
@@ -84,31 +94,42 @@ export class ModeSwitch {
     const { queues, groupLane } = this.#context;
     const group = this.#context.group();
     if (group !== undefined) return await groupLane.run(() => renew ? group.restart() : group.reconcile());
-    const gate = this.#restartGate(renew);
-    const results = await Promise.allSettled(queues().map((queue) => queue.lane.run(() => this.#reconcile(queue, gate, renew))));
+    const restart = this.#restart(renew);
+    const results = await Promise.allSettled(queues().map((queue) => queue.lane.run(() => this.#reconcile(queue, restart, renew))));
     for (const result of results) if (result.status === "rejected") throw result.reason;
   }
 
   // DPDK forgets at the stop of one ring that the others are enabled, and is told so again only where they start anew: its
   // rings all stop before any starts.
-  #restartGate(renew: boolean): Gate | undefined {
-    if (!this.#context.forgetful) return undefined;
+  #restart(renew: boolean): Restart | undefined {
+    const { forgetful, frames } = this.#context;
+    if (!forgetful) return undefined;
     const queues = this.#context.queues();
-    return renew || queues.some((queue) => !this.done(queue)) ? new Gate(queues.length) : undefined;
+    if (!renew && queues.every((queue) => this.done(queue))) return undefined;
+    return { left: new Gate(queues.length), receives: new Gate(queues.filter(({ index }) => frames(index) === "in").length) };
   }
 
-  async #reconcile(queue: RelayQueue, gate: Gate | undefined, renew: boolean): Promise<void> {
-    if (gate !== undefined) {
-      let passed = false;
-      const left = () => {
+  // A frame that the guest has sent is often answered, or looped back, at once. A ring that is not there yet cannot take the
+  // answer, and the device drops it: rings that receive start first.
+  async #startAnew(queue: RelayQueue, { left, receives }: Restart): Promise<void> {
+    const way = this.#context.frames(queue.index);
+    let passed = false;
+    try {
+      if (!queue.running) return;
+      await queue.change(this.wanted(queue.index), async () => {
         passed = true;
-        return gate.pass();
-      };
-      try {
-        if (queue.running) await queue.change(this.wanted(queue.index), left);
-      } finally {
-        if (!passed) gate.skip();
-      }
+        await left.pass();
+        if (way === "out") await receives.opened;
+      });
+    } finally {
+      if (!passed) left.skip();
+      if (way === "in") receives.skip();
+    }
+  }
+
+  async #reconcile(queue: RelayQueue, restart: Restart | undefined, renew: boolean): Promise<void> {
+    if (restart !== undefined) {
+      await this.#startAnew(queue, restart);
     } else if (renew && queue.running && !this.#context.control(queue.index)) {
       await queue.change(this.wanted(queue.index), () => Promise.resolve());
     }

@@ -179,6 +179,11 @@ export class NetControl {
     return deviceId === VIRTIO_ID.net || (deviceId === undefined && looksLikeNet(features));
   }
 
+  /** Which way frames go in queue `index`; undefined for the control queue and for queues of other devices. */
+  frames(index: number, features: bigint): "in" | "out" | undefined {
+    return index === this.index || !this.isNet(features) ? undefined : index % 2 === 0 ? "in" : "out";
+  }
+
   async #readPairs(): Promise<void> {
     const device = this.#context.device();
     if (!device.info.hasConfig) this.#pairsMax = Math.max(1, Math.floor(device.info.queueNum / 2));

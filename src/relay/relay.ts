@@ -244,6 +244,7 @@ export class Relay implements VhostBackend {
       guestPacked: () => this.#negotiation.guestPacked,
       translated: (index) => this.#negotiation.rebuilt || this.#memory.moved || this.#otherSize(index),
       control: (index) => index === this.net.index,
+      frames: (index) => this.net.frames(index, this.features),
       relayed: () => this.#negotiation.reordered || this.capture.on,
       logging: () => this.logging,
       // What the device wrote between the last mark and the end of passthrough has no bit of its own.
@@ -391,7 +392,7 @@ export class Relay implements VhostBackend {
       deviceNum: (num) => this.#negotiation.deviceNum(num),
       control: (index, guestless) => this.net.start(index, guestless),
       capture: (index) => this.capture.start(index, index % this.#workers.length),
-      frames: (index) => index === this.net.index || !this.net.isNet(this.features) ? undefined : index % 2 === 0 ? "in" : "out",
+      frames: (index) => this.net.frames(index, this.features),
       passTables: this.#config.indirect === "pass",
       doorbells: this.#doorbells,
       released: () => this.#rings.released,

@@ -11,8 +11,10 @@ import {
   IoVector,
   mapAnonymous,
   readable,
+  readableWithin,
   SysError,
   type UnixStream,
+  widenSendBuffer,
   writable,
   writableWithin,
 } from "../ffi/mod.ts";
@@ -34,6 +36,8 @@ const BUFFER_BYTES = 256 * 1024;
 const MAX_PAGES_PAYLOAD = PAGES_HEADER_BYTES + MAX_FRAME_PAGES * (RUN_HEADER_BYTES + PAGE_BYTES);
 const LINGER_MS = 500;
 const SLOW_WAITS = 32;
+// A frame of pages or two: with the little that a unix socket holds by default both sides wake each other several times in each.
+const SEND_BUFFER_BYTES = 2 << 20;
 
 /** The head of a frame that has arrived; its payload is still to be read. */
 export interface FrameHead {
@@ -84,6 +88,7 @@ export class Channel implements Disposable {
   constructor(stream: UnixStream, timeoutMs: number) {
     this.#stream = stream;
     this.#timeoutMs = timeoutMs;
+    widenSendBuffer(stream.fd, SEND_BUFFER_BYTES);
   }
 
   /** Bytes sent so far. */
@@ -168,15 +173,19 @@ export class Channel implements Disposable {
   }
 
   // A receiver that keeps pace makes room within microseconds: less than it takes to be woken through the event loop.
-  async #room(): Promise<void> {
+  #room(): Promise<void> {
+    return this.#soon(writableWithin, writable);
+  }
+
+  async #soon(within: (fd: number, ms: number) => boolean, ready: (fd: number) => Promise<void>): Promise<void> {
     if (this.#aborted !== undefined) throw this.#aborted;
     if (this.#slow === 0) {
-      if (writableWithin(this.#stream.fd, 1)) return;
+      if (within(this.#stream.fd, 1)) return;
       this.#slow = SLOW_WAITS;
     } else {
       this.#slow--;
     }
-    await this.#wait(writable, this.#timeoutMs);
+    await this.#wait(ready, this.#timeoutMs);
   }
 
   #attempt(write: () => number | undefined): number | undefined {
@@ -347,7 +356,8 @@ export class Channel implements Disposable {
     while (rest > 0) {
       const bytes = this.#tryRead();
       if (bytes === undefined) {
-        await this.#wait(readable, this.#timeoutMs);
+        // In the middle of a frame: the rest is on its way.
+        await this.#soon(readableWithin, readable);
         continue;
       }
       if (bytes === 0) throw linkLost("The other side of the migration closed the link", "end");

@@ -29,6 +29,8 @@ const MAX_CONNECTIONS = 8;
 const REPORT_MS = 1000;
 /** Times that a source may ask what the disk holds. */
 const MAX_QUESTIONS = 16;
+/** How long a source waits for a guest before it that has just given up, milliseconds. */
+const BUSY_MS = 3000;
 /** Sessions whose outcome is remembered. */
 const MAX_SESSIONS = 64;
 
@@ -65,7 +67,8 @@ export class Destination implements AsyncDisposable {
   readonly #arrived = Promise.withResolvers<Guest>();
   readonly #serving = new Set<Promise<void>>();
   readonly #reports = new Set<Promise<void>>();
-  #busy = false;
+  // A guest is arriving: settled when it no longer is.
+  #busy: PromiseWithResolvers<void> | undefined;
   #occupied = false;
   #closed = false;
 
@@ -128,11 +131,8 @@ export class Destination implements AsyncDisposable {
   }
 
   async #take(channel: Channel, id: string, head: FrameHead): Promise<void> {
-    if (this.#busy || this.#occupied) {
-      const reason = this.#occupied ? "a guest runs here already" : "another guest is arriving";
-      throw new SvqError("DESTINATION_BUSY", `The destination is taken: ${reason}`, { exitCode: EXIT.migrationAborted });
-    }
-    this.#busy = true;
+    await this.#free();
+    this.#busy = Promise.withResolvers();
     const outcome = Promise.withResolvers<OutcomeName>();
     const session: Session = { id, channel, committed: false, outcome: outcome.promise };
     this.#remember(session);
@@ -150,8 +150,27 @@ export class Destination implements AsyncDisposable {
       }
     } finally {
       outcome.resolve("never");
-      this.#busy = false;
+      this.#busy.resolve();
+      this.#busy = undefined;
     }
+  }
+
+  // A migration that was cancelled is heard of here a little later, and its device closed after that: the next source waits for it.
+  async #free(): Promise<void> {
+    let late = false;
+    const end = Promise.withResolvers<void>();
+    const timer = setTimeout(() => {
+      late = true;
+      end.resolve();
+    }, BUSY_MS);
+    while (this.#busy !== undefined && !this.#occupied && !late) await Promise.race([this.#busy.promise, end.promise]);
+    clearTimeout(timer);
+    if (this.#busy === undefined && !this.#occupied) return;
+    const [reason, hint] = this.#occupied ? ["a guest runs here already", "one svq migrate listen takes one guest: start another one"] : [
+      "another guest is arriving",
+      "try again when it has arrived or given up; svq migrate status, where it comes from, says how far it is",
+    ];
+    throw new SvqError("DESTINATION_BUSY", `The destination is taken: ${reason}`, { exitCode: EXIT.migrationAborted, hint });
   }
 
   #remember(session: Session): void {

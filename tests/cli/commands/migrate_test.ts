@@ -98,6 +98,17 @@ Deno.test("svq migrate run and listen move a guest over TCP on this host; both p
   assert.deepEqual(JSON.parse(there.stdout).requests, source.requests, "both tell of the same guest");
 });
 
+Deno.test("A report that finds the disk full takes nothing away of what came of the guest: the document is whole, and exit 1 says what is missing", async () => {
+  using lab = new Lab();
+  await using listener = lab.listen();
+  const { code, stdout, stderr } = await lab.run(await listener.ready(), ["--report", "/dev/full"]);
+  assert.equal(code, 1, stderr);
+  assert.equal(JSON.parse(stdout).outcome, "completed");
+  assertMatchesSchema("error", stderr.trim().split("\n").at(-1)!);
+  assert.match(stderr, /"code":"UNWRITABLE_FILE"/);
+  assert.equal((await listener.output).code, 0);
+});
+
 Deno.test("When the destination is killed at any moment before the hand-over, the guest goes on at the source: exit 7, nothing lost", async (test) => {
   // So slow a link is far from done when the kill hits, wherever that is.
   for (const [name, phase] of [["while memory is sent", "rounds"], ["at the log", "log"]] as const) {

@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { isClean } from "../../src/migration/document.ts";
 import { reportOf } from "../../src/migration/handshake.ts";
 import { FRAME, frameName, type FrameType } from "../../src/migration/protocol.ts";
-import { faultTable, type Kind, KINDS, promised, type Step, STEPS, strike } from "../support/faults.ts";
+import { faultTable, type Kind, KINDS, promised, type Step, STEPS, strike, Watched } from "../support/faults.ts";
+import { MemoryLimit } from "../support/memory_limit.ts";
 import { FrameProxy, Hosts, migrationTo, progress } from "../support/migration.ts";
 
 const SOAK = Deno.env.get("SVQ_SOAK") === "1";
@@ -55,3 +56,28 @@ for (const alone of [false, true]) {
     assert.equal(arrived, false, "the destination does not run");
   });
 }
+
+Deno.test({
+  name: "A destination that runs out of memory while pages arrive is killed, and the guest goes on at the source",
+  ignore: !SOAK,
+  fn: async () => {
+    // A program on Deno needs about 100 MB, and the guest has touched that much besides.
+    await using limit = await MemoryLimit.create(150 << 20);
+    if (limit === undefined) return console.log("  left out: no control group can be made here");
+    await using hosts = new Hosts({ ramSize: 512 << 20 });
+    const guest = await hosts.guest();
+    await progress(guest, 30_000);
+    const path = hosts.dir.join("m");
+    const args = ["migrate", "listen", `unix:${path}`, "--device", `sim:blk,file=${hosts.dir.join("disk")},size=16MiB`];
+    await using there = new Watched(args, { SVQ_RUNTIME_DIR: hosts.dir.path }, limit.words);
+    await there.says(/listening on/);
+    const { source, migration } = migrationTo(path, guest);
+    using _source = source;
+    using _migration = migration;
+    const { outcome, phase, error } = await migration.run();
+    assert.deepEqual([outcome, phase], ["aborted", "rounds"], error?.message);
+    assert.equal((await there.ended).code, 137, there.stderr);
+    await progress(guest);
+    assert.ok(isClean(reportOf(await guest.driver.stop(10_000))));
+  },
+});

@@ -167,14 +167,15 @@ async function refuseToStart(): Promise<Whereabouts> {
 }
 
 /** A process whose standard error is read as it comes. */
-class Watched implements AsyncDisposable {
+export class Watched implements AsyncDisposable {
   readonly #child: Deno.ChildProcess;
   readonly ended: Promise<{ code: number; stdout: string }>;
   stderr = "";
   #over = false;
 
-  constructor(args: string[], env: Record<string, string>) {
-    const child = svqCommand(args, env).spawn();
+  /** Starts `svq ARGS`. @param before words in front of it */
+  constructor(args: string[], env: Record<string, string>, before: readonly string[] = []) {
+    const child = svqCommand(args, env, before).spawn();
     this.#child = child;
     const read = (async () => {
       for await (const text of child.stderr.pipeThrough(new TextDecoderStream())) this.stderr += text;

@@ -19,6 +19,7 @@ import {
   writableWithin,
 } from "../ffi/mod.ts";
 import { checksumBytes } from "./digest.ts";
+import { breathe } from "./pages.ts";
 import {
   FRAME,
   FRAME_HEADER_BYTES,
@@ -36,6 +37,7 @@ const BUFFER_BYTES = 256 * 1024;
 const MAX_PAGES_PAYLOAD = PAGES_HEADER_BYTES + MAX_FRAME_PAGES * (RUN_HEADER_BYTES + PAGE_BYTES);
 const LINGER_MS = 500;
 const SLOW_WAITS = 32;
+const TURN_MS = 20;
 // A frame of pages or two: with the little that a unix socket holds by default both sides wake each other several times in each.
 const SEND_BUFFER_BYTES = 2 << 20;
 
@@ -82,6 +84,8 @@ export class Channel implements Disposable {
   #bytesSent = 0;
   // Waits through the event loop before the other side is given another chance to keep pace.
   #slow = 0;
+  // When others had their turn last.
+  #turned = performance.now();
   #aborted: unknown;
 
   /** Takes ownership of a connected stream. @param timeoutMs longest wait for the other side to send or take anything */
@@ -128,6 +132,7 @@ export class Channel implements Disposable {
       throw error;
     } finally {
       clearTimeout(timer);
+      this.#turned = performance.now();
     }
     if (this.#aborted !== undefined) throw this.#aborted;
   }
@@ -178,6 +183,7 @@ export class Channel implements Disposable {
   }
 
   async #soon(within: (fd: number, ms: number) => boolean, ready: (fd: number) => Promise<void>): Promise<void> {
+    await this.#turn();
     if (this.#aborted !== undefined) throw this.#aborted;
     if (this.#slow === 0) {
       if (within(this.#stream.fd, 1)) return;
@@ -186,6 +192,13 @@ export class Channel implements Disposable {
       this.#slow--;
     }
     await this.#wait(ready, this.#timeoutMs);
+  }
+
+  // A peer that is always just in time, on purpose or not, must not keep timers, signals and other connections from their turn.
+  async #turn(): Promise<void> {
+    if (performance.now() - this.#turned < TURN_MS) return;
+    await breathe();
+    this.#turned = performance.now();
   }
 
   #attempt(write: () => number | undefined): number | undefined {
@@ -339,6 +352,7 @@ export class Channel implements Disposable {
 
   /** Reads the next bytes of a payload to several places, at most 512, which the caller has checked. */
   async readPieces(pieces: readonly { address: number; length: number }[]): Promise<void> {
+    await this.#turn();
     const vector = this.#vector;
     let rest = 0;
     vector.clear();

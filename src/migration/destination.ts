@@ -165,6 +165,7 @@ export class Destination implements AsyncDisposable {
     }, BUSY_MS);
     while (this.#busy !== undefined && !this.#occupied && !late) await Promise.race([this.#busy.promise, end.promise]);
     clearTimeout(timer);
+    if (this.#closed) throw closing();
     if (this.#busy === undefined && !this.#occupied) return;
     const [reason, hint] = this.#occupied ? ["a guest runs here already", "one svq migrate listen takes one guest: start another one"] : [
       "another guest is arriving",
@@ -336,7 +337,7 @@ export class Destination implements AsyncDisposable {
     if (this.#closed) return;
     this.#closed = true;
     this.#listener.close();
-    for (const channel of this.#open) channel.abort(new SvqError("CLOSED", "The destination stops", { exitCode: EXIT.migrationAborted }));
+    for (const channel of this.#open) channel.abort(closing());
     await Promise.allSettled([...this.#serving]);
     this.#arrived.reject(new SvqError("CLOSED", "The destination was closed before a guest came"));
   }
@@ -345,6 +346,10 @@ export class Destination implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
+}
+
+function closing(): SvqError {
+  return new SvqError("CLOSED", "The destination stops", { exitCode: EXIT.migrationAborted });
 }
 
 async function closeAll(log: DestinationOptions["log"], ...parts: ({ close(): Promise<void> } | undefined)[]): Promise<void> {

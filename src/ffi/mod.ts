@@ -20,4 +20,5 @@ export * from "./tcp_socket.ts";
 export * from "./thread.ts";
 export * from "./worker_link.ts";
 export * from "./reference.ts";
+export * from "./socket_buffer.ts";
 export * from "./window.ts";

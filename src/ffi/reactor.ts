@@ -102,6 +102,8 @@ class Reactor {
   }
 }
 
+const [POLLIN, POLLOUT] = [1, 4];
+
 let reactor: Reactor | undefined;
 
 /** Resolves when `fd` can be read, is closed by its peer or has failed. @throws SvqError CLOSED after {@linkcode cancelWaits} */
@@ -123,8 +125,16 @@ export function writable(fd: number): Promise<void> {
  * @returns false when the time is over
  */
 export function writableWithin(fd: number, ms: number): boolean {
-  const POLLOUT = 4;
-  const record = new Int32Array([fd, POLLOUT]);
+  return within(fd, POLLOUT, ms);
+}
+
+/** The same for reading. @returns false when the time is over */
+export function readableWithin(fd: number, ms: number): boolean {
+  return within(fd, POLLIN, ms);
+}
+
+function within(fd: number, events: number, ms: number): boolean {
+  const record = new Int32Array([fd, events]);
   return libc().poll(new Uint8Array(record.buffer), 1n, ms) > 0;
 }
 

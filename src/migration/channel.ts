@@ -11,12 +11,15 @@ import {
   IoVector,
   mapAnonymous,
   readable,
+  readableWithin,
   SysError,
   type UnixStream,
+  widenSendBuffer,
   writable,
   writableWithin,
 } from "../ffi/mod.ts";
 import { checksumBytes } from "./digest.ts";
+import { breathe } from "./pages.ts";
 import {
   FRAME,
   FRAME_HEADER_BYTES,
@@ -34,6 +37,9 @@ const BUFFER_BYTES = 256 * 1024;
 const MAX_PAGES_PAYLOAD = PAGES_HEADER_BYTES + MAX_FRAME_PAGES * (RUN_HEADER_BYTES + PAGE_BYTES);
 const LINGER_MS = 500;
 const SLOW_WAITS = 32;
+const TURN_MS = 20;
+// A frame of pages or two: with the little that a unix socket holds by default both sides wake each other several times in each.
+const SEND_BUFFER_BYTES = 2 << 20;
 
 /** The head of a frame that has arrived; its payload is still to be read. */
 export interface FrameHead {
@@ -78,12 +84,15 @@ export class Channel implements Disposable {
   #bytesSent = 0;
   // Waits through the event loop before the other side is given another chance to keep pace.
   #slow = 0;
+  // When others had their turn last.
+  #turned = performance.now();
   #aborted: unknown;
 
   /** Takes ownership of a connected stream. @param timeoutMs longest wait for the other side to send or take anything */
   constructor(stream: UnixStream, timeoutMs: number) {
     this.#stream = stream;
     this.#timeoutMs = timeoutMs;
+    widenSendBuffer(stream.fd, SEND_BUFFER_BYTES);
   }
 
   /** Bytes sent so far. */
@@ -123,6 +132,7 @@ export class Channel implements Disposable {
       throw error;
     } finally {
       clearTimeout(timer);
+      this.#turned = performance.now();
     }
     if (this.#aborted !== undefined) throw this.#aborted;
   }
@@ -168,15 +178,27 @@ export class Channel implements Disposable {
   }
 
   // A receiver that keeps pace makes room within microseconds: less than it takes to be woken through the event loop.
-  async #room(): Promise<void> {
+  #room(): Promise<void> {
+    return this.#soon(writableWithin, writable);
+  }
+
+  async #soon(within: (fd: number, ms: number) => boolean, ready: (fd: number) => Promise<void>): Promise<void> {
+    await this.#turn();
     if (this.#aborted !== undefined) throw this.#aborted;
     if (this.#slow === 0) {
-      if (writableWithin(this.#stream.fd, 1)) return;
+      if (within(this.#stream.fd, 1)) return;
       this.#slow = SLOW_WAITS;
     } else {
       this.#slow--;
     }
-    await this.#wait(writable, this.#timeoutMs);
+    await this.#wait(ready, this.#timeoutMs);
+  }
+
+  // A peer that is always just in time, on purpose or not, must not keep timers, signals and other connections from their turn.
+  async #turn(): Promise<void> {
+    if (performance.now() - this.#turned < TURN_MS) return;
+    await breathe();
+    this.#turned = performance.now();
   }
 
   #attempt(write: () => number | undefined): number | undefined {
@@ -330,6 +352,7 @@ export class Channel implements Disposable {
 
   /** Reads the next bytes of a payload to several places, at most 512, which the caller has checked. */
   async readPieces(pieces: readonly { address: number; length: number }[]): Promise<void> {
+    await this.#turn();
     const vector = this.#vector;
     let rest = 0;
     vector.clear();
@@ -347,7 +370,8 @@ export class Channel implements Disposable {
     while (rest > 0) {
       const bytes = this.#tryRead();
       if (bytes === undefined) {
-        await this.#wait(readable, this.#timeoutMs);
+        // In the middle of a frame: the rest is on its way.
+        await this.#soon(readableWithin, readable);
         continue;
       }
       if (bytes === 0) throw linkLost("The other side of the migration closed the link", "end");

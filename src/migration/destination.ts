@@ -29,6 +29,8 @@ const MAX_CONNECTIONS = 8;
 const REPORT_MS = 1000;
 /** Times that a source may ask what the disk holds. */
 const MAX_QUESTIONS = 16;
+/** How long a source waits for a guest before it that has just given up, milliseconds. */
+const BUSY_MS = 3000;
 /** Sessions whose outcome is remembered. */
 const MAX_SESSIONS = 64;
 
@@ -65,7 +67,8 @@ export class Destination implements AsyncDisposable {
   readonly #arrived = Promise.withResolvers<Guest>();
   readonly #serving = new Set<Promise<void>>();
   readonly #reports = new Set<Promise<void>>();
-  #busy = false;
+  // A guest is arriving: settled when it no longer is.
+  #busy: PromiseWithResolvers<void> | undefined;
   #occupied = false;
   #closed = false;
 
@@ -128,11 +131,8 @@ export class Destination implements AsyncDisposable {
   }
 
   async #take(channel: Channel, id: string, head: FrameHead): Promise<void> {
-    if (this.#busy || this.#occupied) {
-      const reason = this.#occupied ? "a guest runs here already" : "another guest is arriving";
-      throw new SvqError("DESTINATION_BUSY", `The destination is taken: ${reason}`, { exitCode: EXIT.migrationAborted });
-    }
-    this.#busy = true;
+    await this.#free();
+    this.#busy = Promise.withResolvers();
     const outcome = Promise.withResolvers<OutcomeName>();
     const session: Session = { id, channel, committed: false, outcome: outcome.promise };
     this.#remember(session);
@@ -150,8 +150,28 @@ export class Destination implements AsyncDisposable {
       }
     } finally {
       outcome.resolve("never");
-      this.#busy = false;
+      this.#busy.resolve();
+      this.#busy = undefined;
     }
+  }
+
+  // A migration that was cancelled is heard of here a little later, and its device closed after that: the next source waits for it.
+  async #free(): Promise<void> {
+    let late = false;
+    const end = Promise.withResolvers<void>();
+    const timer = setTimeout(() => {
+      late = true;
+      end.resolve();
+    }, BUSY_MS);
+    while (this.#busy !== undefined && !this.#occupied && !late) await Promise.race([this.#busy.promise, end.promise]);
+    clearTimeout(timer);
+    if (this.#closed) throw closing();
+    if (this.#busy === undefined && !this.#occupied) return;
+    const [reason, hint] = this.#occupied ? ["a guest runs here already", "one svq migrate listen takes one guest: start another one"] : [
+      "another guest is arriving",
+      "try again when it has arrived or given up; svq migrate status, where it comes from, says how far it is",
+    ];
+    throw new SvqError("DESTINATION_BUSY", `The destination is taken: ${reason}`, { exitCode: EXIT.migrationAborted, hint });
   }
 
   #remember(session: Session): void {
@@ -317,7 +337,7 @@ export class Destination implements AsyncDisposable {
     if (this.#closed) return;
     this.#closed = true;
     this.#listener.close();
-    for (const channel of this.#open) channel.abort(new SvqError("CLOSED", "The destination stops", { exitCode: EXIT.migrationAborted }));
+    for (const channel of this.#open) channel.abort(closing());
     await Promise.allSettled([...this.#serving]);
     this.#arrived.reject(new SvqError("CLOSED", "The destination was closed before a guest came"));
   }
@@ -326,6 +346,10 @@ export class Destination implements AsyncDisposable {
   [Symbol.asyncDispose](): Promise<void> {
     return this.close();
   }
+}
+
+function closing(): SvqError {
+  return new SvqError("CLOSED", "The destination stops", { exitCode: EXIT.migrationAborted });
 }
 
 async function closeAll(log: DestinationOptions["log"], ...parts: ({ close(): Promise<void> } | undefined)[]): Promise<void> {

@@ -28,6 +28,7 @@ import {
 
 const HEAD_BYTES = FRAME_HEADER_BYTES + PAGES_HEADER_BYTES;
 const YIELD_MS = 20;
+const LONGEST_PAUSE_MS = 100;
 
 /** What a round moved. */
 export interface RoundResult {
@@ -209,16 +210,19 @@ export class PageSender implements Disposable {
   }
 
   async #pace(result: RoundResult): Promise<void> {
-    // A refusal is read now, not at the end of the round.
-    if (this.#channel.poll()) await this.#channel.receiveHead([]);
-    this.#options.onProgress?.(result.pages);
-    const now = performance.now();
     const due = this.#began + (this.#channel.bytesSent - this.#bytesBefore) / this.#options.maxBandwidth * 1000;
-    // Not while the guest stands still.
-    if (!this.#frozen && due - now > 1) await new Promise((resolve) => setTimeout(resolve, due - now));
-    else if (now - this.#breathed > YIELD_MS) await breathe();
-    else return;
-    this.#breathed = performance.now();
+    for (;;) {
+      // A refusal is read now, not at the end of the round.
+      if (this.#channel.poll()) await this.#channel.receiveHead([]);
+      this.#options.onProgress?.(result.pages);
+      const now = performance.now();
+      // Not while the guest stands still. A slow link must not keep who cancels, or what ends it, for long.
+      if (!this.#frozen && due - now > 1) await new Promise((resolve) => setTimeout(resolve, Math.min(due - now, LONGEST_PAUSE_MS)));
+      else if (now - this.#breathed > YIELD_MS) await breathe();
+      else return;
+      this.#breathed = performance.now();
+      if (due - this.#breathed <= 1) return;
+    }
   }
 
   async #flushZeros(): Promise<void> {

@@ -258,13 +258,14 @@ export class Migration implements Disposable {
       this.#remaining = dirtyPages;
       const next = convergence.next({ sent: result.pages + blocks, dirty: dirtyPages + left.blocks, estimateMs });
       const { throttlePercent } = convergence;
+      const slower = throttlePercent !== this.#throttlePercent;
+      // Whoever is told of the round sees what follows from it.
+      this.#throttlePercent = throttlePercent;
       this.#options.onEvent?.({ kind: "round", round: result, dirtyPages, estimateMs, throttlePercent });
       if (this.#cancelled !== undefined) throw this.#cancelled;
       if (next === "stop") return;
       if (next === "give-up") throw noConvergence(round, dirtyPages, estimateMs, throttlePercent);
-      if (throttlePercent === this.#throttlePercent) continue;
-      this.#throttlePercent = throttlePercent;
-      await this.#guest.throttle(throttlePercent);
+      if (slower) await this.#guest.throttle(throttlePercent);
     }
   }
 

@@ -8,7 +8,9 @@ import { isClean } from "../../src/migration/document.ts";
 import type { Guest } from "../../src/migration/guest.ts";
 import { reportOf } from "../../src/migration/handshake.ts";
 import { FRAME, frameName, type FrameType } from "../../src/migration/protocol.ts";
+import type { SourceOptions } from "../../src/migration/source_types.ts";
 import { FrameProxy, Hosts, migrationTo, progress } from "../support/migration.ts";
+import { waitUntil } from "../support/wait.ts";
 
 type Side = "source" | "destination";
 
@@ -35,13 +37,19 @@ async function assertRuns(guest: Guest): Promise<void> {
 }
 
 /** A migration through a proxy that cancels it when `type` of `side` is on its way, and what came of it. */
-async function cancelAt(hosts: Hosts, guest: Guest, path: string, [side, type, wanted]: typeof STEPS[number]): Promise<void> {
+async function cancelAt(
+  hosts: Hosts,
+  guest: Guest,
+  path: string,
+  [side, type, wanted]: typeof STEPS[number],
+  options: Partial<SourceOptions> = {},
+): Promise<void> {
   let taken: boolean | undefined;
   await using proxy = new FrameProxy(hosts.dir.join("p"), path, (from, kind) => {
     if (from === side && kind === type) taken ??= migration.cancel();
     return undefined;
   });
-  const { source, migration } = migrationTo(proxy.path, guest);
+  const { source, migration } = migrationTo(proxy.path, guest, options);
   using _source = source;
   using _migration = migration;
   const result = await migration.run();
@@ -77,6 +85,18 @@ for (const step of STEPS.filter(([, , wanted]) => wanted === "completed")) {
     assert.equal((await guest.driver.report()).completed, completed, "the source stands still");
   });
 }
+
+Deno.test("Cancelled on a link so slow that the next page is due in a quarter of an hour, the guest goes on at once", async () => {
+  await using hosts = new Hosts();
+  const guest = await hosts.guest();
+  const { path } = hosts.destination();
+  const cancelled = cancelAt(hosts, guest, path, ["source", FRAME.PAGES, "cancelled"], { maxBandwidth: 1024 });
+  let done = false;
+  cancelled.then(() => done = true, () => done = true);
+  await waitUntil("the end of the migration", () => done);
+  await cancelled;
+  await assertRuns(guest);
+});
 
 Deno.test("Cancelled while all memory is compared, with everything at the destination already, the guest goes on here", async () => {
   await using hosts = new Hosts();

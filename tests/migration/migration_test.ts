@@ -5,6 +5,7 @@ import { connectUnix } from "../../src/ffi/mod.ts";
 import { isClean } from "../../src/migration/document.ts";
 import type { Guest } from "../../src/migration/guest.ts";
 import { reportOf } from "../../src/migration/handshake.ts";
+import { FRAME } from "../../src/migration/protocol.ts";
 import type { Phase } from "../../src/migration/source.ts";
 import { FrameProxy, Hosts, migrationTo, progress } from "../support/migration.ts";
 
@@ -219,8 +220,40 @@ Deno.test("A destination that has a guest refuses another one", async () => {
   first.migration.close();
   hosts.own(await destination.arrived());
   const second = migrationTo(path, two);
-  assert.equal((await second.migration.run()).error?.code, "DESTINATION_BUSY");
+  const { error } = await second.migration.run();
+  assert.equal(error?.code, "DESTINATION_BUSY");
+  assert.match(error.hint!, /takes one guest/);
   second.migration.close();
+});
+
+Deno.test("A destination that is still letting go of a guest that was cancelled takes the next one as soon as it can", async () => {
+  await using hosts = new Hosts();
+  const guest = await hosts.guest();
+  const letGo = Promise.withResolvers<void>();
+  let devices = 0;
+  const { destination, path } = hosts.destinationWith((device) => {
+    if (devices++ > 0) return;
+    const close = device.close.bind(device);
+    device.close = async () => {
+      await letGo.promise;
+      await close();
+    };
+  });
+  const first = migrationTo(path, guest, { onEvent: ({ kind }) => kind === "round" ? void first.migration.cancel() : undefined });
+  assert.equal((await first.migration.run()).outcome, "cancelled");
+  first.migration.close();
+  await using proxy = new FrameProxy(hosts.dir.join("proxy"), path, (_from, type) => {
+    // When the second one's offer has been there for a while.
+    if (type === FRAME.OFFER) setTimeout(letGo.resolve, 100);
+    return undefined;
+  });
+  const second = migrationTo(proxy.path, guest);
+  const result = await second.migration.run();
+  assert.equal(result.outcome, "completed", result.error?.message);
+  second.migration.close();
+  const there = hosts.own(await destination.arrived());
+  await guest.close();
+  await assertLives(there);
 });
 
 Deno.test("Nobody listening is exit code 3 underneath, and the guest goes on", async () => {

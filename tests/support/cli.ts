@@ -25,16 +25,17 @@ export async function svq(args: readonly string[], env: Record<string, string> =
   return { code: output.code, stdout: decoder.decode(output.stdout), stderr: decoder.decode(output.stderr) };
 }
 
-/** The command for `svq ARGS`, with stdout and stderr piped, to be spawned. */
-export function svqCommand(args: readonly string[], env: Record<string, string> = {}): Deno.Command {
+/** The command for `svq ARGS`, with stdout and stderr piped, to be spawned. @param before words in front of it: a program that runs it */
+export function svqCommand(args: readonly string[], env: Record<string, string> = {}, before: readonly string[] = []): Deno.Command {
   const kept = ["PATH", "DENO_DIR", "TMPDIR"].flatMap((name) => {
     const value = Deno.env.get(name);
     return value === undefined ? [] : [[name, value]];
   });
   // A home without config files and cache: but where Deno keeps what it has loaded must stay.
   const denoDir = Deno.env.get("DENO_DIR") ?? `${Deno.env.get("HOME") ?? "/root"}/.cache/deno`;
-  return new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--quiet", MAIN, ...args],
+  const [program, ...rest] = [...before, Deno.execPath(), "run", "-A", "--quiet", MAIN, ...args];
+  return new Deno.Command(program!, {
+    args: rest,
     clearEnv: true,
     env: { ...Object.fromEntries(kept), HOME: "/nonexistent", DENO_DIR: denoDir, ...env },
     stdin: "null",

@@ -7,11 +7,12 @@ import assert from "node:assert/strict";
 import { SimDevice } from "../../src/devices/sim_device.ts";
 import type { SimOptions } from "../../src/devices/options.ts";
 import { connectUnix, listenUnix, readable, type UnixListener, unixPair, type UnixStream } from "../../src/ffi/mod.ts";
+import { checksumBytes } from "../../src/migration/digest.ts";
 import { Destination, type DestinationOptions } from "../../src/migration/destination.ts";
 import { isClean } from "../../src/migration/document.ts";
 import { Guest } from "../../src/migration/guest.ts";
 import { reportOf } from "../../src/migration/handshake.ts";
-import { FRAME_HEADER_BYTES } from "../../src/migration/protocol.ts";
+import { FRAME, FRAME_HEADER_BYTES } from "../../src/migration/protocol.ts";
 import { DEFAULT_SOURCE_OPTIONS, Migration, type MigrationResult, type SourceOptions } from "../../src/migration/source.ts";
 import { SourceGuest } from "../../src/migration/source_guest.ts";
 import type { StreamListener } from "../../src/migration/uri.ts";
@@ -188,8 +189,11 @@ export async function assertMoves(
   return result;
 }
 
-/** What a proxy does when a frame comes that its rule names. `reset-next`: resets the link when the next frame has come, unread. */
-export type Fault = "cut" | "stall" | "flip" | "reset-next";
+/**
+ * What a proxy does when a frame comes that its rule names. `reset-next`: resets the link when the next frame has come, unread.
+ * `refuse`: ERROR takes the frame's place, and then the link ends. `pass`: nothing; what the rule has done is all.
+ */
+export type Fault = "cut" | "stall" | "flip" | "reset-next" | "refuse" | "pass";
 
 /** A proxy between source and destination that does something bad, once, on its first connection. */
 export class FrameProxy implements AsyncDisposable {
@@ -230,7 +234,14 @@ export class FrameProxy implements AsyncDisposable {
         source.close();
         continue;
       }
-      const destination = connectUnix(this.#target);
+      let destination: UnixStream;
+      try {
+        destination = connectUnix(this.#target);
+      } catch {
+        // Nobody is there any more.
+        source.close();
+        continue;
+      }
       this.#streams.push(source, destination);
       this.#pump(source, destination, "source", first);
       this.#pump(destination, source, "destination", first);
@@ -250,6 +261,10 @@ export class FrameProxy implements AsyncDisposable {
         // Nothing passes any more, in neither direction, and nobody hears of it.
         if (first && this.#stalled) return;
         if (fault === "flip") (payload.length > 0 ? payload : head)[(payload.length || 16) - 1]! ^= 0x10;
+        if (fault === "refuse") {
+          await to.send(refusal(view.getUint32(4, true)));
+          break;
+        }
         await to.send(head);
         if (payload.length > 0) await to.send(payload);
         if (fault === "reset-next") {
@@ -269,6 +284,19 @@ export class FrameProxy implements AsyncDisposable {
     for (const stream of this.#streams) stream.close();
     await Promise.resolve();
   }
+}
+
+// An ERROR that takes a frame's number.
+function refusal(number: number): Uint8Array<ArrayBuffer> {
+  const payload = new TextEncoder().encode(JSON.stringify({ code: "MIGRATION_REFUSED", message: "no" }));
+  const bytes = new Uint8Array(FRAME_HEADER_BYTES + payload.length);
+  const view = new DataView(bytes.buffer);
+  view.setUint32(0, FRAME.ERROR, true);
+  view.setUint32(4, number, true);
+  view.setUint32(8, payload.length, true);
+  view.setInt32(12, checksumBytes(payload), true);
+  bytes.set(payload, FRAME_HEADER_BYTES);
+  return bytes;
 }
 
 async function readExactly(stream: UnixStream, length: number): Promise<Uint8Array<ArrayBuffer>> {

@@ -6,7 +6,7 @@ import { usageError } from "../usage.ts";
 import { parseIpv4 } from "../../drivers/ping_frames.ts";
 import type { DriverReport, NetReport } from "../../drivers/report.ts";
 import { driverRings } from "../../drivers/ring_image.ts";
-import { EXIT } from "../../errors.ts";
+import { EXIT, toErrorRecord } from "../../errors.ts";
 import { formatCount, formatDuration, formatSize, formatSizeExact } from "../../units.ts";
 import { type DeviceAddress, formatDeviceAddress } from "../../vhost/address.ts";
 import type { VhostBackend } from "../../vhost/backend.ts";
@@ -105,15 +105,19 @@ export const command = buildCommand({
       throw usageError("--ping and --address belong together", "the address asked, and one of the same network that nobody has");
     }
     await using device = await openDevice(address);
-    const report = await drive(this, flags, device);
+    const { report, unsaved } = await drive(this, flags, device);
     const document = toDocument(formatDeviceAddress(address), report);
     this.output.document(document, () => describe(report));
+    const wrong = report.lost + report.duplicated + report.corrupted + report.outOfOrder + report.missedCalls > 0;
+    if (unsaved !== undefined && (wrong || this.signal.aborted)) this.output.warn(toErrorRecord(unsaved).message);
     if (this.signal.aborted) throw this.signal.reason;
-    if (report.lost + report.duplicated + report.corrupted + report.outOfOrder + report.missedCalls > 0) throw new ExitWith(EXIT.failed);
+    if (wrong) throw new ExitWith(EXIT.failed);
+    if (unsaved !== undefined) throw unsaved;
   },
 });
 
-async function drive(context: CliContext, flags: Flags, device: VhostBackend): Promise<DriverReport> {
+// `unsaved`: why the image of the rings was not written; what came of the requests is told first.
+async function drive(context: CliContext, flags: Flags, device: VhostBackend): Promise<{ report: DriverReport; unsaved: unknown }> {
   const { depth, queues, num, readPercent, seed, packed, eventIdx, indirect, workload, ram, region, drainTimeout } = flags;
   const { frameSize, rate, echo } = flags;
   await using driver = await EmbeddedDriver.open(device, {
@@ -140,8 +144,9 @@ async function drive(context: CliContext, flags: Flags, device: VhostBackend): P
   const timer = setInterval(() => showProgress(driver, progress, flags, duration), REPORT_INTERVAL_MS);
   try {
     const report = await run;
-    if (flags.saveRings !== undefined) await saveImage(flags.saveRings, driverRings(driver, device.info.address));
-    return report;
+    if (flags.saveRings === undefined) return { report, unsaved: undefined };
+    const saved = saveImage(flags.saveRings, driverRings(driver, device.info.address));
+    return { report, unsaved: await saved.then(() => undefined, (error) => error) };
   } finally {
     clearInterval(timer);
     context.signal.removeEventListener("abort", stop);

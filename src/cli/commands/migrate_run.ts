@@ -1,7 +1,7 @@
 /** `svq migrate run`. @module */
 import { buildCommand } from "@stricli/core";
 import { openDevice } from "../../devices/open.ts";
-import { EXIT, fromErrorRecord } from "../../errors.ts";
+import { EXIT, fromErrorRecord, SvqError } from "../../errors.ts";
 import { NO_CONVERGENCE, type OnNoConvergence } from "../../migration/convergence.ts";
 import { describeThrottle, describeWrong, downtimeParts, isClean, migrateDocument, progressDocument } from "../../migration/document.ts";
 import { COPY_DISK, type CopyDisk, type DiskResult } from "../../migration/disk_copy.ts";
@@ -197,13 +197,17 @@ async function migrate(
   const result = await migration.run();
   const report = await wait(context, guest, migration, result, restMs, timeline);
   progress[Symbol.dispose]();
-  if (page !== undefined && timeline !== null) {
-    await writePage(page, { result, requests: report, timeline, facts: factsOf(flags), date: new Date() });
-  }
+  // What came of the guest is said first: a page that cannot be written takes nothing of that away.
   output.document(migrateDocument(result, report), () => describe(result, report));
+  const unwritten = page === undefined || timeline === null
+    ? undefined
+    : await writePage(page, flags.report!, { result, requests: report, timeline, facts: factsOf(flags), date: new Date() });
+  const wrong = report !== undefined && !isClean(report);
+  if (unwritten !== undefined && (signal.aborted || result.error !== null || wrong)) output.warn(unwritten.message);
   if (signal.aborted) throw signal.reason;
   if (result.error !== null) throw fromErrorRecord({ ...result.error, exit_code: exitCodeOf(result) });
-  if (report !== undefined && !isClean(report)) throw new ExitWith(EXIT.failedAfterSwitchover);
+  if (wrong) throw new ExitWith(EXIT.failedAfterSwitchover);
+  if (unwritten !== undefined) throw unwritten;
 }
 
 function exitCodeOf({ outcome }: MigrationResult): number {
@@ -238,11 +242,18 @@ async function wait(
   }
 }
 
-async function writePage(file: Deno.FsFile, input: PageInput): Promise<void> {
-  await file.truncate();
-  const writer = file.writable.getWriter();
-  await writer.write(new TextEncoder().encode(reportPage(input)));
-  await writer.close();
+async function writePage(file: Deno.FsFile, path: string, input: PageInput): Promise<SvqError | undefined> {
+  try {
+    // Nothing to cut off where nothing is: not every file that can be written can be.
+    if ((await file.stat()).size > 0) await file.truncate();
+    const bytes = new TextEncoder().encode(reportPage(input));
+    for (let written = 0; written < bytes.length;) written += await file.write(bytes.subarray(written));
+    return undefined;
+  } catch (error) {
+    return new SvqError("UNWRITABLE_FILE", `Cannot write ${path}: ${(error as Error).message}`, {
+      hint: "the migration has ended as told above; only its page is missing",
+    });
+  }
 }
 
 function factsOf({ device, to, mem, maxBandwidth, downtimeLimit }: Flags): [string, string][] {

@@ -72,12 +72,13 @@ const dump = buildCommand({
   async func(this: CliContext, flags: SourceFlags & { readonly all: boolean; readonly save?: string }, name?: string): Promise<void> {
     const source = sourceOf(flags, name);
     const image = await load(source, selection(flags));
+    const document = vringDocument(image, { all: flags.all, history: false, source: flags.image });
+    this.output.document(document, () => printDump(this.output, document));
+    // What was seen may never be seen again: a file that cannot be written takes nothing of it away.
     if (flags.save !== undefined) {
       await saveImage(flags.save, image);
       this.output.info(`saved ${flags.save}`);
     }
-    const document = vringDocument(image, { all: flags.all, history: false, source: flags.image });
-    this.output.document(document, () => printDump(this.output, document));
     if (document.unreadable.length > 0) throw new ExitWith(EXIT.failed);
   },
 });

@@ -29,6 +29,19 @@ for (const packed of [false, true]) {
   });
 }
 
+Deno.test("Rings that find the disk full take nothing away of the report: the document is whole, and exit 1 says what is missing", async () => {
+  using folder = new TempDir();
+  const rings = folder.join("rings.json");
+  const drive = (file: string) => svq(["-j", "drive", "sim:loopback", "--requests", "5", "--save-rings", file], {});
+  const full = await drive("/dev/full");
+  assert.deepEqual([full.code, JSON.parse(full.stdout).requests.completed], [1, 5]);
+  assert.equal(JSON.parse(full.stderr).error.code, "UNWRITABLE_FILE");
+  assert.equal((await drive(rings)).code, 0);
+  const shown = await svq(["-j", "vring", "dump", "--image", rings, "--save", "/dev/full"], {});
+  assert.deepEqual([shown.code, JSON.parse(shown.stdout).queues.length], [1, 1]);
+  assert.equal(JSON.parse(shown.stderr).error.code, "UNWRITABLE_FILE");
+});
+
 Deno.test("svq vring of a device's address says why its rings cannot be known, and what can be done", async () => {
   for (
     const [words, why] of [[["dump", "unix:/nonexistent"], /one front-end/], [

@@ -476,7 +476,10 @@ Deno.test("a chain that is too long for the device's ring is refused by name bet
     for (const moved of [false, true]) {
       for (const core of ["general", "js", "wasm"] as const) {
         const name = `${core}, ${guestPacked ? "packed" : "split"} to ${devicePacked ? "packed" : "split"}${moved ? ", moved" : ""}`;
-        for (const before of [0, 1, 2]) {
+        const three = { readable: 2, writable: 1, at: 0, length: 16 };
+        // Two buffers, the first across a seam behind which guest memory lies elsewhere for the device.
+        const seam = { readable: 2, writable: 0, at: 130, length: 9000 };
+        for (const [long, before] of [0, 1, 2].flatMap((n) => (moved ? [three, seam] : [three]).map((long) => [long, n] as const))) {
           using world = new World(core, { ...rest, ...orders, guestPacked, devicePacked, moved });
           const short: Step = { op: "offer", readable: 1, writable: 0, at: 0, length: 16 };
           // Behind chains that fill the ring or part of it: that the ring is full is no reason to wait for a chain that never fits.

@@ -484,7 +484,7 @@ Deno.test("a chain that is too long for the device's ring is refused by name bet
           const short: Step = { op: "offer", readable: 1, writable: 0, at: 0, length: 16 };
           // Behind chains that fill the ring or part of it: that the ring is full is no reason to wait for a chain that never fits.
           for (let i = 0; i < before; i++) world.run(short);
-          world.run({ op: "offer", readable: 2, writable: 1, at: 0, length: 16 });
+          world.run({ op: "offer", ...long });
           world.run({ op: "publish" });
           assert.deepEqual(
             (world.run({ op: "forward" }) as unknown[]).slice(0, 2),

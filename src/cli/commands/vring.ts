@@ -48,6 +48,7 @@ function selection({ queue, side }: SelectFlags): Selection {
 function sourceOf(flags: SourceFlags, name: string | undefined): { relay: string } | { path: string } {
   if (name !== undefined && flags.image === undefined) return { relay: name };
   if (name === undefined && flags.image !== undefined) return { path: flags.image };
+  if (name !== undefined) throw usageError(`The rings of ${name}, or those of the image: one at a time`, "leave out the name, or --image");
   throw usageError("Say whose rings: the name of a relay, or --image FILE", "svq relay list shows the running relays");
 }
 

@@ -6,6 +6,8 @@ export interface JunitCounts {
   passedNames: string[];
   skippedNames: string[];
   failedNames: string[];
+  /** What each of `failedNames` failed with: message and stack. */
+  reasons: string[];
 }
 
 const ENTITIES: Record<string, string> = { lt: "<", gt: ">", amp: "&", quot: '"', apos: "'" };
@@ -20,7 +22,7 @@ function unescape(text: string): string {
 
 /** Reads the report that `deno test --junit-path` writes: one `testcase` element per test, empty when it passed. */
 export function parseJunit(xml: string): JunitCounts {
-  const counts: JunitCounts = { passed: 0, failed: 0, skipped: 0, passedNames: [], skippedNames: [], failedNames: [] };
+  const counts: JunitCounts = { passed: 0, failed: 0, skipped: 0, passedNames: [], skippedNames: [], failedNames: [], reasons: [] };
   for (const match of xml.matchAll(/<testcase\b([^>]*?)(?:\/>|>([\s\S]*?)<\/testcase>)/g)) {
     const [, attributes = "", body = ""] = match;
     const name = unescape(/\bname="([^"]*)"/.exec(attributes)?.[1] ?? "?");
@@ -30,6 +32,7 @@ export function parseJunit(xml: string): JunitCounts {
     } else if (/<(?:failure|error)\b/.test(body)) {
       counts.failed++;
       counts.failedNames.push(name);
+      counts.reasons.push(unescape(/<(?:failure|error)\b[^>]*>([\s\S]*?)<\/(?:failure|error)>/.exec(body)?.[1] ?? ""));
     } else {
       counts.passed++;
       counts.passedNames.push(name);

@@ -25,6 +25,9 @@ const NOT_UNIT = new RegExp(
   ].join("|"),
 );
 const TEST_FILE = /[._]test\.ts$/;
+// Of what a failed test says, so much is shown again at the end.
+const REASON_LINES = 25;
+const REASON_COLUMNS = 400;
 const USAGE = "usage: scripts/test.ts [--unit] [--jobs N] [FILE...]";
 
 function testFiles(folder: string): string[] {
@@ -59,6 +62,7 @@ async function run(files: readonly string[]): Promise<JunitCounts> {
     if (code !== 0 && counts.failed === 0) {
       counts.failed = 1;
       counts.failedNames.push(`deno test ${files.join(" ")} exited with ${code}`);
+      counts.reasons.push(new TextDecoder().decode(stderr).split("\n").slice(-REASON_LINES).join("\n"));
     }
     return counts;
   } finally {
@@ -66,8 +70,18 @@ async function run(files: readonly string[]): Promise<JunitCounts> {
   }
 }
 
+function reasonLines(reason: string): string[] {
+  const lines = reason.split("\n").filter((line) => line.trim() !== "");
+  const cut = lines.length > REASON_LINES ? [...lines.slice(0, REASON_LINES), `(${lines.length - REASON_LINES} more lines above)`] : lines;
+  return cut.map((line) => `    ${line.slice(0, REASON_COLUMNS)}`);
+}
+
 function report(counts: JunitCounts): void {
-  if (counts.failedNames.length > 0) console.log(`\nFailed:\n${counts.failedNames.map((name) => `  ${name}`).join("\n")}`);
+  if (counts.failedNames.length > 0) {
+    // Once more at the end, with the reason: of a long run often only the end is kept.
+    const failed = counts.failedNames.map((name, index) => [`  ${name}`, ...reasonLines(counts.reasons[index] ?? "")].join("\n"));
+    console.log(`\nFailed:\n${failed.join("\n")}`);
+  }
   if (counts.skippedNames.length > 0) console.log(`\nSkipped:\n${counts.skippedNames.map((name) => `  ${name}`).join("\n")}`);
   console.log(`\n${counts.passed} passed, ${counts.failed} failed, ${counts.skipped} skipped`);
 }
@@ -113,7 +127,7 @@ async function main(args: string[]): Promise<number> {
 
   const { code } = await new Deno.Command(Deno.execPath(), { args: ["check", "--quiet"], cwd: ROOT, stdin: "null" }).spawn().status;
   if (code !== 0) return 1;
-  const total: JunitCounts = { passed: 0, failed: 0, skipped: 0, passedNames: [], skippedNames: [], failedNames: [] };
+  const total: JunitCounts = { passed: 0, failed: 0, skipped: 0, passedNames: [], skippedNames: [], failedNames: [], reasons: [] };
   const work = [...batches(plain, NOT_UNIT), ...lab.map((path) => [path])];
   // The lab is set up here and once, so that no test's time includes it.
   let labReady: Promise<void> | undefined;
@@ -126,6 +140,7 @@ async function main(args: string[]): Promise<number> {
       total.skipped += counts.skipped;
       total.skippedNames.push(...counts.skippedNames);
       total.failedNames.push(...counts.failedNames);
+      total.reasons.push(...counts.reasons);
     }
   };
   await Promise.all(Array.from({ length: jobs }, lane));

@@ -108,13 +108,20 @@ function handlerNow(): { address: number; record: DataView<ArrayBuffer> } {
   return { address: Number(view.getBigUint64(0, true)), record: view };
 }
 
-/** Has another thread installed the handler at `address`? Then its page and the one behind it are one after the other in the map. */
+/** Is `[address, address + PAGE)` private memory of these rights? The kernel shows neighbours of equal rights as one: any line may hold it. */
+function isAnonymous(maps: readonly string[], address: number, rights: string): boolean {
+  return maps.some((line) => {
+    const [range = "", mode, , device] = line.split(" ", 4);
+    const [start = 0, end = 0] = range.split("-").map((part) => parseInt(part, 16));
+    return mode === rights && device === "00:00" && start <= address && address + PAGE <= end;
+  });
+}
+
+/** Has another thread installed the handler at `address`? Then it fills a page of its own, and the page behind it begins with the magic number. */
 function isOurs(address: number): boolean {
   if (address % PAGE !== 0 || address === 0) return false;
   const maps = Deno.readTextFileSync("/proc/self/maps").split("\n");
-  const hex = (value: number) => value.toString(16).padStart(8, "0");
-  const at = maps.findIndex((line) => line.startsWith(`${hex(address)}-${hex(address + PAGE)} r-xp 00000000 00:00`));
-  if (at < 0 || !(maps[at + 1] ?? "").startsWith(`${hex(address + PAGE)}-`)) return false;
+  if (!isAnonymous(maps, address, "r-xp") || !isAnonymous(maps, address + PAGE, "rw-p")) return false;
   return new BigUint64Array(bufferAt(address + PAGE, 8))[0] === MAGIC;
 }
 
@@ -140,7 +147,14 @@ function install(): BusGuard | null {
   const view = new DataView(record.buffer);
   view.setBigUint64(0, BigInt(base), true);
   view.setUint32(136, SA_SIGINFO | SA_ONSTACK | SA_RESTART, true);
-  const usable = libc().mprotect(pointer(base), BigInt(PAGE), READ_EXEC) === 0 && libc().sigaction(SIGBUS, record, null) === 0;
+  const replaced = new Uint8Array(SIGACTION_BYTES);
+  const usable = libc().mprotect(pointer(base), BigInt(PAGE), READ_EXEC) === 0 && libc().sigaction(SIGBUS, record, replaced) === 0;
+  const other = Number(new DataView(replaced.buffer).getBigUint64(0, true));
+  if (usable && other !== before.address && isOurs(other)) {
+    // Another thread was faster by a moment: its table holds for both. This page stays mapped, some thread may be in it.
+    libc().sigaction(SIGBUS, replaced, null);
+    return new BusGuard(other + PAGE);
+  }
   if (usable) return new BusGuard(base + PAGE);
   libc().munmap(pointer(base), BigInt(PAGE + DATA_BYTES));
   return null;

@@ -1,5 +1,6 @@
 import assert from "node:assert/strict";
 import { domainXml, emulator, Libvirt } from "../support/libvirt.ts";
+import { assertConversation } from "../support/conversation.ts";
 import { assertRelaysSound } from "../support/migrate_cli.ts";
 import { MigrationPair, type Side } from "../support/migration_pair.ts";
 import { labTest } from "../support/real_parts.ts";
@@ -14,20 +15,24 @@ const QEMU = "10";
 await labTest(NAME, [`qemu-${QEMU}`, "guest", "dpdk", "libvirt", "root"], async ({ folder }) => {
   await using pair = await MigrationPair.start(QEMU, folder.path);
   await using stack = new AsyncDisposableStack();
-  const side = async (name: string, { relay }: Side): Promise<Libvirt> => {
+  const side = async (name: string, { relay }: Side): Promise<{ daemon: Libvirt; net: RelayProcess }> => {
     const device = folder.join(`${name}.netdev`);
     await Deno.mkdir(folder.join(`pmd-${name}`));
     stack.use(await startTestpmd({ folder: folder.join(`pmd-${name}`), socket: device }));
     const net = stack.use(await RelayProcess.start({ folder: folder.path, name: `net-${name}`, device: `unix:${device}` }));
-    return stack.use(await Libvirt.start(`svq-${name}`, folder.path, { disk: relay.front, net: net.front }));
+    return { daemon: stack.use(await Libvirt.start(`svq-${name}`, folder.path, { disk: relay.front, net: net.front })), net };
   };
-  const [a, b] = [await side("a", pair.a), await side("b", pair.b)];
+  const { daemon: a, net: cardA } = await side("a", pair.a);
+  const { daemon: b } = await side("b", pair.b);
   const xml = folder.join("domain.xml");
   await Deno.writeTextFile(xml, await domainXml("moved", await emulator(folder.path, QEMU), "report=200"));
   await a.virsh(["create", xml]);
   using before = await a.serial();
   await before.log.wait(/SVQ READY .*errors=0/, { timeoutMs: 240_000 });
   await before.log.wait(/^SVQ ops=/);
+  // What libvirt's QEMU says before anybody migrates it: the same in every run, and not quite what the tests' own QEMU says.
+  await assertConversation("libvirt_qemu_10_blk", await pair.a.relay.messages());
+  await assertConversation("libvirt_qemu_10_net", await cardA.messages());
   const migration = a.virsh(["migrate", "--live", "moved", b.uri, "--migrateuri", "tcp://127.0.0.1:49200"], 240_000);
   const begun = performance.now();
   await migration;

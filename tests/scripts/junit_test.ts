@@ -6,7 +6,8 @@ Deno.test("a JUnit report is counted by passed, failed and skipped, with names u
     <testcase name="plain" classname="./a.ts" time="0.1">
     </testcase>
     <testcase name="left out (&quot;no root&quot; &amp; no apt)" time="0"><skipped/></testcase>
-    <testcase name="broken" time="0"><failure message="x">&lt;skipped/&gt;</failure></testcase>
+    <testcase name="broken" time="0"><failure message="x">Error: &lt;skipped/&gt;
+    at a_test.ts:1</failure></testcase>
     <testcase name="short form"/>
   </testsuite></testsuites>`);
   assert.deepEqual(counts, {
@@ -16,5 +17,6 @@ Deno.test("a JUnit report is counted by passed, failed and skipped, with names u
     passedNames: ["plain", "short form"],
     skippedNames: ['left out ("no root" & no apt)'],
     failedNames: ["broken"],
+    reasons: ["Error: <skipped/>\n    at a_test.ts:1"],
   });
 });

@@ -128,6 +128,8 @@ const watch = buildCommand({
   },
   async func(this: CliContext, flags: WatchFlags, name: string): Promise<void> {
     const { output, signal } = this;
+    // Without a pause the looking would take the relay's main thread for itself.
+    if (flags.interval <= 0) throw usageError("--interval is the pause between two rounds and cannot be 0", "for example --interval 100ms");
     let before: VringDocument | undefined;
     for (let round = 1; !signal.aborted; round++) {
       const document = vringDocument((await askRelay(name, selection(flags))).image, { history: false });

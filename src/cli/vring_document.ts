@@ -96,7 +96,7 @@ export async function readImage(path: string, selection: Selection): Promise<Vri
   try {
     value = JSON.parse(text);
   } catch (cause) {
-    throw new SvqError("BAD_IMAGE", `${path} is no ring image: ${cause instanceof Error ? cause.message : cause}`, {
+    throw new SvqError("BAD_IMAGE", `${path} is no ring image: it is not JSON`, {
       hint: "images are written by svq vring dump --save",
       cause,
     });

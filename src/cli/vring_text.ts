@@ -158,12 +158,12 @@ export function watchLine(ring: RingEntry, before: RingEntry | undefined): strin
   const oldest = Math.max(-1, ...(ring.chains ?? []).map((chain) => chain.in_flight_ms ?? -1));
   const wants = ring.suppression;
   return [
-    `queue ${ring.index} ${ring.side} ${ring.layout} ${ring.mode}`,
+    `queue ${ring.index} ${ring.side}, ${ring.layout}, mode ${ring.mode}`,
     `avail ${step("avail_idx")}`,
     `used ${step("used_idx")}`,
     `in flight ${flightText(ring)}`,
     ...(oldest < 0 ? [] : [`oldest ≥ ${(oldest / 1000).toFixed(1)} s`]),
-    ...(wants === undefined ? [] : [`kicks ${wants.kicks.wanted}`, `calls ${wants.calls.wanted}`]),
+    ...(wants === undefined ? [] : [`kicks ${suppressionText(wants.kicks)}`, `calls ${suppressionText(wants.calls)}`]),
     ...(ring.consistent ? [] : ["torn"]),
     ...(ring.anomalies.length === 0 ? [] : [ring.anomalies.map(({ rule }) => rule).join(" ")]),
   ].join("  ");

@@ -435,6 +435,69 @@ Deno.test("each rule that a guest's chain breaks is named by both paths of the J
   }
 });
 
+// Both rings wrap many times, each at places of its own: what was offered at the wrong ring's place is not found by the device.
+for (const [num, deviceNum] of [[16, 4], [4, 16], [64, 2], [2, 64]] as const) {
+  Deno.test(`between rings of ${num} and ${deviceNum} the device sees each chain once, in its order, however often they wrap`, () => {
+    const formats = [[false, false], [true, true], [false, true], [true, false]] as const;
+    const rest = { eventIdx: false, guestIndirect: false, deviceIndirect: false, pass: false, moved: false };
+    const orders = { guestInOrder: false, deviceInOrder: false, log: false, base: 0 };
+    for (const [guestPacked, devicePacked] of formats) {
+      for (const core of ["general", "js", "wasm"] as const) {
+        using world = new World(core, { mode: "shadow", guestPacked, devicePacked, num, deviceNum, ...rest, ...orders });
+        const expected: string[] = [];
+        let back = 0;
+        while (expected.length < 5 * Math.max(num, deviceNum)) {
+          const batch = 1 + expected.length % Math.min(num, deviceNum, 3);
+          for (let i = 0; i < batch; i++) {
+            const at = 3 * (expected.length % 40);
+            world.run({ op: "offer", readable: 1, writable: 0, at, length: 16 });
+            expected.push(`1:${DATA_AT + at * 997 % (REGION + DATA_AT - 10000)}+16`);
+          }
+          world.run({ op: "publish" });
+          assert.equal((world.run({ op: "forward" }) as unknown[])[0], batch, core);
+          for (let i = 0; i < batch; i++) world.run({ op: "serve", pick: 0, written: 0 });
+          world.run({ op: "flush" });
+          world.run({ op: "return" });
+          assert.equal(world.failed, false, `${core}: stopped after ${expected.length} chains, seen: ${world.seen.at(-1)}`);
+          back += (world.run({ op: "collect" }) as number[]).length / 2;
+        }
+        assert.deepEqual(world.seen, expected, core);
+        assert.equal(back, expected.length, core);
+      }
+    }
+  });
+}
+
+// In every pair of formats: three buffers towards a device's ring of two, without tables.
+Deno.test("a chain that is too long for the device's ring is refused by name between all formats, and takes nothing with it", () => {
+  const rest = { eventIdx: false, guestIndirect: false, deviceIndirect: false, pass: false, log: false, base: 0, mode: "shadow" as const };
+  const orders = { guestInOrder: false, deviceInOrder: false, num: 8, deviceNum: 2 };
+  for (const [guestPacked, devicePacked] of [[false, false], [true, true], [false, true], [true, false]] as const) {
+    for (const moved of [false, true]) {
+      for (const core of ["general", "js", "wasm"] as const) {
+        const name = `${core}, ${guestPacked ? "packed" : "split"} to ${devicePacked ? "packed" : "split"}${moved ? ", moved" : ""}`;
+        const three = { readable: 2, writable: 1, at: 0, length: 16 };
+        // Two buffers, the first across a seam behind which guest memory lies elsewhere for the device.
+        const seam = { readable: 2, writable: 0, at: 130, length: 9000 };
+        for (const [long, before] of [0, 1, 2].flatMap((n) => (moved ? [three, seam] : [three]).map((long) => [long, n] as const))) {
+          using world = new World(core, { ...rest, ...orders, guestPacked, devicePacked, moved });
+          const short: Step = { op: "offer", readable: 1, writable: 0, at: 0, length: 16 };
+          // Behind chains that fill the ring or part of it: that the ring is full is no reason to wait for a chain that never fits.
+          for (let i = 0; i < before; i++) world.run(short);
+          world.run({ op: "offer", ...long });
+          world.run({ op: "publish" });
+          assert.deepEqual(
+            (world.run({ op: "forward" }) as unknown[]).slice(0, 2),
+            [RULES_BROKEN, "CHAIN_TOO_LONG"],
+            `${name}, ${before} before`,
+          );
+          assert.equal(world.core.inflight, before, `${name}, ${before} before`);
+        }
+      }
+    }
+  }
+});
+
 Deno.test("memory that no window can show leaves its queue to the JavaScript core, and says why", () => {
   using ram = mapAnonymous(REGION);
   const ranges = [{ gpa: 0, size: REGION, uaddr: 0, address: ram.address }];

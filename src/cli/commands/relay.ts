@@ -164,6 +164,13 @@ function deviceOf(flags: RunFlags): DeviceAddress {
   if (flags.device === undefined) {
     throw usageError("--device is missing", "name the device behind the relay, e.g. --device unix:/run/disk.sock");
   }
+  // The VMM is given no record then, and a promise that does not hold is worse than none.
+  if (flags.guestIommu && flags.resilient) {
+    throw usageError(
+      "--resilient does not go with --guest-iommu: what is in flight is not recorded for a guest with an IOMMU",
+      "leave one of them out; without --resilient a relay that is killed may lose requests of such a guest",
+    );
+  }
   return flags.device;
 }
 

@@ -48,6 +48,7 @@ function selection({ queue, side }: SelectFlags): Selection {
 function sourceOf(flags: SourceFlags, name: string | undefined): { relay: string } | { path: string } {
   if (name !== undefined && flags.image === undefined) return { relay: name };
   if (name === undefined && flags.image !== undefined) return { path: flags.image };
+  if (name !== undefined) throw usageError(`The rings of ${name}, or those of the image: one at a time`, "leave out the name, or --image");
   throw usageError("Say whose rings: the name of a relay, or --image FILE", "svq relay list shows the running relays");
 }
 
@@ -128,6 +129,8 @@ const watch = buildCommand({
   },
   async func(this: CliContext, flags: WatchFlags, name: string): Promise<void> {
     const { output, signal } = this;
+    // Without a pause the looking would take the relay's main thread for itself.
+    if (flags.interval <= 0) throw usageError("--interval is the pause between two rounds and cannot be 0", "for example --interval 100ms");
     let before: VringDocument | undefined;
     for (let round = 1; !signal.aborted; round++) {
       const document = vringDocument((await askRelay(name, selection(flags))).image, { history: false });

@@ -71,7 +71,7 @@ Deno.test("svq vring shows, checks, watches, saves and compares the rings of a b
       assert.equal(text.code, 0, text.stderr);
       const lines = text.stdout.trimEnd().split("\n");
       assert.equal(lines.length, 2);
-      assert.match(lines[1]!, /queue 0 guest split shadow {2}avail \d+ \(\+\d+\) {2}used \d+ \(\+\d+\)/);
+      assert.match(lines[1]!, /queue 0 guest, split, mode shadow {2}avail \d+ \(\+\d+\) {2}used \d+ \(\+\d+\)/);
       const json = await run("-j", "vring", "watch", "relay", "--count", "2", "--interval", "50ms");
       const documents = json.stdout.trimEnd().split("\n");
       assert.equal(documents.length, 2);
@@ -116,15 +116,17 @@ Deno.test("svq vring shows, checks, watches, saves and compares the rings of a b
     });
 
     await t.step("what cannot be done says why", async () => {
+      await Deno.writeTextFile(folder.join("text.log"), "relay: ready\nrelay: a guest came\n");
       await Deno.writeTextFile(folder.join("bad.json"), '{"schema":"svq.vring-image/1","created":"now","queues":[{"index":-1}]}');
       for (
         const [expected, message, ...args] of [
           [3, /No relay "nobody" runs/, "dump", "nobody"],
           [3, /Queue 5 is not set up; these are: 0/, "dump", "relay", "--queue", "5"],
           [2, /Say whose rings/, "verify"],
-          [2, /Say whose rings/, "dump", "relay", "--image", saved],
+          [2, /The rings of relay, or those of the image: one at a time/, "dump", "relay", "--image", saved],
           [2, /There is no file/, "dump", "--image", folder.join("nothing.json")],
           [1, /bad\.json is no ring image: \$\.queues\[0\] has neither/, "verify", "--image", folder.join("bad.json")],
+          [1, /text\.log is no ring image: it is not JSON\n/, "dump", "--image", folder.join("text.log")],
           [2, /An image is compared with another one/, "diff", saved],
         ] as const
       ) {

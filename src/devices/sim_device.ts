@@ -336,9 +336,10 @@ export class SimDevice implements VhostBackend {
     }
   }
 
-  /** Starts or pauses the ring. */
+  /** Starts or pauses the ring. One that runs as it is asked to is not told again: that would cost a turn of the device's thread. */
   async setVringEnable(index: number, enabled: boolean): Promise<void> {
     const queue = this.#queue(index);
+    if (queue.running && queue.enabled === enabled) return;
     queue.enabled = enabled;
     if (queue.running) await this.#link.call("enable", { queue: index, enabled });
     else await this.#startIfReady(index);

@@ -83,24 +83,37 @@ for (const qemu of ["7.2", "10"] as const) {
   );
 }
 
+/** After so many migrations none of which lost anything, the device logs after all. */
+const MOST_MOVES = 5;
+
 await labTest(
   "a device that does not log what it writes is found out by the workload after a migration",
   ["qemu-10", "guest"],
   async ({ folder }) => {
     const image = await makeImage(folder.join("disk.img"));
-    const [device, socketA, socketB] = [folder.join("device"), folder.join("a.sock"), folder.join("b.sock")];
-    await using _a = await storageDaemon({ version: "10", image, socket: device });
-    await using _proxy = new HideLogProxy(socketA, device, { forgetLog: true });
-    await using _b = await storageDaemon({ version: "10", image, socket: socketB });
-    const uri = `unix:${folder.join("migrate")}`;
-    const common = { qemu: "10", folder: folder.path, run: "workload", workload: { report: 200, mode: "readonly" } } as const;
-    await using source = await startVm({ ...common, name: "a", disk: { socket: socketA } });
-    await using destination = await startVm({ ...common, name: "b", disk: { socket: socketB }, incoming: uri });
-    await source.waitReady();
-    await source.nextHeartbeat();
-    await migrate(source, destination, uri, { slowFirstPass: true });
-    const result = await destination.finishWorkload();
-    assert.equal(result.ok, false, result.line);
-    assert.match(result.errorLines.join("\n"), /kind=(?:late-)?(?:not-read|partly-read)/);
+    // What is forgotten shows only where the device wrote to a page between its last journey and the guest's stop. On a busy machine
+    // the guest may get no turn in that time: then there was nothing to find, and it moves once more.
+    for (let attempt = 1;; attempt++) {
+      const [device, socketA, socketB] = ["device", "a.sock", "b.sock"].map((name) => folder.join(`${attempt}-${name}`)) as [
+        string,
+        string,
+        string,
+      ];
+      await using _a = await storageDaemon({ version: "10", image, socket: device });
+      await using _proxy = new HideLogProxy(socketA, device, { forgetLog: true });
+      await using _b = await storageDaemon({ version: "10", image, socket: socketB });
+      const uri = `unix:${folder.join(`${attempt}-migrate`)}`;
+      const common = { qemu: "10", folder: folder.path, run: "workload", workload: { report: 200, mode: "readonly" } } as const;
+      await using source = await startVm({ ...common, name: `a${attempt}`, disk: { socket: socketA } });
+      await using destination = await startVm({ ...common, name: `b${attempt}`, disk: { socket: socketB }, incoming: uri });
+      await source.waitReady();
+      await source.nextHeartbeat();
+      await migrate(source, destination, uri, { slowFirstPass: true });
+      const result = await destination.finishWorkload();
+      if (result.ok && attempt < MOST_MOVES) continue;
+      assert.equal(result.ok, false, result.line);
+      assert.match(result.errorLines.join("\n"), /kind=(?:late-)?(?:not-read|partly-read)/);
+      return;
+    }
   },
 );

@@ -174,6 +174,12 @@ function heads(chains: readonly { head: number }[]): string {
   return chains.length > 12 ? `${shown} … (${chains.length})` : shown;
 }
 
+// A fact as a person writes it; in the document it is JSON.
+function fact(value: unknown): string {
+  if (value === null || value === undefined) return "unknown";
+  return typeof value === "string" ? value : JSON.stringify(value);
+}
+
 /** `svq vring diff`. */
 export function printDiff(output: Output, diffs: readonly RingDiff[]): void {
   for (const diff of diffs) {
@@ -186,7 +192,7 @@ export function printDiff(output: Output, diffs: readonly RingDiff[]): void {
     if (diff.added.length > 0) output.line(`  new in flight   ${heads(diff.added)}`);
     if (diff.stayed.length > 0) output.line(`  still in flight ${heads(diff.stayed)}`);
     if (diff.descriptors_changed.length > 0) output.line(`  descriptors     ${diff.descriptors_changed.length} changed`);
-    for (const { field, from, to } of diff.changes) output.line(`  ${field}: ${from} -> ${to}`);
+    for (const { field, from, to } of diff.changes) output.line(`  ${field.replaceAll(/[._]/g, " ")}: ${fact(from)} -> ${fact(to)}`);
   }
   if (diffs.length === 0) output.info("no ring in either");
 }

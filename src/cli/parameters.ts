@@ -6,6 +6,7 @@
 import { ADDRESS_OPTIONS, type DeviceAddress, parseDeviceAddress } from "../vhost/address.ts";
 import { type IntegerBounds, parseAddress, parseDuration, parseInteger, parseNumberList, parseRate, parseSize } from "../units.ts";
 import type { CliContext } from "./context.ts";
+import { usageError } from "./usage.ts";
 
 /** How a flag may be left out: optional, with a default, or not at all. */
 export interface FlagOptions {
@@ -41,6 +42,12 @@ export const textFlag: ReturnType<typeof flagMaker<string>> = flagMaker("TEXT", 
 export const pathFlag: ReturnType<typeof flagMaker<string>> = flagMaker("PATH", String);
 /** A flag whose value is a duration, in nanoseconds. */
 export const durationFlag: ReturnType<typeof flagMaker<number>> = flagMaker("TIME", parseDuration);
+/** A flag whose value is the pause between two rounds that go on without end, in nanoseconds: looking without one takes what is looked at for itself. */
+export const pauseFlag: ReturnType<typeof flagMaker<number>> = flagMaker("TIME", (text) => {
+  const pause = parseDuration(text);
+  if (pause > 0) return pause;
+  throw usageError(`${text}: the pause between two rounds cannot be 0`, "for example 100ms");
+});
 /** A flag whose value is a size, in bytes. */
 export const sizeFlag: ReturnType<typeof flagMaker<number>> = flagMaker("SIZE", parseSize);
 /** A flag whose value is a list of sizes, `64MiB,1GiB`, in bytes. */

@@ -5,7 +5,7 @@ import type { RelayStatus } from "../../relay/status.ts";
 import { formatSize } from "../../units.ts";
 import { askStatus } from "../ask_relay.ts";
 import type { CliContext } from "../context.ts";
-import { durationFlag, integerFlag, relayArgument } from "../parameters.ts";
+import { integerFlag, pauseFlag, relayArgument } from "../parameters.ts";
 import { type MonitorDocument, monitorDocument, type QueueRate, type RelayRate, totalRate } from "../relay_rates.ts";
 import { pauseUnless } from "../signals.ts";
 import { formatTable } from "../table.ts";
@@ -67,7 +67,7 @@ export const command: Command<CliContext> = buildCommand({
   },
   parameters: {
     flags: {
-      interval: durationFlag("Time between two rounds", { default: "1s" }),
+      interval: pauseFlag("Time between two rounds", { default: "1s" }),
       count: integerFlag("Rounds (default: until stopped)", { optional: true, min: 1 }),
       queues: { kind: "boolean", brief: "A line per queue, not per relay", default: false },
     },

@@ -5,7 +5,7 @@ import { diffImages } from "../../vring/diff.ts";
 import type { RingSide, VringImage } from "../../vring/image.ts";
 import type { CliContext } from "../context.ts";
 import { ExitWith } from "../exit_with.ts";
-import { durationFlag, integerFlag, numberListFlag, pathFlag, relayArgument } from "../parameters.ts";
+import { durationFlag, integerFlag, numberListFlag, pathFlag, pauseFlag, relayArgument } from "../parameters.ts";
 import { pauseUnless } from "../signals.ts";
 import { usageError } from "../usage.ts";
 import { askRelay, confirm, readImage, saveImage, type Selection, type VringDocument, vringDocument } from "../vring_document.ts";
@@ -122,15 +122,13 @@ const watch = buildCommand({
   parameters: {
     flags: {
       ...selectFlags,
-      interval: durationFlag("Time between two rounds", { default: "1s" }),
+      interval: pauseFlag("Time between two rounds", { default: "1s" }),
       count: integerFlag("Rounds (default: until stopped)", { optional: true, min: 1 }),
     },
     positional: { kind: "tuple", parameters: [relayArgument()] },
   },
   async func(this: CliContext, flags: WatchFlags, name: string): Promise<void> {
     const { output, signal } = this;
-    // Without a pause the looking would take the relay's main thread for itself.
-    if (flags.interval <= 0) throw usageError("--interval is the pause between two rounds and cannot be 0", "for example --interval 100ms");
     let before: VringDocument | undefined;
     for (let round = 1; !signal.aborted; round++) {
       const document = vringDocument((await askRelay(name, selection(flags))).image, { history: false });
